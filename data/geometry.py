@@ -16,7 +16,6 @@ __all__ = [
     "CELL_MAP",
     "PIXEL_MAP",
     "MapGeometry",
-    "crop_to_size",
     "random_homography",
     "resize_homography",
     "resize_matrix",
@@ -78,17 +77,6 @@ def resize_homography(
     """The homography between two views after each has been resized, (3, 3) float64."""
     H = resize_matrix(size1_from, size1_to) @ H_0to1 @ resize_matrix(size0_to, size0_from)
     return H / H[2, 2]
-
-
-def crop_to_size(size_from: tuple[int, int], size_to: tuple[int, int]) -> np.ndarray:
-    """How a photograph is made to fill ``size_to``: scaled alike on both axes, cropped centrally.
-
-    Returns the (3, 3) float64 matrix that maps pixels of the photograph to pixels of the result.
-    """
-    scale = max(size_to[0] / size_from[0], size_to[1] / size_from[1])
-    shift = [0.5 * (to - scale * of) for of, to in zip(size_from, size_to, strict=True)]
-    half = 0.5 * scale - 0.5
-    return np.array([[scale, 0, half + shift[0]], [0, scale, half + shift[1]], [0, 0, 1]])
 
 
 def warp_points(points, H_0to1: np.ndarray) -> np.ndarray:

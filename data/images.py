@@ -1,0 +1,123 @@
+"""Photographs: found, named, decoded upright, brought to size, split for validation."""
+
+import hashlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+__all__ = [
+    "UnreadablePhotographError",
+    "fit_image",
+    "list_images",
+    "read_image",
+    "resize_longest",
+    "split_names",
+]
+
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+class UnreadablePhotographError(ValueError):
+    """A file that bears a photograph's suffix but cannot be decoded whole."""
+
+
+def list_images(folder: str | Path) -> list[str]:
+    """The names of all photographs below a folder: relative POSIX paths, sorted.
+
+    Raises:
+        FileNotFoundError: the folder is missing or holds no photograph.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of photographs")
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+    if not names:
+        raise FileNotFoundError(
+            f"{folder}: no photographs found; expected files ending in {' '.join(sorted(SUFFIXES))}"
+        )
+    return names
+
+
+def read_image(path: str | Path, *, channels: int) -> np.ndarray:
+    """Decode a photograph, upright as its EXIF orientation says.
+
+    Args:
+        channels: 1 for gray, 3 for colour.
+
+    Returns:
+        uint8, (H, W) for gray or (H, W, 3) in the order red, green, blue.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadablePhotographError: it cannot be decoded, or is a JPEG that breaks off.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    image = None
+    if data and not _is_cut_off(data):
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+        except cv2.error:
+            image = None
+    if image is None:
+        raise UnreadablePhotographError(
+            f"{path}: not a readable photograph ({len(data)} bytes); replace it or remove it"
+        )
+    return image
+
+
+def _is_cut_off(data: bytes) -> bool:
+    """Whether a JPEG lacks its end marker: OpenCV would fill the missing part with gray."""
+    return data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+
+
+def fit_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bring a uint8 image to ``size`` (width, height): central crop to its shape, then resize."""
+    height, width = image.shape[:2]
+    scale = max(size[0] / width, size[1] / height)
+    crop_width = min(width, max(1, round(size[0] / scale)))
+    crop_height = min(height, max(1, round(size[1] / scale)))
+    x, y = (width - crop_width) // 2, (height - crop_height) // 2
+    return _resize(image[y : y + crop_height, x : x + crop_width], size)
+
+
+def resize_longest(image: np.ndarray, longest: int) -> np.ndarray:
+    """Resize a uint8 image so that its longest side has ``longest`` pixels; 0 changes nothing."""
+    height, width = image.shape[:2]
+    if longest == 0 or max(width, height) == longest:
+        return image
+    scale = longest / max(width, height)
+    return _resize(image, (max(1, round(width * scale)), max(1, round(height * scale))))
+
+
+def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    smaller = size[0] < image.shape[1]
+    # cv2's resize keeps pixel areas: the convention of data/geometry.py.
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+
+
+def split_names(names: list[str], validation: float) -> tuple[list[str], list[str]]:
+    """Split names into training and validation by a hash of each name.
+
+    A name stays on its side whatever other photographs come or go.
+
+    Args:
+        validation: the share kept for validation, 0 to 1; any share above 0 keeps at least one.
+
+    Returns:
+        (training, validation), each in the order given.
+    """
+
+    def draw(name: str) -> float:
+        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+    held_out = {name for name in names if draw(name) < validation}
+    if not held_out and validation > 0 and len(names) > 1:
+        held_out = {min(names, key=draw)}
+    return [n for n in names if n not in held_out], [n for n in names if n in held_out]

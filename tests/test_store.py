@@ -1,0 +1,200 @@
+"""RecordStore: one suite for both formats, raw and compressed."""
+
+import hashlib
+from pathlib import Path
+
+import h5py
+import hdf5plugin  # noqa: F401  registers zstd
+import numpy as np
+import pytest
+import zarr
+
+from data.geometry import CELL_MAP
+from data.store import Field, RecordStore, Schema, StoreError
+
+NAMES = [f"walk/{i}.jpg" for i in range(7)]
+KINDS = [("zarr", "none"), ("zarr", "zstd"), ("hdf5", "none"), ("hdf5", "zstd")]
+
+
+def make_schema(compression="none", **changes) -> Schema:
+    values = {
+        "teacher": "toy",
+        "weights": "ab" * 32,
+        "settings": {"top_k": 5},
+        "image_size": (32, 24),
+        "fields": {
+            "score_map": Field(shape=(65, 3, 4), dtype="float16", geometry=CELL_MAP),
+            "keypoints": Field(shape=(5, 2), dtype="float32"),
+            "scores": Field(shape=(5,), dtype="float32"),
+            "count": Field(shape=(), dtype="int32"),
+        },
+        "shard_size": 3,
+        "compression": compression,
+        "software": "0.1.0",
+    }
+    return Schema(**{**values, **changes})
+
+
+def make_shard(store: RecordStore, number: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(number)
+    count = len(store.shard(number))
+    arrays = {
+        name: rng.standard_normal((count, *field.shape)).astype(field.dtype)
+        for name, field in store.schema.fields.items()
+    }
+    arrays["count"] = rng.integers(0, 6, count).astype(np.int32)
+    return arrays
+
+
+def fill(store: RecordStore, shards=None) -> RecordStore:
+    for number in store.pending_shards() if shards is None else shards:
+        store.write_shard(number, make_shard(store, number))
+    if not store.pending_shards():
+        store.finish()
+    return store
+
+
+def digest(path: Path) -> str:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    names = [str(file.relative_to(path)).encode() for file in files]
+    parts = [b"%s %s" % (name, file.read_bytes()) for name, file in zip(names, files, strict=True)]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+@pytest.fixture(params=KINDS, ids="-".join)
+def kind(request):
+    return request.param
+
+
+def create(path, kind, **changes) -> RecordStore:
+    return RecordStore.create(path, make_schema(kind[1], **changes), NAMES, kind[0])
+
+
+def test_what_is_written_is_read(tmp_path, kind):
+    store = RecordStore.open(fill(create(tmp_path / "store", kind)).path)
+    assert store.complete
+    assert store.names == NAMES
+    assert store.schema == make_schema(kind[1])
+    for number in range(store.num_shards):
+        arrays = make_shard(store, number)
+        for row, index in enumerate(store.shard(number)):
+            for field in arrays:
+                np.testing.assert_array_equal(store.read(NAMES[index], field), arrays[field][row])
+        assert store.corrupt_records(number) == []
+
+
+def test_sparse_fields_come_without_their_padding(tmp_path, kind):
+    store = fill(create(tmp_path / "store", kind))
+    record = store.record(NAMES[4])
+    assert len(record.keypoints) == len(record.scores) == make_shard(store, 1)["count"][1]
+    assert record.image_size == (32, 24)
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_raw_records_are_views_of_the_file(tmp_path, format):
+    store = fill(create(tmp_path / "store", (format, "none")))
+    view = store.read(NAMES[0], "score_map")
+    assert not view.flags.writeable
+    base = view
+    while not isinstance(base, np.memmap):
+        base = base.base
+    assert Path(base.filename).is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_a_stranger_reads_zarr(tmp_path, compression):
+    store = fill(create(tmp_path / "store.zarr", ("zarr", compression)))
+    group = zarr.open_group(store.path, mode="r")
+    np.testing.assert_array_equal(group["score_map"][3:6], make_shard(store, 1)["score_map"])
+    assert group["name"][:].tolist() == NAMES
+    assert group["score_map"].attrs["offset"] == 3.5
+    assert group["done"][:].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_a_stranger_reads_hdf5(tmp_path, compression):
+    store = fill(create(tmp_path / "store.h5", ("hdf5", compression)))
+    with h5py.File(store.path) as file:
+        np.testing.assert_array_equal(file["score_map"][3:6], make_shard(store, 1)["score_map"])
+        assert file["name"].asstr()[:].tolist() == NAMES
+        assert file["complete"][0] == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["store.h5"]
+
+
+def test_continuing_gives_the_same_bytes(tmp_path, kind):
+    fill(create(tmp_path / "whole", kind))
+    fill(create(tmp_path / "halves", kind), shards=[1])
+    again = create(tmp_path / "halves", kind)
+    assert again.pending_shards() == [0, 2]
+    assert not again.complete
+    with pytest.raises(StoreError, match="2 of 3 shards are not written yet"):
+        again.require_complete()
+    fill(again)
+    assert digest(tmp_path / "whole") == digest(tmp_path / "halves")
+
+
+def test_another_setting_is_named(tmp_path, kind):
+    create(tmp_path / "store", kind)
+    with pytest.raises(StoreError, match=r"settings\.top_k is 5 there and 9 here"):
+        create(tmp_path / "store", kind, settings={"top_k": 9})
+    with pytest.raises(StoreError, match="image_size"):
+        create(tmp_path / "store", kind, image_size=(64, 24))
+    with pytest.raises(StoreError, match="other photographs"):
+        RecordStore.create(tmp_path / "store", make_schema(kind[1]), NAMES[1:], kind[0])
+
+
+def test_an_array_off_the_schema_is_refused(tmp_path, kind):
+    store = create(tmp_path / "store", kind)
+    arrays = make_shard(store, 0)
+    arrays["scores"] = arrays["scores"].astype(np.float64)
+    with pytest.raises(StoreError, match="scores: expected float32"):
+        store.write_shard(0, arrays)
+    assert store.pending_shards() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_a_flipped_byte_is_found(tmp_path, format):
+    store = fill(create(tmp_path / "store", (format, "none")))
+    path = store.path if format == "hdf5" else store.path / "score_map/c/1/0/0/0"
+    needle = make_shard(store, 1)["score_map"][1].tobytes()
+    data = bytearray(path.read_bytes())
+    data[data.index(needle) + 100] ^= 1
+    path.write_bytes(data)
+    found = [RecordStore.open(store.path).corrupt_records(n) for n in range(3)]
+    assert found == [[], [NAMES[4]], []]
+
+
+def test_what_is_no_store_is_refused(tmp_path):
+    with pytest.raises(StoreError, match="no such store"):
+        RecordStore.open(tmp_path / "missing.zarr")
+    (tmp_path / "notes.h5").write_text("not hdf5")
+    (tmp_path / "photos").mkdir()
+    for path in (tmp_path / "notes.h5", tmp_path / "photos"):
+        with pytest.raises(StoreError, match="not a store"):
+            RecordStore.open(path)
+        with pytest.raises(StoreError, match="not overwritten"):
+            RecordStore.remove(path)
+        assert path.exists()
+
+
+def test_another_layout_version_is_refused(tmp_path, kind):
+    with pytest.raises(StoreError, match="layout version 99"):
+        create(tmp_path / "store", kind, version=99)
+
+
+def test_two_writers_are_refused(tmp_path):
+    with (
+        RecordStore.lock(tmp_path / "store"),
+        pytest.raises(StoreError, match="another export"),
+        RecordStore.lock(tmp_path / "store"),
+    ):
+        pass
+    with RecordStore.lock(tmp_path / "store"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_remove_deletes_a_store(tmp_path, kind):
+    store = fill(create(tmp_path / "store", kind), shards=[0])
+    RecordStore.remove(store.path)
+    assert list(tmp_path.iterdir()) == []
