@@ -182,6 +182,10 @@ class RecordStore:
         layout.create(schema, list(names))
         return cls.open(path)
 
+    def __reduce__(self):
+        # A worker process maps the file itself instead of receiving a copy of it.
+        return RecordStore.open, (self.path,)
+
     @property
     def format(self) -> str:
         """zarr or hdf5."""

@@ -1,0 +1,172 @@
+"""pipeline.toml -> frozen, validated settings, one class per table."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+__all__ = [
+    "EvaluateSettings",
+    "ExportSettings",
+    "PredictSettings",
+    "Settings",
+    "TrainSettings",
+    "load_settings",
+    "override",
+    "parse_size",
+]
+
+
+def parse_size(value: Any) -> tuple[int, int]:
+    """``"640x480"`` -> (640, 480), width first."""
+    if isinstance(value, tuple):
+        return value
+    match = re.fullmatch(r"(\d+)x(\d+)", value) if isinstance(value, str) else None
+    if not match or "0" in match.groups():
+        raise ValueError('expected width x height, such as "640x480"')
+    return int(match[1]), int(match[2])
+
+
+def _parse_crop(value: Any) -> tuple[int, int] | None:
+    return None if value in ("whole", None) else parse_size(value)
+
+
+def _multiple_of_8(size: tuple[int, int] | None) -> tuple[int, int] | None:
+    if size and (size[0] % 8 or size[1] % 8):
+        raise ValueError("both sides must be multiples of 8, the side of a descriptor cell")
+    return size
+
+
+Size = Annotated[tuple[int, int], BeforeValidator(parse_size), AfterValidator(_multiple_of_8)]
+Crop = Annotated[
+    tuple[int, int] | None, BeforeValidator(_parse_crop), AfterValidator(_multiple_of_8)
+]
+Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ExportSettings(_Section):
+    """[export]: see pipeline.toml for the meaning of each key."""
+
+    model: str
+    format: Literal["zarr", "hdf5"]
+    size: Size
+    fields: list[Literal["score_map", "descriptor_map", "sparse", "global_descriptor"]] = Field(
+        min_length=1
+    )
+    compression: Literal["none", "zstd"]
+    shard_size: Count
+    batch_size: Count
+    device: str
+    threshold: Share
+    nms_radius: NotNegative
+    border: NotNegative
+    top_k: Count
+
+
+class TrainSettings(_Section):
+    """[train]: see pipeline.toml for the meaning of each key."""
+
+    width: Annotated[float, Field(gt=0)]
+    descriptor_dim: Count
+    epochs: Count
+    batch_size: Count
+    crop: Crop
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Weight
+    warmup: Share
+    loss_weights: Literal["uncertainty", "fixed"]
+    descriptor_weight: Weight
+    detector_weight: Weight
+    global_weight: Weight
+    photometric: Share
+    validation: Share
+    precision: Literal["auto", "float32", "bfloat16"]
+    device: str
+    num_workers: NotNegative
+    seed: int
+    checkpoint_minutes: Weight
+
+
+class PredictSettings(_Section):
+    """[predict]: see pipeline.toml for the meaning of each key."""
+
+    threshold: Share
+    nms_radius: NotNegative
+    border: NotNegative
+
+
+class EvaluateSettings(_Section):
+    """[evaluate]: see pipeline.toml for the meaning of each key."""
+
+    protocol: Literal["hfnet"]
+    num_keypoints: Count
+    longest_side: NotNegative
+    split: Literal["all", "illumination", "viewpoint"]
+    pictures: NotNegative
+
+
+class Settings(_Section):
+    """All of pipeline.toml."""
+
+    export: ExportSettings
+    train: TrainSettings
+    predict: PredictSettings
+    evaluate: EvaluateSettings
+
+
+def load_settings(path: str | Path | None = None) -> Settings:
+    """Read settings from ``path``, else ``pipeline.toml`` here, else the one that is shipped.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not TOML, or a key that is unknown, missing or ill-typed, named.
+    """
+    if path is None:
+        here = Path(__file__).parent
+        # Beside this module in a wheel, above it in a checkout.
+        choices = [Path("pipeline.toml"), here / "pipeline.toml", here.parent / "pipeline.toml"]
+        path = next(choice for choice in choices if choice.is_file())
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such settings file")
+    try:
+        return Settings.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_in_words(error)}") from error
+
+
+Section = TypeVar("Section", bound=_Section)
+
+
+def override(section: Section, **values: Any) -> Section:
+    """The settings with those values replaced that are not None, validated again.
+
+    Raises:
+        ValueError: a value that its key does not take, named.
+    """
+    given = {key: value for key, value in values.items() if value is not None}
+    try:
+        return type(section).model_validate({**section.model_dump(), **given})
+    except ValidationError as error:
+        raise ValueError(_in_words(error)) from error
+
+
+def _in_words(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key}; remove it or correct its name"
+    if first["type"] == "missing":
+        return f"key {key} is missing; copy its line from the pipeline.toml that is shipped"
+    return f"{key}: {first['msg']}, found {first['input']!r}"

@@ -1,0 +1,105 @@
+"""What the commands share: one border for errors, one progress bar, one choice of device."""
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+__all__ = ["choose_device", "progress", "say", "user_errors"]
+
+_console = Console(stderr=True)
+
+
+def user_errors(command: Callable) -> Callable:
+    """Turn what a user can cause into one sentence and exit code 1 (2 for a wrong flag)."""
+
+    @functools.wraps(command)
+    def wrapped(*args, **kwargs):
+        logging.captureWarnings(True)
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise click.ClickException(
+                "interrupted; what was finished is kept, run the same command again to go on"
+            ) from None
+        except KeyError as error:
+            raise click.ClickException(str(error.args[0])) from error
+        except OSError as error:
+            raise click.ClickException(_os_error(error)) from error
+        except (ValueError, RuntimeError) as error:
+            raise click.ClickException(str(error)) from error
+
+    return wrapped
+
+
+def _os_error(error: OSError) -> str:
+    if error.errno is None or error.strerror is None:
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    advice = {28: "; free some space and run the same command again, what is done stays valid"}
+    return f"{where}{error.strerror}{advice.get(error.errno, '')}"
+
+
+def say(message: str, *, quiet: bool = False) -> None:
+    """Print a line about the run to standard error."""
+    if not quiet:
+        _console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task) -> Text:
+        return Text("" if not task.speed else f"{task.speed:.1f}/s")
+
+
+@contextmanager
+def progress(
+    title: str, total: int, *, done: int = 0, quiet: bool = False
+) -> Iterator[Callable[..., None]]:
+    """A progress bar with rate and time left; yields ``advance(count=1, note="")``."""
+    bar = Progress(
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=_console,
+        disable=quiet or not _console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(title, total=total, completed=done, note="")
+
+        def advance(count: int = 1, note: str | None = None) -> None:
+            bar.update(task, advance=count, **({} if note is None else {"note": note}))
+
+        yield advance
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` names.
+
+    Raises:
+        ValueError: a name that torch does not know, or a device that this machine lacks.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA GPUs")
+    return device

@@ -1,0 +1,102 @@
+"""From a score map to keypoints: border, non-maximum suppression, the best of the rest."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+__all__ = ["KeypointChoice", "select_keypoints", "suppress_non_maxima"]
+
+
+def suppress_non_maxima(
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    size: tuple[int, int],
+    radius: int,
+    *,
+    limit: int | None = None,
+) -> np.ndarray:
+    """Greedy non-maximum suppression, as of SuperPoint (DeTone et al., CVPRW 2018) and HF-Net.
+
+    From the highest score to the lowest, a keypoint that still stands removes all others in the
+    square of ``2 * radius + 1`` pixels around it. Equal scores are taken in the order given.
+
+    Args:
+        keypoints: (N, 2) float or int (x, y), rounded here to whole pixels.
+        scores: (N,) float.
+        size: (width, height) of the image.
+        radius: in pixels; 0 keeps one keypoint per pixel.
+        limit: stop after so many; None keeps all that stand.
+
+    Returns:
+        (K,) intp, the rows that stay, by descending score.
+
+    Raises:
+        ValueError: a keypoint lies outside the image.
+    """
+    pixels = np.rint(keypoints).astype(np.intp).reshape(-1, 2)
+    outside = ((pixels < 0) | (pixels >= np.array(size))).any(axis=1)
+    if outside.any():
+        found = keypoints[outside.argmax()].tolist()
+        raise ValueError(f"keypoint {found} lies outside the image of {size[0]}x{size[1]} pixels")
+    order = np.argsort(-scores, kind="stable")
+    stride, side = size[0] + 2 * radius, 2 * radius + 1
+    free = np.ones((size[1] + 2 * radius, stride), bool)  # a margin spares clipping the squares
+    free_flat = memoryview(free).cast("B")  # one element of it is read faster than of the array
+    x, y = pixels[order].T
+    centres = (y + radius) * stride + x + radius
+    kept = []
+    for row, centre, left, top in zip(
+        order.tolist(), centres.tolist(), x.tolist(), y.tolist(), strict=True
+    ):
+        if free_flat[centre]:
+            free[top : top + side, left : left + side] = False
+            kept.append(row)
+            if len(kept) == limit:
+                break
+    return np.array(kept, np.intp)
+
+
+def select_keypoints(
+    score_map: np.ndarray,
+    *,
+    threshold: float,
+    nms_radius: int,
+    border: int,
+    top_k: int | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The keypoints of a score map: above the threshold, off the border, apart, the best.
+
+    In the order of HF-Net's export: first the border, then suppression, then the best.
+
+    Args:
+        score_map: (H, W) float, one element per pixel.
+        threshold: scores must be above it.
+        nms_radius: see ``suppress_non_maxima``.
+        border: so many outermost rows and columns hold no keypoint.
+        top_k: at most so many keypoints; None for all.
+
+    Returns:
+        keypoints (N, 2) float32 (x, y) pixels and scores (N,) float32, descending; equal scores row
+        by row.
+    """
+    height, width = score_map.shape
+    inner = score_map[border : height - border, border : width - border]
+    y, x = np.divmod(np.flatnonzero(inner > threshold), max(inner.shape[1], 1))
+    keypoints = np.stack([x, y], axis=1) + border
+    scores = inner[y, x].astype(np.float32)
+    kept = suppress_non_maxima(keypoints, scores, (width, height), nms_radius, limit=top_k)
+    return keypoints[kept].astype(np.float32), scores[kept]
+
+
+@dataclass(frozen=True)
+class KeypointChoice:
+    """The arguments of ``select_keypoints``, chosen once and applied to many score maps."""
+
+    threshold: float
+    nms_radius: int
+    border: int
+    top_k: int
+
+    def __call__(self, score_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """``select_keypoints`` with these arguments."""
+        return select_keypoints(score_map, **asdict(self))

@@ -1,0 +1,108 @@
+"""export-teacher: photographs -> store."""
+
+import shutil
+from pathlib import Path
+
+import click
+
+from data.config import load_settings, override
+from data.console import choose_device, progress, say, user_errors
+from data.images import list_images
+from data.store import RecordStore, StoreError
+from teacher_export.export import export_shards, find_unreadable, make_schema
+from teacher_export.teachers import TEACHERS
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--model", type=click.Choice(sorted(TEACHERS)), help="The teacher to run.")
+@click.option(
+    "--images", "folder", type=click.Path(path_type=Path), required=True, help="Photographs."
+)
+@click.option(
+    "--store", "path", type=click.Path(path_type=Path), required=True, help="Where to write."
+)
+@click.option("--format", type=click.Choice(["zarr", "hdf5"]), help="Of the store.")
+@click.option("--size", help="Width x height of every photograph, such as 640x480.")
+@click.option(
+    "--fields",
+    help="Comma-separated: score_map, descriptor_map, sparse (keypoints, scores, descriptors).",
+)
+@click.option("--compression", type=click.Choice(["none", "zstd"]), help="Of the store.")
+@click.option("--weights", type=click.Path(), help="The teacher's weights, if kept elsewhere.")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.")
+@click.option("--batch-size", type=int, help="Photographs per forward pass.")
+@click.option("--limit", type=int, help="Only the first so many photographs, by name.")
+@click.option("--skip-unreadable", is_flag=True, help="Leave out photographs that do not decode.")
+@click.option("--overwrite", is_flag=True, help="Replace a store made with other settings.")
+@click.option("--config", type=click.Path(), help="Settings; pipeline.toml when not given.")
+@click.option("--quiet", is_flag=True, help="No progress bar, only errors.")
+@user_errors
+def export_teacher(
+    folder: Path,
+    path: Path,
+    fields: str | None,
+    weights: str | None,
+    limit: int | None,
+    skip_unreadable: bool,
+    overwrite: bool,
+    config: str | None,
+    quiet: bool,
+    **flags,
+) -> None:
+    """Run a teacher over photographs and keep what it says in a store.
+
+    Run again after an interruption, the same command continues where it stopped. Flags override
+    the [export] table of pipeline.toml.
+    """
+    settings = override(
+        load_settings(config).export, fields=fields.split(",") if fields else None, **flags
+    )
+    if settings.model not in TEACHERS:
+        raise ValueError(f"model {settings.model!r}: expected one of {', '.join(sorted(TEACHERS))}")
+    names = list_images(folder)[:limit]
+    teacher = TEACHERS[settings.model](weights, choose_device(settings.device))
+    schema = make_schema(teacher, settings)
+    with RecordStore.lock(path):
+        if overwrite:
+            RecordStore.remove(path)
+        if not path.exists() or skip_unreadable:
+            names = _readable(folder, names, skip_unreadable, quiet)
+        store = RecordStore.create(path, schema, names, settings.format)
+        pending = sum(len(store.shard(number)) for number in store.pending_shards())
+        _check_space(store, pending)
+        done = len(store) - pending
+        with progress(f"export {teacher.name}", len(store), done=done, quiet=quiet) as advance:
+            export_shards(teacher, folder, store, settings, advance)
+    say(
+        f"{path}: {len(store)} photographs, {store.schema.record_nbytes / 1e6:.2f} MB each "
+        f"({', '.join(schema.fields)})",
+        quiet=quiet,
+    )
+
+
+def _readable(folder: Path, names: list[str], skip: bool, quiet: bool) -> list[str]:
+    """The photographs that decode; refuses those that do not unless they are to be skipped."""
+    with progress("check photographs", len(names), quiet=quiet) as advance:
+        unreadable = find_unreadable(folder, names, advance)
+    if not unreadable:
+        return names
+    if not skip:
+        first, more = next(iter(unreadable.values())), len(unreadable) - 1
+        others = f", and {more} more" if more else ""
+        raise ValueError(f"{first}{others}; or leave such out with --skip-unreadable")
+    for error in unreadable.values():
+        say(f"skipped: {error}")
+    if len(unreadable) == len(names):
+        raise ValueError(f"{folder}: none of the {len(names)} photographs can be decoded")
+    return [name for name in names if name not in unreadable]
+
+
+def _check_space(store: RecordStore, pending: int) -> None:
+    """Refuse an export that cannot fit, before it starts."""
+    needed = pending * store.schema.record_nbytes
+    free = shutil.disk_usage(store.path.parent).free
+    if store.schema.compression == "none" and needed > free:
+        raise StoreError(
+            f"{store.path}: {pending} photographs need {needed / 1e9:.1f} GB, the disk has "
+            f"{free / 1e9:.1f} GB free; choose fewer --fields, a smaller --size or another disk"
+        )

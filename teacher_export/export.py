@@ -1,0 +1,135 @@
+"""The export loop: photographs in, shards out."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.config import ExportSettings
+from data.images import UnreadablePhotographError, fit_image, read_image
+from data.keypoints import KeypointChoice
+from data.store import RecordStore, Schema
+from teacher_export.teachers import Teacher
+
+__all__ = ["export_shards", "find_unreadable", "make_schema"]
+
+DECODERS = 4  # threads; OpenCV decodes without holding Python's lock
+SHARDS_IN_FLIGHT = 2
+
+
+def find_unreadable(
+    folder: Path, names: list[str], advance: Callable[[], None]
+) -> dict[str, UnreadablePhotographError]:
+    """Decode every photograph once; name -> error of those that cannot be."""
+
+    def check(name: str) -> UnreadablePhotographError | None:
+        try:
+            read_image(folder / name, channels=1)
+        except UnreadablePhotographError as error:
+            return error
+        return None
+
+    errors = {}
+    with ThreadPoolExecutor(DECODERS) as pool:
+        for name, error in zip(names, pool.map(check, names), strict=True):
+            advance()
+            if error is not None:
+                errors[name] = error
+    return errors
+
+
+def make_schema(teacher: Teacher, settings: ExportSettings) -> Schema:
+    """The schema of the store that a teacher would fill with these settings."""
+    fields = teacher.fields(settings.fields, settings.size, settings.top_k)
+    choice = ("threshold", "nms_radius", "border", "top_k") if "sparse" in settings.fields else ()
+    return Schema(
+        teacher=teacher.name,
+        weights=teacher.weights,
+        settings={key: getattr(settings, key) for key in choice},
+        image_size=settings.size,
+        fields=fields,
+        shard_size=settings.shard_size,
+        compression=settings.compression,
+        software=version("hfnet-distill"),
+    )
+
+
+def export_shards(
+    teacher: Teacher,
+    folder: Path,
+    store: RecordStore,
+    settings: ExportSettings,
+    advance: Callable[[int], None],
+) -> None:
+    """Fill the shards of a store that are not done yet, and mark it complete.
+
+    Threads decode ahead of the network and one writes behind it, so that the network does not
+    wait; at most ``SHARDS_IN_FLIGHT`` shards are held in memory.
+
+    Args:
+        advance: called with the number of photographs of each finished batch.
+
+    Raises:
+        UnreadablePhotographError: a photograph that cannot be decoded.
+        OSError: the disk. Shards done before stay valid in either case.
+    """
+    choice = KeypointChoice(
+        threshold=settings.threshold,
+        nms_radius=settings.nms_radius,
+        border=settings.border,
+        top_k=settings.top_k,
+    )
+    pending = store.pending_shards()
+
+    def decode(index: int) -> np.ndarray:
+        image = read_image(folder / store.names[index], channels=teacher.channels)
+        return fit_image(image, settings.size)
+
+    with ThreadPoolExecutor(DECODERS) as decoders, ThreadPoolExecutor(1) as writer:
+        indices = [index for number in pending for index in store.shard(number)]
+        photographs = _ahead(decoders, decode, indices, settings.batch_size * 2 + DECODERS)
+        writes: list[Future] = []
+        for number in pending:
+            count = len(store.shard(number))
+            shard = {
+                name: np.empty((count, *field.shape), field.dtype)
+                for name, field in store.schema.fields.items()
+            }
+            for start in range(0, count, settings.batch_size):
+                batch = list(islice(photographs, min(settings.batch_size, count - start)))
+                arrays = teacher.export(_to_images(batch), settings.fields, choice)
+                for name, array in arrays.items():
+                    shard[name][start : start + len(batch)] = array
+                advance(len(batch))
+            writes.append(writer.submit(store.write_shard, number, shard))
+            if len(writes) >= SHARDS_IN_FLIGHT:
+                writes.pop(0).result()
+        for write in writes:
+            write.result()
+    store.finish()
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable, items: list, depth: int) -> Iterator:
+    """``map(work, items)`` in order, with up to ``depth`` results being made ahead."""
+    futures: list[Future] = []
+    try:
+        for item in items:
+            futures.append(pool.submit(work, item))
+            if len(futures) > depth:
+                yield futures.pop(0).result()
+        while futures:
+            yield futures.pop(0).result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _to_images(batch: list[np.ndarray]) -> torch.Tensor:
+    """uint8 (H, W) or (H, W, 3) photographs -> (B, 1 or 3, H, W) float32 in [0, 1]."""
+    stacked = torch.from_numpy(np.stack(batch))
+    stacked = stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)
+    return stacked.float() / 255

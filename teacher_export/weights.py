@@ -1,0 +1,133 @@
+"""Where a teacher's weights come from, what they are licensed for, how they are verified."""
+
+import hashlib
+import os
+import tempfile
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import torch
+from torch import nn
+
+__all__ = ["VARIABLE", "OfficialWeights", "find_weights", "load_arrays", "load_strictly"]
+
+VARIABLE = "HFNET_DISTILL_WEIGHTS"
+
+
+@dataclass(frozen=True)
+class OfficialWeights:
+    """One released file of weights.
+
+    Attributes:
+        model: as the licence's owner calls it.
+        file: its name; ``.npz`` in place of its suffix is found as well.
+        url: the official address.
+        git_blob: the id under which the official repository keeps the file (SHA-1 over git's
+            blob header and the bytes).
+        licence: in a few words.
+    """
+
+    model: str
+    file: str
+    url: str
+    git_blob: str
+    licence: str
+
+
+def find_weights(official: OfficialWeights, given: str | Path | None = None) -> Path:
+    """Find a teacher's weights, downloading them to the user cache as a last resort.
+
+    Looked for in this order: ``given``, the folder named by ``HFNET_DISTILL_WEIGHTS``, the user
+    cache, the official address. Only a download is held against the released digest; a file of
+    your own may be any that loads.
+
+    Raises:
+        FileNotFoundError: nowhere to be had; says where to get them and under which licence.
+    """
+    if given is not None:
+        if not Path(given).is_file():
+            raise FileNotFoundError(f"{given}: no such weights file; {_where(official)}")
+        return Path(given)
+    cache = platformdirs.user_cache_path("hfnet-distill")
+    folders = [Path(os.environ[VARIABLE])] if VARIABLE in os.environ else []
+    for folder in [*folders, cache]:
+        for name in (official.file, str(Path(official.file).with_suffix(".npz"))):
+            if (folder / name).is_file():
+                return folder / name
+    return _download(official, cache)
+
+
+def _where(official: OfficialWeights) -> str:
+    return (
+        f"get {official.file} from {official.url} (licence: {official.licence}) and name it with "
+        f"--weights or put it into the folder that {VARIABLE} names"
+    )
+
+
+def _download(official: OfficialWeights, folder: Path) -> Path:
+    try:
+        with urllib.request.urlopen(official.url, timeout=30) as response:
+            data = response.read()
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise FileNotFoundError(
+            f"no {official.model} weights here, and their download failed ({reason}); "
+            f"{_where(official)}"
+        ) from error
+    found = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    if found != official.git_blob:
+        raise FileNotFoundError(
+            f"{official.url} gave {len(data)} bytes with git blob id {found}, expected "
+            f"{official.git_blob}; {_where(official)}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as partial:
+        partial.write(data)
+    return Path(partial.name).replace(folder / official.file)
+
+
+def load_arrays(path: str | Path) -> tuple[dict[str, torch.Tensor], str]:
+    """The tensors of a ``.pth`` state dict or an ``.npz``, and the file's SHA-256.
+
+    Raises:
+        ValueError: not such a file; nothing in it is ever executed.
+    """
+    path = Path(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        if path.suffix == ".npz":
+            with np.load(path) as arrays:
+                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}, digest
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path}: not readable as weights ({type(error).__name__}); expected a state dict "
+            "saved by torch, or an .npz of its tensors"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(f"{path}: expected a flat dictionary of tensors")
+    return state, digest
+
+
+def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:
+    """Load a state dict whose names and shapes are exactly the module's.
+
+    Raises:
+        ValueError: names the first tensor that is missing, left over or of another shape.
+    """
+    wanted = module.state_dict()
+    model = type(module).__name__
+    for name, tensor in wanted.items():
+        if name not in state:
+            raise ValueError(f"{source}: not weights of {model}: tensor {name} is missing")
+        if state[name].shape != tensor.shape:
+            raise ValueError(
+                f"{source}: not weights of {model}: tensor {name} has shape "
+                f"{tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
+            )
+    if extra := sorted(state.keys() - wanted.keys()):
+        raise ValueError(f"{source}: not weights of {model}: unknown tensor {extra[0]}")
+    module.load_state_dict(state)

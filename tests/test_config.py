@@ -1,0 +1,53 @@
+"""pipeline.toml: what is shipped is valid, what is wrong is named."""
+
+from pathlib import Path
+
+import pytest
+
+from data.config import load_settings, override
+
+SHIPPED = Path(__file__).parent.parent / "pipeline.toml"
+
+
+def edited(tmp_path, old: str, new: str) -> Path:
+    text = SHIPPED.read_text()
+    assert old in text
+    path = tmp_path / "pipeline.toml"
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+def test_what_is_shipped_is_valid():
+    settings = load_settings(SHIPPED)
+    assert settings.export.size == (640, 480)
+    assert settings.train.crop is None or len(settings.train.crop) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("shard_size", "shard_sise", r"key export\.shard_size is missing|unknown key"),
+        ("epochs = 30", "", r"key train\.epochs is missing"),
+        ("epochs = 30", 'epochs = "30"', r"train\.epochs: .*'30'"),
+        ("epochs = 30", "epochs = 0", r"train\.epochs: .*greater than or equal to 1"),
+        ('size = "640x480"', 'size = "640"', r"export\.size: .*640x480"),
+        ('size = "640x480"', 'size = "641x480"', "multiples of 8"),
+        ("[evaluate]", "[evaluate", "not valid TOML"),
+        ("[evaluate]", "[judge]", "evaluate is missing"),
+    ],
+)
+def test_a_wrong_key_is_named(tmp_path, old, new, message):
+    with pytest.raises(ValueError, match=message):
+        load_settings(edited(tmp_path, old, new))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"other\.toml"):
+        load_settings(tmp_path / "other.toml")
+
+
+def test_flags_override_and_are_validated():
+    export = load_settings(SHIPPED).export
+    assert override(export, size="320x240", format=None).size == (320, 240)
+    with pytest.raises(ValueError, match="batch_size"):
+        override(export, batch_size=0)

@@ -1,0 +1,84 @@
+"""The coordinate convention, worked by hand."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from data.geometry import (
+    CELL_MAP,
+    MapGeometry,
+    random_homography,
+    resize_homography,
+    resize_matrix,
+    resize_points,
+    sample_map,
+    warp_points,
+)
+
+
+def test_a_cell_lies_at_the_centre_of_its_pixels():
+    assert CELL_MAP.to_image(np.array([0.0, 1.0])).tolist() == [3.5, 11.5]
+    assert CELL_MAP.to_map(np.array([3.5, 11.5])).tolist() == [0.0, 1.0]
+
+
+def test_resizing_keeps_the_image_edge():
+    # The outer edges of the first and the last pixel, and the centre of the first.
+    points = np.array([[-0.5, -0.5], [3.5, 1.5], [0, 0]])
+    resized = resize_points(points, (4, 2), (8, 8))
+    np.testing.assert_allclose(resized, [[-0.5, -0.5], [7.5, 7.5], [0.5, 1.5]])
+    np.testing.assert_allclose(warp_points(points, resize_matrix((4, 2), (8, 8))), resized)
+
+
+def test_resizing_agrees_with_opencv():
+    ramp = np.tile(np.arange(8, dtype=np.float32), (8, 1))
+    halved = cv2.resize(ramp, (4, 4), interpolation=cv2.INTER_AREA)
+    # The value of the ramp is its x: each pixel of the result shows where it came from.
+    x = resize_points([[i, 0] for i in range(4)], (4, 4), (8, 8))[:, 0]
+    np.testing.assert_allclose(halved[0], x)
+
+
+def test_a_resized_homography_maps_resized_points():
+    H = np.array([[0.9, 0.1, 5], [-0.1, 1.1, 3], [1e-4, 2e-4, 1]])
+    points = np.random.default_rng(0).uniform(0, 60, (20, 2))
+    H_small = resize_homography(H, (64, 48), (32, 20), (100, 80), (50, 90))
+    expected = resize_points(warp_points(points, H), (100, 80), (50, 90))
+    found = warp_points(resize_points(points, (64, 48), (32, 20)), H_small)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_point_on_the_horizon_is_infinitely_far():
+    H = np.array([[1.0, 0, 0], [0, 1, 0], [-1, 0, 1]])
+    assert not np.isfinite(warp_points([[1, 2]], H)).any()
+
+
+def test_random_views_stay_inside_the_photograph():
+    rng = np.random.default_rng(3)
+    corners = [[0, 0], [639, 0], [639, 479], [0, 479]]
+    for _ in range(100):
+        H = random_homography(rng, (640, 480), scale=(0.7, 1.0), rotation=180)
+        inside = warp_points(corners, H)
+        assert (inside >= -1e-6).all()
+        assert (inside <= np.array([639, 479]) + 1e-6).all()
+
+
+def test_a_view_that_cannot_fit_is_refused():
+    with pytest.raises(ValueError, match="no view fits"):
+        random_homography(np.random.default_rng(0), (640, 480), scale=(500, 500))
+
+
+@pytest.mark.parametrize("geometry", [CELL_MAP, MapGeometry(1, 9)])
+def test_sampling_reads_x_from_x_and_y_from_y(geometry):
+    columns, rows = np.meshgrid(np.arange(12.0), np.arange(7.0))
+    values = torch.from_numpy(geometry.to_image(np.stack([columns, rows]))).float()
+    points = torch.from_numpy(
+        geometry.to_image(np.random.default_rng(0).uniform(0, 6, (1, 50, 2)))
+    ).float()
+    torch.testing.assert_close(sample_map(values[None], points, geometry), points)
+
+
+def test_sampling_outside_the_map():
+    ones = torch.ones(1, 1, 3, 3)
+    far = torch.tensor([[[100.0, 100.0]]])
+    assert sample_map(ones, far, CELL_MAP).item() == 1
+    assert sample_map(ones, far, CELL_MAP, padding="zeros").item() == 0
