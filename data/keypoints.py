@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-__all__ = ["KeypointChoice", "select_keypoints", "suppress_non_maxima"]
+__all__ = ["KeypointChoice", "select_keypoints", "suppress_non_maxima", "thin_keypoints"]
 
 
 def suppress_non_maxima(
@@ -100,3 +100,26 @@ class KeypointChoice:
     def __call__(self, score_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """``select_keypoints`` with these arguments."""
         return select_keypoints(score_map, **asdict(self))
+
+
+def thin_keypoints(
+    keypoints: np.ndarray, scores: np.ndarray, size: tuple[int, int], choice: KeypointChoice
+) -> np.ndarray:
+    """What ``select_keypoints`` would keep of keypoints found by other means.
+
+    Args:
+        keypoints: (N, 2) float (x, y), whole pixels or between them, inside the image.
+        scores: (N,) float.
+        size: (width, height) of the image.
+
+    Returns:
+        (K,) intp, the rows that stay, by descending score.
+    """
+    pixels = np.rint(keypoints).reshape(-1, 2)
+    low, high = choice.border, np.array(size) - choice.border
+    inside = ((pixels >= low) & (pixels < high)).all(axis=1) & (scores > choice.threshold)
+    rows = np.flatnonzero(inside)
+    kept = suppress_non_maxima(
+        pixels[rows], scores[rows], size, choice.nms_radius, limit=choice.top_k
+    )
+    return rows[kept]

@@ -27,9 +27,9 @@ def test_what_is_shipped_is_valid():
     ("old", "new", "message"),
     [
         ("shard_size", "shard_sise", r"key export\.shard_size is missing|unknown key"),
-        ("epochs = 30", "", r"key train\.epochs is missing"),
-        ("epochs = 30", 'epochs = "30"', r"train\.epochs: .*'30'"),
-        ("epochs = 30", "epochs = 0", r"train\.epochs: .*greater than or equal to 1"),
+        ("epochs = 40", "", r"key train\.epochs is missing"),
+        ("epochs = 40", 'epochs = "30"', r"train\.epochs: .*'30'"),
+        ("epochs = 40", "epochs = 0", r"train\.epochs: .*greater than or equal to 1"),
         ('size = "640x480"', 'size = "640"', r"export\.size: .*640x480"),
         ('size = "640x480"', 'size = "641x480"', "multiples of 8"),
         ("[evaluate]", "[evaluate", "not valid TOML"),

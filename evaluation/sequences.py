@@ -1,0 +1,146 @@
+"""Renders homography sequences in the HPatches layout from ordinary photographs.
+
+Every view is a virtual camera that looks at a part of one photograph, with a homography of its
+own, so that the truth is exact; then come light, colour, blur, noise and JPEG of a real camera.
+"""
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data.geometry import random_homography, resize_matrix, warp_points
+from data.images import read_image
+
+__all__ = ["render_sequences"]
+
+
+def render_sequences(
+    photo_paths: Iterable[str | Path],
+    output: str | Path,
+    *,
+    seed: int,
+    count: int,
+    size: tuple[int, int] = (640, 480),
+    views: int = 5,
+) -> list[str]:
+    """Render ``count`` sequences, by turns of changing viewpoint and of changing light.
+
+    ``v_*`` has strong geometry under mild light; ``i_*`` keeps the geometry (every homography is
+    the identity) under strong light. Photographs are sorted, drawn at random, and each is used once
+    before one is used again. The same photographs, seed and arguments give the same files.
+
+    Args:
+        photo_paths: colour or gray; best larger than ``size``.
+        output: the folder to make. In it a folder for each sequence, with ``1.ppm``, ... and
+            ``H_1_2``, ...: pixels (x, y) of image 1 to image k, the centre of the top-left pixel at
+            (0, 0). It appears only when all is rendered.
+        size: (width, height) of the images.
+        views: images beside image 1; HPatches has 5.
+
+    Returns:
+        The names of the sequences, sorted.
+
+    Raises:
+        ValueError: ``count`` or ``views`` below 1, or no photographs.
+        FileExistsError: ``output`` exists.
+    """
+    photos, output = sorted(Path(path) for path in photo_paths), Path(output)
+    if count < 1 or views < 1:
+        raise ValueError(f"count and views: found {count} and {views}, expected 1 or more of each")
+    if not photos:
+        raise ValueError("no photographs to render from; give at least one")
+    if output.exists():
+        raise FileExistsError(f"{output} exists already; remove it or name another folder")
+    order = np.random.default_rng(seed).permutation(len(photos))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        for number in range(count):
+            photo, kind = photos[order[number % len(photos)]], "vi"[number % 2]
+            rng = np.random.default_rng([seed, number])
+            folder = partial / f"{kind}_{number + 1:03d}_{photo.stem}"
+            _render_sequence(rng, photo, folder, kind, size, views)
+        partial.chmod(0o755)  # mkdtemp's folder is for its owner alone
+        os.replace(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return sorted(folder.name for folder in output.iterdir())
+
+
+def _render_sequence(rng, photo: Path, folder: Path, kind: str, size, views: int) -> None:
+    image = _crop_to_shape(read_image(photo, channels=3), size)
+    # Views are drawn in a base image of their own size, and looked up in the photograph's pixels.
+    H_base_to_photo = resize_matrix(size, (image.shape[1], image.shape[0]))
+    frontal = random_homography(rng, size, scale=(0.75, 0.9), rotation=5, perspective=0.05)
+    to_base = [frontal] * (views + 1)
+    if kind == "v":
+        to_base[1:] = [
+            random_homography(rng, size, scale=(0.5, 0.9), rotation=30, perspective=0.3)
+            for _ in range(views)
+        ]
+    strength = 0.35 if kind == "v" else 1.0
+    folder.mkdir()
+    for k, H_view_to_base in enumerate(to_base, start=1):
+        view = _render_view(image, H_base_to_photo @ H_view_to_base, size)
+        view = _expose(rng, view, 0.2 if k == 1 else strength)
+        cv2.imwrite(str(folder / f"{k}.ppm"), view[..., ::-1])  # OpenCV writes blue first
+        if k > 1:
+            H_1_k = np.eye(3) if kind == "i" else np.linalg.inv(H_view_to_base) @ frontal
+            np.savetxt(folder / f"H_1_{k}", H_1_k / H_1_k[2, 2], fmt="%.17g")
+
+
+def _crop_to_shape(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The largest central part of a photograph with the shape of ``size``, to the pixel."""
+    height, width = image.shape[:2]
+    scale = min(width / size[0], height / size[1])
+    crop_width, crop_height = max(1, round(scale * size[0])), max(1, round(scale * size[1]))
+    x, y = (width - crop_width) // 2, (height - crop_height) // 2
+    return image[y : y + crop_height, x : x + crop_width]
+
+
+def _render_view(image: np.ndarray, H_view_to_photo: np.ndarray, size) -> np.ndarray:
+    """What a camera of ``size`` sees of a photograph, (H, W, 3) uint8.
+
+    A photograph finer than the view is first shrunk to the view's scale: warping reads only a few
+    pixels of it for each of the view's, and fine texture would alias.
+    """
+    full = (image.shape[1], image.shape[0])
+    centre = np.array([size[0] / 2, size[1] / 2])
+    steps = warp_points([centre, centre + [1, 0], centre + [0, 1]], H_view_to_photo)
+    scale = math.sqrt(abs(np.linalg.det(steps[1:] - steps[0])))  # pixels of the photograph
+    if scale > 1:
+        shrunk = tuple(max(1, round(side / scale)) for side in full)
+        image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
+        H_view_to_photo = resize_matrix(full, shrunk) @ H_view_to_photo
+    return cv2.warpPerspective(
+        image,
+        H_view_to_photo,
+        size,
+        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REFLECT_101,
+    )
+
+
+def _expose(rng: np.random.Generator, view: np.ndarray, strength: float) -> np.ndarray:
+    """Another light and another camera: (H, W, 3) uint8 to the same; ``strength`` 0 to 1."""
+
+    def draw(spread: float, shape=None):
+        return strength * rng.uniform(-spread, spread, shape)
+
+    height, width = view.shape[:2]
+    pixels = (view.astype(np.float32) / 255) ** np.exp(draw(0.7))  # gamma
+    pixels = (pixels - 0.5) * np.exp(draw(0.5)) + 0.5 + draw(0.1)  # contrast, brightness
+    pixels *= np.exp(draw(0.2, 3))  # colour of the light
+    shading = np.exp(draw(0.5, (3, 4))).astype(np.float32)
+    pixels *= cv2.resize(shading, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
+    pixels = cv2.GaussianBlur(pixels.astype(np.float32), (0, 0), 0.3 + abs(draw(1.0)))
+    pixels += abs(draw(0.03)) * rng.standard_normal(pixels.shape, np.float32)
+    exposed = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, round(95 - abs(draw(55)))]
+    return cv2.imdecode(cv2.imencode(".jpg", exposed, quality)[1], cv2.IMREAD_COLOR)

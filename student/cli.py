@@ -1,0 +1,141 @@
+"""train-student: store(s) and photographs -> run folder."""
+
+from pathlib import Path
+
+import click
+import torch
+
+from data.config import load_settings, override
+from data.console import choose_device, progress, say, user_errors
+from data.images import list_images, split_names
+from data.store import RecordStore
+from student.hfnet import HFNet, HFNetConfig
+from student.loader import DistillationDataset
+from student.targets import CellTargets, GlobalTargets, choose_targets
+from student.training import RunFolder, choose_precision, train
+
+
+@click.command()
+@click.option(
+    "--store",
+    "paths",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="A teacher's store; give a local one and, if wanted, a global one.",
+)
+@click.option(
+    "--images",
+    "folder",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The photographs that the stores were made from.",
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), required=True, help="The run folder to make."
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in --output.")
+@click.option("--epochs", type=int, help="Passes over the training photographs.")
+@click.option("--batch-size", type=int, help="Photographs per step.")
+@click.option("--crop", help='Width x height of a random crop, or "whole".')
+@click.option("--learning-rate", type=float, help="The schedule's peak.")
+@click.option("--num-workers", type=int, help="Loader processes.")
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
+@click.option("--seed", type=int, help="Of weights, order, crops and augmentation.")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.")
+@click.option("--config", type=click.Path(), help="Settings; pipeline.toml when not given.")
+@click.option("--quiet", is_flag=True, help="No progress bar, only errors.")
+@user_errors
+def train_student(
+    paths: tuple[Path, ...],
+    folder: Path,
+    output: Path,
+    resume: bool,
+    config: str | None,
+    quiet: bool,
+    **flags,
+) -> None:
+    """Train HF-Net to say what the teachers in the stores said.
+
+    Flags override the [train] table of pipeline.toml. The run folder gets best.safetensors and
+    last.safetensors with JSON beside them, log.jsonl and TensorBoard curves.
+    """
+    settings = override(load_settings(config).train, **flags)
+    device = choose_device(settings.device)
+    stores = [RecordStore.open(path) for path in paths]
+    targets = choose_targets(stores)
+    names = _common_names(stores, folder, quiet)
+    training_names, validation_names = split_names(names, settings.validation)
+    if len(training_names) < settings.batch_size:
+        raise ValueError(
+            f"{len(training_names)} training photographs do not fill a batch of "
+            f"{settings.batch_size}; lower --batch-size or bring more photographs"
+        )
+    size = stores[0].schema.image_size
+    training = DistillationDataset(
+        folder,
+        training_names,
+        targets,
+        size=size,
+        crop=settings.crop,
+        photometric=settings.photometric,
+        seed=settings.seed,
+    )
+    validation = DistillationDataset(folder, validation_names, targets, size=size)
+    torch.manual_seed(settings.seed)
+    student = HFNet(_student_config(targets, settings))
+    info = {
+        "teachers": [_describe(store) for store in stores],
+        "photographs": len(training_names),
+        "settings": settings.model_dump(mode="json"),
+    }
+    run = RunFolder(output, info, resume=resume)
+    steps = len(training) // settings.batch_size * settings.epochs
+    say(
+        f"train on {len(training)} photographs, validate on {len(validation)}, {steps} steps, "
+        f"{device.type}, {choose_precision(settings, device)}",
+        quiet=quiet,
+    )
+    with progress("train student", steps, quiet=quiet) as advance:
+        train(student, training, validation, run, settings, device, advance=advance)
+    say(f"{output}: done; judge it with evaluate --model {output}", quiet=quiet)
+
+
+def _common_names(stores: list[RecordStore], folder: Path, quiet: bool) -> list[str]:
+    """The images that every store and the folder hold, in the first store's order."""
+    present = set(list_images(folder))
+    names = [n for n in stores[0].names if n in present and all(n in s for s in stores)]
+    if not names:
+        raise ValueError(
+            f"{folder}: holds none of the {len(stores[0])} photographs that all stores were made "
+            f"from, such as {stores[0].names[0]}; name that folder with --images"
+        )
+    for place, held in [*((s.path, len(s)) for s in stores), (folder, len(present))]:
+        if held > len(names):
+            say(f"{place}: {held - len(names)} of {held} photographs are not in all", quiet=quiet)
+    return names
+
+
+def _student_config(targets: list[CellTargets | GlobalTargets], settings) -> HFNetConfig:
+    dims = {"descriptor_dim": settings.descriptor_dim, "global_dim": 0}
+    for target in targets:
+        if isinstance(target, GlobalTargets):
+            dims["global_dim"] = target.global_dim
+        elif target.descriptor_dim != settings.descriptor_dim:
+            raise ValueError(
+                f"{target.store.path}: the teacher's descriptors have {target.descriptor_dim} "
+                f"dimensions, descriptor_dim in [train] is {settings.descriptor_dim}; make them "
+                "equal"
+            )
+    return HFNetConfig(width=settings.width, **dims)
+
+
+def _describe(store: RecordStore) -> dict:
+    schema = store.schema
+    return {
+        "teacher": schema.teacher,
+        "weights": schema.weights,
+        "image_size": list(schema.image_size),
+        "fields": sorted(schema.fields),
+        "records": len(store),
+    }

@@ -1,0 +1,275 @@
+"""HF-Net: one image in; score logits, a descriptor map and a global descriptor out.
+
+Sarlin, Cadena, Siegwart, Dymczyk: From Coarse to Fine: Robust Hierarchical Localization at Large
+Scale, CVPR 2019. The layers are those of its TensorFlow code: MobileNetV2's inverted residuals in
+a table of HF-Net's own, TensorFlow's SAME padding, and a NetVLAD head on the deepest layer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["HFNet", "HFNetConfig", "HFNetOutput", "load_tensorflow_variables", "score_map"]
+
+# (channels at width 1, stride) of the blocks up to the local heads, at stride 8, and after them.
+LOCAL_BLOCKS = [(16, 1), (24, 2), (24, 1), (32, 2), (64, 1), (128, 1)]
+GLOBAL_BLOCKS = [
+    *[(64, 2), (64, 1), (64, 1), (64, 1)],
+    *[(96, 1), (96, 1), (96, 1)],
+    *[(160, 2), (160, 1), (160, 1), (320, 1)],
+]
+EXPANSION = 6
+BN_EPSILON = 1e-3
+# TF-slim's decay of 0.997 needs thousands of steps to settle; this averages over a few hundred.
+BN_MOMENTUM = 0.01
+
+
+@dataclass(frozen=True)
+class HFNetConfig:
+    """What a student is built from; a checkpoint carries it.
+
+    Attributes:
+        width: multiplies the channels of the backbone.
+        descriptor_dim: of the local descriptors.
+        global_dim: of the global descriptor; 0 leaves the global branch out.
+        clusters: of the NetVLAD layer.
+    """
+
+    width: float = 0.75
+    descriptor_dim: int = 256
+    global_dim: int = 0
+    clusters: int = 32
+
+
+class HFNetOutput(NamedTuple):
+    """A batch's maps, on the grid of 8x8 cells (``data.geometry.CELL_MAP``), all float32.
+
+    Attributes:
+        score_logits: (B, 65, h, w): the 64 pixels of a cell, row by row, and "no keypoint".
+        descriptor_map: (B, D, h, w), unit length along D.
+        global_descriptor: (B, G) of unit length, or None.
+    """
+
+    score_logits: Tensor
+    descriptor_map: Tensor
+    global_descriptor: Tensor | None
+
+
+class HFNet(nn.Module):
+    """The student network."""
+
+    def __init__(self, config: HFNetConfig = HFNetConfig()):
+        super().__init__()
+        self.config = config
+        channels = scale_channels(32, config.width)
+        self.stem = ConvBN(1, channels, 3, stride=2)
+        self.local_blocks, channels = _make_blocks(LOCAL_BLOCKS, channels, config.width)
+        self.descriptor_head = nn.Sequential(
+            ConvBN(channels, 256, 3), nn.Conv2d(256, config.descriptor_dim, 1)
+        )
+        self.detector_head = nn.Sequential(ConvBN(channels, 128, 3), nn.Conv2d(128, 65, 1))
+        if config.global_dim:
+            self.global_blocks, channels = _make_blocks(GLOBAL_BLOCKS, channels, config.width)
+            self.vlad = NetVLAD(channels, config.clusters)
+            self.projection = nn.Linear(channels * config.clusters, config.global_dim)
+        self.apply(_initialize)
+
+    def forward(self, image: Tensor) -> HFNetOutput:
+        """Run a batch of images (B, 1, H, W) float32 in [0, 1].
+
+        Rows and columns beyond a multiple of 8 are cropped at the bottom and right, as HF-Net does.
+        """
+        height, width = (side // 8 * 8 for side in image.shape[-2:])
+        features = image[..., :height, :width] * (255 / 128) - 1  # HF-Net's (x - 128) / 128
+        features = self.local_blocks(self.stem(features))
+        descriptors = self.descriptor_head(features).float()
+        return HFNetOutput(
+            score_logits=self.detector_head(features).float(),
+            descriptor_map=F.normalize(descriptors, dim=1),
+            global_descriptor=self._global(features) if self.config.global_dim else None,
+        )
+
+    def _global(self, features: Tensor) -> Tensor:
+        vlad = self.vlad(self.global_blocks(features))
+        return F.normalize(self.projection(vlad).float(), dim=1)
+
+
+def score_map(score_logits: Tensor) -> Tensor:
+    """Score logits (B, 65, h, w) -> the probability of each pixel (B, 8h, 8w)."""
+    return F.pixel_shuffle(score_logits.softmax(1)[:, :64], 8)[:, 0]
+
+
+class ConvBN(nn.Module):
+    """Convolution with TensorFlow's SAME padding, batch normalisation and, mostly, ReLU6."""
+
+    def __init__(self, before, after, kernel, *, stride=1, groups=1, activate=True):
+        super().__init__()
+        self.stride = stride
+        padding = kernel // 2 if stride == 1 else 0
+        self.conv = nn.Conv2d(before, after, kernel, stride, padding, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(after, eps=BN_EPSILON, momentum=BN_MOMENTUM)
+        self.activate = activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride == 2:
+            # SAME: nothing before and one after an even side, one on each end of an odd one.
+            before = [side % 2 for side in x.shape[-2:]]
+            x = F.pad(x, (before[1], 1, before[0], 1))
+        x = self.norm(self.conv(x))
+        return F.relu6(x) if self.activate else x
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block: expand, filter each channel, project (Sandler et al., CVPR 2018)."""
+
+    def __init__(self, before: int, after: int, stride: int, expansion: int):
+        super().__init__()
+        inner = before * expansion
+        self.expand = ConvBN(before, inner, 1) if expansion > 1 else nn.Identity()
+        self.depthwise = ConvBN(inner, inner, 3, stride=stride, groups=inner)
+        self.project = ConvBN(inner, after, 1, activate=False)
+        self.residual = stride == 1 and before == after
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.residual else y
+
+
+class NetVLAD(nn.Module):
+    """Soft-assigned residuals to clusters (Arandjelovic et al., CVPR 2016), as HF-Net has it."""
+
+    def __init__(self, channels: int, clusters: int):
+        super().__init__()
+        self.memberships = nn.Conv2d(channels, clusters, 1, bias=False)
+        self.norm = nn.BatchNorm2d(clusters, eps=BN_EPSILON, momentum=BN_MOMENTUM)
+        self.norm.weight.requires_grad_(False)  # HF-Net's has an offset but no scale
+        self.clusters = nn.Parameter(torch.randn(clusters, channels) / channels**0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, clusters * C) of unit length, cluster by cluster."""
+        weights = self.norm(self.memberships(features)).float().softmax(1).flatten(2)
+        sums = weights @ features.float().flatten(2).transpose(1, 2)
+        residuals = weights.sum(2, keepdim=True) * self.clusters - sums
+        # HF-Net's intra-normalisation runs over the clusters, not over each cluster's channels.
+        return F.normalize(F.normalize(residuals, dim=1).flatten(1), dim=1)
+
+
+def scale_channels(channels: int, width: float) -> int:
+    """TF-slim's rounding: a multiple of 8, at least 8, not below 90 % of the exact number."""
+    exact = channels * width
+    rounded = max(8, int(exact + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * exact else rounded
+
+
+def _make_blocks(table, channels: int, width: float) -> tuple[nn.Sequential, int]:
+    blocks = nn.Sequential()
+    for after, stride in table:
+        after = scale_channels(after, width)
+        # Only the network's first block works on the channels as they come.
+        expansion = 1 if table is LOCAL_BLOCKS and not blocks else EXPANSION
+        blocks.append(InvertedResidual(channels, after, stride, expansion))
+        channels = after
+    return blocks, channels
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        fan_out = module.weight.shape[0] * module.weight[0, 0].numel() / module.groups
+        nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def load_tensorflow_variables(network: HFNet, variables: Mapping[str, np.ndarray]) -> None:
+    """Load the variables of a TensorFlow checkpoint of HF-Net under their own names.
+
+    Args:
+        variables: name -> array in TensorFlow's layout, as ``MobilenetV2/Conv/weights``
+            (kh, kw, in, out). Those of a branch that the network lacks are left out.
+
+    Raises:
+        ValueError: names the first variable that is missing, unknown or of another shape.
+    """
+    state = {}
+    used = set()
+    for name, tensor in network.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            state[name] = tensor
+            continue
+        source = _tensorflow_name(name)
+        if source is None:  # the scale that HF-Net's cluster memberships do not have
+            state[name] = torch.ones_like(tensor)
+            continue
+        if source not in variables:
+            raise ValueError(f"not a checkpoint of this HF-Net: variable {source} is missing")
+        array = _from_tensorflow(source, np.asarray(variables[source], np.float32))
+        if array.shape != tensor.shape:
+            raise ValueError(
+                f"not a checkpoint of this HF-Net: variable {source} has shape "
+                f"{np.shape(variables[source])}, which does not give {tuple(tensor.shape)}"
+            )
+        state[name] = torch.from_numpy(array)
+        used.add(source)
+    beyond = () if network.config.global_dim else ("global_head/", *_GLOBAL_SCOPES)
+    if unknown := sorted(n for n in variables.keys() - used if not n.startswith(beyond)):
+        raise ValueError(f"not a checkpoint of this HF-Net: unknown variable {unknown[0]}")
+    network.load_state_dict(state)
+
+
+_GLOBAL_SCOPES = tuple(
+    f"MobilenetV2/expanded_conv_{number}/"
+    for number in range(len(LOCAL_BLOCKS), len(LOCAL_BLOCKS) + len(GLOBAL_BLOCKS))
+)
+_HEADS = {"descriptor_head": "local_head/descriptor", "detector_head": "local_head/detector"}
+_NORM = {
+    "weight": "gamma",
+    "bias": "beta",
+    "running_mean": "moving_mean",
+    "running_var": "moving_variance",
+}
+
+
+def _tensorflow_name(name: str) -> str | None:
+    """The checkpoint's name of one of the network's tensors."""
+    first, *rest = name.split(".")
+    if first == "stem":
+        return "MobilenetV2/Conv/" + _leaf(rest)
+    if first in ("local_blocks", "global_blocks"):
+        number = int(rest[0]) + (len(LOCAL_BLOCKS) if first == "global_blocks" else 0)
+        scope = f"expanded_conv_{number}" if number else "expanded_conv"
+        leaf = _leaf(rest[2:])
+        leaf = "depthwise_weights" if rest[1:3] == ["depthwise", "conv"] else leaf
+        return f"MobilenetV2/{scope}/{rest[1]}/{leaf}"
+    if first in _HEADS:
+        if rest[0] == "0":
+            return f"{_HEADS[first]}/Conv/{_leaf(rest[1:])}"
+        return f"{_HEADS[first]}/Conv_1/{'weights' if rest[1] == 'weight' else 'biases'}"
+    if first == "projection":
+        leaf = "weights" if rest[0] == "weight" else "biases"
+        return f"global_head/dimensionality_reduction/{leaf}"
+    if rest == ["clusters"]:
+        return "global_head/vlad/clusters"
+    if rest == ["norm", "weight"]:
+        return None
+    leaf = "weights" if rest[0] == "memberships" else f"BatchNorm/{_NORM[rest[1]]}"
+    return f"global_head/vlad/memberships/{leaf}"
+
+
+def _leaf(path: list[str]) -> str:
+    return "weights" if path[0] == "conv" else f"BatchNorm/{_NORM[path[1]]}"
+
+
+def _from_tensorflow(name: str, array: np.ndarray) -> np.ndarray:
+    """TensorFlow's layout of a variable -> torch's."""
+    if name.endswith("depthwise_weights"):
+        return np.ascontiguousarray(array.transpose(2, 3, 0, 1))
+    if name.endswith("vlad/clusters"):
+        return array[0, 0, 0]
+    if array.ndim == 4:
+        return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
+    return np.ascontiguousarray(array.T) if array.ndim == 2 else array

@@ -1,0 +1,118 @@
+"""Photographs and their targets -> batches, in an order that seed and epoch alone decide."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.augment import augment_photometric
+from data.images import fit_image, read_image
+from student.targets import CellTargets, GlobalTargets
+
+__all__ = ["Batches", "DistillationDataset", "make_loader"]
+
+
+class DistillationDataset(Dataset):
+    """One photograph (or a random crop of it) with every target that the stores hold of it.
+
+    An item is asked for as ``(epoch, index)``, and the same pair gives the same item in whichever
+    process: ``image`` (1, h, w) uint8 and the arrays of the targets, all of the same crop.
+
+    Args:
+        folder: where the photographs lie under their names.
+        size: (width, height) that the teacher saw.
+        crop: (width, height) in multiples of 8, or None for the whole image.
+        photometric: strength of photometric augmentation.
+
+    Raises:
+        ValueError: a crop larger than the images.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: list[str],
+        targets: list[CellTargets | GlobalTargets],
+        *,
+        size: tuple[int, int],
+        crop: tuple[int, int] | None = None,
+        photometric: float = 0.0,
+        seed: int = 0,
+    ):
+        self.folder, self.names, self.targets = folder, names, targets
+        self.size, self.crop = size, crop or size
+        self.photometric, self.seed = photometric, seed
+        if self.crop[0] > size[0] or self.crop[1] > size[1]:
+            raise ValueError(
+                f"crop {self.crop[0]}x{self.crop[1]} is larger than the store's images, "
+                f'{size[0]}x{size[1]}; lower crop in [train] or set it to "whole"'
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        epoch, index = key
+        rng = np.random.default_rng((self.seed, epoch, index))
+        name = self.names[index]
+        image = fit_image(read_image(self.folder / name, channels=1), self.size)
+        # Cells, not pixels, are drawn, so that image and targets keep the same grid.
+        left, top = (
+            int(rng.integers(0, (of - to) // 8 + 1))
+            for of, to in zip(self.size, self.crop, strict=True)
+        )
+        width, height = self.crop[0] // 8, self.crop[1] // 8
+        rows, columns = slice(top, top + height), slice(left, left + width)
+        image = image[top * 8 :, left * 8 :][: self.crop[1], : self.crop[0]]
+        item = {"image": augment_photometric(image, rng, self.photometric)[None]}
+        for target in self.targets:
+            item |= target.read(name, (rows, columns))
+        return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in item.items()}
+
+
+class Batches(Sampler):
+    """The keys ``(epoch, index)`` of every batch from step ``start`` on, epoch after epoch.
+
+    Each epoch is shuffled by (seed, epoch); what does not fill its last batch is left out, so a
+    step's batch follows from its number alone and a run can go on at any step.
+    """
+
+    def __init__(self, count: int, batch_size: int, *, epochs: int, seed: int, start: int = 0):
+        self.count, self.batch_size = count, batch_size
+        self.epochs, self.seed, self.start = epochs, seed, start
+        self.steps_per_epoch = count // batch_size
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.epochs - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        first_epoch, skipped = divmod(self.start, self.steps_per_epoch)
+        for epoch in range(first_epoch, self.epochs):
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+            for step in range(skipped, self.steps_per_epoch):
+                rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+                yield [(epoch, int(row)) for row in rows]
+            skipped = 0
+
+
+def make_loader(dataset: DistillationDataset, batches, num_workers: int) -> DataLoader:
+    """Batches read ahead by ``num_workers`` processes, pinned where a GPU will take them.
+
+    Args:
+        batches: lists of keys ``(epoch, index)``.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_use_one_thread,
+        prefetch_factor=4 if num_workers else None,
+    )
+
+
+def _use_one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)

@@ -1,0 +1,290 @@
+"""The training loop: batches in, checkpoints out."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from data.config import TrainSettings
+from student.checkpoint import load_training, save_student, save_training
+from student.hfnet import HFNet
+from student.loader import Batches, DistillationDataset, make_loader
+from student.losses import (
+    UncertaintyWeights,
+    descriptor_loss,
+    detector_loss,
+    global_descriptor_loss,
+    weighted_mean,
+)
+
+__all__ = ["NotANumberError", "RunFolder", "choose_precision", "train"]
+
+
+class NotANumberError(RuntimeError):
+    """The loss stopped being a number; checkpoints written before are sound."""
+
+
+class RunFolder:
+    """The folder of one run: what it was made with, its checkpoints and its log.
+
+    Raises:
+        FileExistsError: the folder holds a run and ``resume`` was not asked for.
+        ValueError: the run to resume was started with other data or settings.
+    """
+
+    def __init__(self, path: Path, info: dict, *, resume: bool):
+        self.path, self.info = path, info
+        self.resume_file = path / "resume.safetensors"
+        if self.resume_file.exists() or (path / "last.safetensors").exists():
+            if not resume:
+                raise FileExistsError(
+                    f"{path}: holds a run already; go on with --resume or choose another --output"
+                )
+            found = json.loads((path / "run.json").read_text())
+            if different := [key for key in info if found.get(key) != info[key]]:
+                raise ValueError(
+                    f"{path}: the run was started with other {' and '.join(different)} (see "
+                    "run.json there); repeat them, or choose another --output"
+                )
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "run.json").write_text(json.dumps(info, indent=2))
+
+
+def train(
+    student: HFNet,
+    training: DistillationDataset,
+    validation: DistillationDataset,
+    run: RunFolder,
+    settings: TrainSettings,
+    device: torch.device,
+    *,
+    advance: Callable[[int, str], None],
+) -> None:
+    """Train a student and leave its best and last checkpoints in the run folder.
+
+    A step's batch, crops, augmentation and learning rate follow from the seed and the step's
+    number, so a resumed run takes the same steps as one that was never interrupted.
+
+    Args:
+        advance: called with steps taken and a note about the loss.
+
+    Raises:
+        NotANumberError: the loss is nan or infinite.
+    """
+    weighting = make_weighting(settings, student.config.global_dim > 0).to(device)
+    student.to(device, memory_format=torch.channels_last)
+    modules = {"student": student, "weighting": weighting}
+    optimizer = torch.optim.AdamW(parameter_groups(student, weighting, settings))
+    state = {"step": 0, "best": math.inf}
+    if run.resume_file.exists():
+        state = load_training(run.resume_file, modules, optimizer)
+    batches = Batches(
+        len(training),
+        settings.batch_size,
+        epochs=settings.epochs,
+        seed=settings.seed,
+        start=state["step"],
+    )
+    total = batches.steps_per_epoch * settings.epochs
+    advance(state["step"], "")
+    saved = time.monotonic()
+    with Journal(run.path, state["step"]) as journal:
+        try:
+            for batch in journal.timed(make_loader(training, batches, settings.num_workers)):
+                rate = settings.learning_rate * one_cycle(state["step"] / total, settings.warmup)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                losses = compute_losses(student.train(), batch, settings, device)
+                loss = weighting(losses)
+                if not torch.isfinite(loss):
+                    raise NotANumberError(
+                        f"the loss became {loss.item()} at step {state['step']}; the checkpoints "
+                        f"in {run.path} are sound; train again with a lower learning_rate"
+                    )
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(student.parameters(), 10.0)
+                optimizer.step()
+                state["step"] += 1
+                journal.step(state["step"], loss, losses, rate)
+                advance(1, f"loss {loss.item():.3f}")
+                epoch, within = divmod(state["step"], batches.steps_per_epoch)
+                if within == 0:
+                    scores = validate(student, validation, settings, device)
+                    journal.epoch(epoch, state["step"], scores)
+                    keep(student, run, state, epoch, scores)
+                if within == 0 or time.monotonic() - saved > settings.checkpoint_minutes * 60:
+                    save_training(run.resume_file, modules, optimizer, state)
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            save_training(run.resume_file, modules, optimizer, state)
+            raise
+
+
+def keep(student: HFNet, run: RunFolder, state: dict, epoch: int, scores: dict) -> None:
+    """Write the last checkpoint and, if none before was better, the best."""
+    info = {**run.info, "step": state["step"], "epoch": epoch, "validation": scores}
+    save_student(run.path / "last.safetensors", student, info)
+    if scores["loss"] < state["best"]:
+        state["best"] = scores["loss"]
+        save_student(run.path / "best.safetensors", student, info)
+
+
+def compute_losses(
+    student: HFNet, batch: dict[str, Tensor], settings: TrainSettings, device
+) -> dict[str, Tensor]:
+    """The losses of a batch by name, each a scalar float32 mean over the batch."""
+    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    images = batch["image"].float() / 255
+    with _autocast(settings, device):
+        output = student(images.contiguous(memory_format=torch.channels_last))
+    losses = {
+        "detector": detector_loss(output.score_logits, batch["score_map"].float()),
+        "descriptor": descriptor_loss(output.descriptor_map, batch["descriptor_map"].float()),
+    }
+    if output.global_descriptor is not None:
+        losses["global"] = global_descriptor_loss(
+            output.global_descriptor, batch["global_descriptor"].float()
+        )
+    return {name: loss.mean() for name, loss in losses.items()}
+
+
+@torch.no_grad()
+def validate(
+    student: HFNet, dataset: DistillationDataset, settings: TrainSettings, device
+) -> dict[str, float]:
+    """Mean losses over the validation photographs, whole and not augmented; ``loss`` is their sum.
+
+    Their plain sum chooses the best checkpoint: learned weights drift as training goes on.
+    """
+    student.eval()
+    sums: dict[str, float] = {}
+    keys = [[(0, index)] for index in range(len(dataset))]
+    for batch in make_loader(dataset, keys, settings.num_workers):
+        for name, loss in compute_losses(student, batch, settings, device).items():
+            sums[name] = sums.get(name, 0.0) + loss.item() / len(dataset)
+    return {**sums, "loss": sum(sums.values())}
+
+
+def one_cycle(progress: float, warmup: float) -> float:
+    """Learning rate as a share of its peak: linear warm-up, then half a cosine down to zero.
+
+    Smith and Topin: Super-Convergence, 2017, with the schedule's last part as its second.
+    """
+    if progress < warmup:
+        return (progress + 1e-3) / (warmup + 1e-3)
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def choose_precision(settings: TrainSettings, device: torch.device) -> str:
+    """bfloat16 where the device multiplies it faster than float32, unless the settings say."""
+    if settings.precision != "auto":
+        return settings.precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
+
+
+def _autocast(settings: TrainSettings, device: torch.device):
+    if choose_precision(settings, device) == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def make_weighting(settings: TrainSettings, has_global: bool) -> nn.Module:
+    names = ["global", "descriptor", "detector"] if has_global else ["descriptor", "detector"]
+    if settings.loss_weights == "uncertainty":
+        return UncertaintyWeights(names)
+    return FixedWeights({name: getattr(settings, f"{name}_weight") for name in names})
+
+
+class FixedWeights(nn.Module):
+    """The losses' weighted mean, with weights from the settings."""
+
+    def __init__(self, weights: dict[str, float]):
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, losses: dict[str, Tensor]) -> Tensor:
+        """Losses by name -> their weighted mean."""
+        return weighted_mean(losses, self.weights)
+
+
+def parameter_groups(student: HFNet, weighting: nn.Module, settings: TrainSettings) -> list[dict]:
+    """Weight decay for weights of convolutions and projections only."""
+    decayed = [p for p in student.parameters() if p.ndim > 1]
+    plain = [p for p in student.parameters() if p.ndim <= 1]
+    rate = {"lr": settings.learning_rate}
+    return [
+        {"params": decayed, "weight_decay": settings.weight_decay, **rate},
+        {"params": [*plain, *weighting.parameters()], "weight_decay": 0.0, **rate},
+    ]
+
+
+class Journal:
+    """What a run writes down: JSON lines, one for 20 steps or an epoch, and TensorBoard's curves.
+
+    ``wait`` is the share of the time since the line before that the loop waited for a batch.
+    """
+
+    EVERY = 20
+
+    def __init__(self, output: Path, start: int):
+        self._file = open(output / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._board = SummaryWriter(str(output / "tensorboard"), purge_step=start)
+        self._since, self._waited, self._images = time.monotonic(), 0.0, 0
+
+    def timed(self, loader):
+        """The loader's batches, noting how long each was waited for."""
+        batches = iter(loader)
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            self._waited += time.monotonic() - start
+            if batch is None:
+                return
+            self._images += len(batch["image"])
+            yield batch
+
+    def step(self, step: int, loss: Tensor, losses: dict[str, Tensor], rate: float) -> None:
+        """Note a step."""
+        if step % self.EVERY:
+            return
+        seconds = time.monotonic() - self._since
+        self._write(
+            "train",
+            step,
+            {
+                "loss": loss.item(),
+                **{name: value.item() for name, value in losses.items()},
+                "learning_rate": rate,
+                "images_per_s": self._images / seconds,
+                "wait": self._waited / seconds,
+            },
+        )
+        self._since, self._waited, self._images = time.monotonic(), 0.0, 0
+
+    def epoch(self, epoch: int, step: int, scores: dict[str, float]) -> None:
+        """Note the validation after an epoch."""
+        self._write("validation", step, {"epoch": epoch, **scores})
+        self._since, self._waited, self._images = time.monotonic(), 0.0, 0
+
+    def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        rounded = {name: float(f"{value:.5g}") for name, value in values.items()}
+        self._file.write(json.dumps({"kind": kind, "step": step, **rounded}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._file.close()
+        self._board.close()
