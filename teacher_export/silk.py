@@ -1,0 +1,207 @@
+"""SiLK: the network, loading the official checkpoints, its coordinates and its choice of keypoints.
+
+Gleize, Wang, Feiszli: SiLK: Simple Learned Keypoints, ICCV 2023. No layer pads or strides: the maps
+have one element per pixel and lack as many pixels at each side as there are 3x3 convolutions. SiLK
+itself counts (row, column) from the corner of the top-left pixel, whose centre is (0.5, 0.5);
+only ``sparse_positions`` below speaks so.
+"""
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data.geometry import MapGeometry
+from data.records import Features
+from teacher_export.weights import load_strictly
+
+__all__ = [
+    "SiLK",
+    "SiLKConfig",
+    "SiLKOutput",
+    "load_silk",
+    "save_silk",
+    "silk_features",
+    "sparse_positions",
+]
+
+# Where the official checkpoints keep what we keep elsewhere.
+OFFICIAL = "_mods.model."
+RENAMED = {
+    "backbone._backbone.layers.": "backbone.",
+    "backbone._heads._mods.logits._detH1.": "score_head.0.",
+    "backbone._heads._mods.logits._detH2.": "score_head.1.",
+    "backbone._heads._mods.raw_descriptors._desH1.": "descriptor_head.0.",
+    "backbone._heads._mods.raw_descriptors._desH2.": "descriptor_head.1.",
+}
+
+
+@dataclass(frozen=True)
+class SiLKConfig:
+    """The widths of the network; the default is the official VGG-4, (64,) with 32 pvgg-micro.
+
+    Attributes:
+        channels: of each backbone block of two convolutions.
+        lateral: channels between the two layers of each head.
+        descriptor_dim: D.
+    """
+
+    channels: tuple[int, ...] = (64, 64, 128, 128)
+    lateral: int = 128
+    descriptor_dim: int = 128
+
+    @property
+    def geometry(self) -> MapGeometry:
+        """Where the maps lie in the image: the 3x3 convolutions before them give the offset."""
+        return MapGeometry(1, 2 * len(self.channels) + 1)
+
+
+class SiLKOutput(NamedTuple):
+    """What the network says about a batch, at ``SiLKConfig.geometry``.
+
+    Attributes:
+        score_logits: (B, 1, h, w) float32; their sigmoid is SiLK's probability of a keypoint.
+        raw_descriptor_map: (B, D, h, w) float32, not normalised.
+    """
+
+    score_logits: Tensor
+    raw_descriptor_map: Tensor
+
+    @property
+    def descriptor_map(self) -> Tensor:
+        """(B, D, h, w) of unit length along D."""
+        return F.normalize(self.raw_descriptor_map, dim=1)
+
+
+class SiLK(nn.Module):
+    """Gray image -> the logit of a keypoint and a descriptor for every pixel inside the border."""
+
+    def __init__(self, config: SiLKConfig | None = None):
+        super().__init__()
+        self.config = config = config or SiLKConfig()
+        widths = (1, *config.channels)
+        self.backbone = nn.ModuleList(
+            nn.Sequential(_layer(before, after), _layer(after, after))
+            for before, after in zip(widths, widths[1:], strict=False)
+        )
+        self.score_head = _head(widths[-1], config.lateral, 1)
+        self.descriptor_head = _head(widths[-1], config.lateral, config.descriptor_dim)
+
+    def forward(self, image: Tensor) -> SiLKOutput:
+        """Maps of a batch (B, 1, H, W) float32 in [0, 1]; see ``SiLKOutput``.
+
+        Raises:
+            ValueError: an image too small to have a single descriptor.
+        """
+        lost = 2 * self.config.geometry.offset
+        if min(image.shape[2:]) <= lost:
+            raise ValueError(
+                f"image of {image.shape[3]}x{image.shape[2]} pixels: this SiLK needs more than "
+                f"{lost} on each side, for it does not pad"
+            )
+        x = image
+        for block in self.backbone:
+            x = block(x)
+        return SiLKOutput(self.score_head(x).float(), self.descriptor_head(x).float())
+
+
+def _layer(before: int, after: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(before, after, 3), nn.ReLU(), nn.BatchNorm2d(after))
+
+
+def _head(before: int, lateral: int, after: int) -> nn.Sequential:
+    last = nn.Sequential(nn.Conv2d(lateral, after, 1), nn.BatchNorm2d(after))
+    return nn.Sequential(_layer(before, lateral), last)
+
+
+def sparse_positions(
+    probability: Tensor,
+    *,
+    threshold: float = 1.0,
+    nms_radius: int = 0,
+    border: int = 0,
+    top_k: int | None = 10000,
+) -> Tensor:
+    """SiLK's own choice of keypoints from a probability map, in SiLK's own coordinates.
+
+    First the border is zeroed, then non-maxima are suppressed, then the positions above the lower
+    of ``threshold`` and the quantile that leaves ``top_k`` are kept. The quantile lies midway
+    between two probabilities of the sorted map, so it leaves one more than ``top_k``; a
+    ``threshold`` below it adds positions beyond ``top_k``, and the default of 1 is "top_k only".
+
+    Args:
+        probability: (h, w) float.
+        nms_radius: half the side of the square in which only a maximum stays; 0 for none.
+        border: so many outermost rows and columns of the map hold no keypoint.
+        top_k: None for "threshold only".
+
+    Returns:
+        (N, 3) float32 (row + 0.5, column + 0.5, probability) on the map, row by row.
+    """
+    scores = probability.float()
+    if border > 0:
+        inner = torch.zeros_like(scores)
+        inside = (slice(border, -border), slice(border, -border))
+        inner[inside] = scores[inside]
+        scores = inner
+    if nms_radius > 0:
+        scores = _suppress_iteratively(scores, nms_radius)
+    if top_k is not None:
+        threshold = min(threshold, _midpoint_quantile(scores.flatten(), top_k))
+    rows, columns = torch.nonzero(scores > threshold, as_tuple=True)
+    return torch.stack([rows + 0.5, columns + 0.5, scores[rows, columns]], dim=1)
+
+
+def _midpoint_quantile(values: Tensor, top_k: int) -> float:
+    """Midway between the two neighbours of rank (n - 1) * (n - k - 1) / n; -inf when k >= n."""
+    n = len(values)
+    if top_k >= n:
+        return -np.inf
+    # In the arithmetic of a quantile given as a float, which decides between neighbouring ranks.
+    rank = (n - top_k - 1) / n * (n - 1)
+    low, high = int(np.floor(rank)), int(np.ceil(rank))
+    ordered = values.sort().values
+    return ((ordered[low] + ordered[high]) / 2).item()
+
+
+def _suppress_iteratively(scores: Tensor, radius: int) -> Tensor:
+    """Keep maxima of their square, zero what lies around them, again until no maximum is new."""
+    side = 2 * radius + 1
+
+    def is_maximum(values: Tensor) -> Tensor:
+        # The first of equal values in a window, row by row, is its maximum: hence the indices.
+        _, best = F.max_pool2d(values[None], side, 1, radius, return_indices=True)
+        return best[0] == torch.arange(values.numel(), device=values.device).view_as(values)
+
+    maxima = is_maximum(scores)
+    while True:
+        near = F.max_pool2d(maxima[None].float(), side, 1, radius)[0] > 0
+        remaining = scores.masked_fill(near, 0)
+        found = maxima | (is_maximum(remaining) & ~near)
+        if (found == maxima).all():
+            return scores * maxima
+        maxima = found
+
+
+def silk_features(output: SiLKOutput, geometry: MapGeometry, image_size, positions: Tensor):
+    """``Features`` of the first image of a batch at ``sparse_positions``, by descending score."""
+    positions = positions[positions[:, 2].argsort(descending=True, stable=True)]
+    rows, columns = positions[:, 0].long(), positions[:, 1].long()
+    map_xy = positions[:, [1, 0]] - 0.5  # from SiLK's (row, column), pixel corner at the origin
+    descriptors = F.normalize(output.raw_descriptor_map[0, :, rows, columns].T, dim=1)
+    return Features(
+        tuple(image_size),
+        geometry.to_image(map_xy).cpu().numpy(),
+        positions[:, 2].contiguous().cpu().numpy(),
+        descriptors.cpu().numpy(),
+    )

@@ -1,0 +1,83 @@
+"""The losses against the values that HF-Net's code gave."""
+
+import numpy as np
+import pytest
+import torch
+
+from student.losses import (
+    UncertaintyWeights,
+    descriptor_loss,
+    detector_loss,
+    global_descriptor_loss,
+    keypoint_loss,
+    weighted_mean,
+)
+
+
+class Recorded:
+    """HF-Net's recorded inputs in our layout, and its losses."""
+
+    def __init__(self, arrays):
+        self.arrays = arrays
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(self.arrays[name])).squeeze()
+
+    def map(self, name: str) -> torch.Tensor:
+        return self[name].permute(0, 3, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def recorded(excerpt):
+    return Recorded(excerpt("hfnet_losses"))
+
+
+def check(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_losses_of_maps(recorded, masked):
+    mask, suffix = (recorded["valid_mask"], "_masked") if masked else (None, "")
+    descriptors = (
+        recorded.map("pred/local_descriptor_map"),
+        recorded.map("target/local_descriptor_map"),
+    )
+    check(descriptor_loss(*descriptors, mask), recorded[f"loss_local{suffix}"])
+    cells = recorded.map("pred/logits"), recorded.map("target/dense_scores")
+    check(detector_loss(*cells, mask), recorded[f"loss_detector_soft{suffix}"])
+
+
+def test_loss_of_hard_keypoints(recorded):
+    found = keypoint_loss(recorded.map("pred/logits"), recorded["keypoint_map"])
+    check(found, recorded["loss_detector_hard"])
+
+
+def test_loss_of_global_descriptors(recorded):
+    found = global_descriptor_loss(
+        recorded["pred/global_descriptor"], recorded["target/global_descriptor"]
+    )
+    check(found, recorded["loss_global"])
+
+
+def test_totals(recorded):
+    losses = {
+        "global": recorded["loss_global"].mean(),
+        "descriptor": recorded["loss_local"].mean(),
+        "detector": recorded["loss_detector_soft"].mean(),
+    }
+    check(weighted_mean(losses, dict.fromkeys(losses, 1.0)), recorded["loss_total_weights_1_1_1"])
+    weights = {"descriptor": 2.0, "global": 3.0, "detector": 0.5}
+    check(weighted_mean(losses, weights), recorded["loss_total_weights_l2_g3_d0.5"])
+    uncertainty = UncertaintyWeights([*losses])
+    check(uncertainty(losses).detach(), recorded["loss_total_uncertainties_init1"])
+    uncertainty.log_variances.data = recorded["uncertainty_w"]
+    check(uncertainty(losses).detach(), recorded["loss_total_uncertainties_w"])
+
+
+def test_a_perfect_student_has_no_descriptor_loss_and_the_teachers_entropy():
+    descriptors = torch.nn.functional.normalize(torch.randn(2, 8, 3, 4), dim=1)
+    assert descriptor_loss(descriptors, descriptors).tolist() == [0, 0]
+    cells = torch.full((1, 65, 2, 2), 1 / 65)
+    loss = detector_loss(torch.zeros(1, 65, 2, 2), cells)
+    torch.testing.assert_close(loss, torch.log(torch.tensor([65.0])))
