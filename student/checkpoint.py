@@ -21,6 +21,7 @@ from student.hfnet import HFNet, HFNetConfig
 
 __all__ = [
     "CheckpointError",
+    "init_student",
     "load_student",
     "load_training",
     "read_tensors",
@@ -94,6 +95,27 @@ def load_student(path: str | Path) -> tuple[HFNet, dict, str]:
         raise CheckpointError(f"{path}: not the student that it describes: {message}") from error
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     return student.eval(), metadata, digest
+
+
+def init_student(student: HFNet, path: str | Path) -> str:
+    """Start a student from another's weights; its global branch may be new. Returns the SHA-256.
+
+    Raises:
+        CheckpointError: the other one differs in more than the global branch.
+    """
+    other, _, digest = load_student(path)
+    theirs, ours = other.state_dict(), student.state_dict()
+    for name, tensor in ours.items():
+        is_global = name.startswith(("global_blocks.", "vlad.", "projection."))
+        if name in theirs and theirs[name].shape == tensor.shape:
+            ours[name] = theirs[name]
+        elif not is_global:
+            raise CheckpointError(
+                f"{path}: a student of {other.config} cannot start one of {student.config}; make "
+                "width and descriptor_dim in [train] equal to its own"
+            )
+    student.load_state_dict(ours)
+    return digest
 
 
 def save_training(path: Path, modules: dict[str, nn.Module], optimizer, metadata: dict) -> None:

@@ -9,6 +9,7 @@ from data.config import load_settings, override
 from data.console import choose_device, progress, say, user_errors
 from data.images import list_images, split_names
 from data.store import RecordStore
+from student.checkpoint import init_student, student_path
 from student.hfnet import HFNet, HFNetConfig
 from student.loader import DistillationDataset
 from student.targets import CellTargets, GlobalTargets, choose_targets
@@ -34,6 +35,7 @@ from student.training import RunFolder, choose_precision, train
 @click.option(
     "--output", type=click.Path(path_type=Path), required=True, help="The run folder to make."
 )
+@click.option("--init", help='Start from a run folder, or from "default", the packaged student.')
 @click.option("--resume", is_flag=True, help="Go on with the run in --output.")
 @click.option("--epochs", type=int, help="Passes over the training photographs.")
 @click.option("--batch-size", type=int, help="Photographs per step.")
@@ -50,6 +52,7 @@ def train_student(
     paths: tuple[Path, ...],
     folder: Path,
     output: Path,
+    init: str | None,
     resume: bool,
     config: str | None,
     quiet: bool,
@@ -84,7 +87,9 @@ def train_student(
     validation = DistillationDataset(folder, validation_names, targets, size=size)
     torch.manual_seed(settings.seed)
     student = HFNet(_student_config(targets, settings))
+    digest = init_student(student, student_path(init)) if init else ""
     info = {
+        "init": digest,
         "teachers": [_describe(store) for store in stores],
         "photographs": len(training_names),
         "settings": settings.model_dump(mode="json"),

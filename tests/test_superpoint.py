@@ -11,20 +11,11 @@ from teacher_export.superpoint import SuperPoint, score_map_from_cells
 from teacher_export.weights import load_arrays, load_strictly
 
 
-def synthetic_network() -> SuperPoint:
-    """Weights that a seed makes, as the reference outputs ``superpoint_synth`` were made."""
-    random = np.random.RandomState(1234)
+@pytest.fixture(scope="module")
+def synthetic_network(synthetic_weights) -> SuperPoint:
+    path = synthetic_weights / "superpoint_v1.npz"
     network = SuperPoint().eval()
-    state = {}
-    for name, tensor in network.state_dict().items():
-        draw = random.standard_normal(tuple(tensor.shape))
-        if name.endswith("weight"):
-            gain = 24 if name == "convPb.weight" else 2
-            draw = draw * np.sqrt(gain / np.prod(tensor.shape[1:]))
-        else:
-            draw = draw * 0.05
-        state[name] = torch.from_numpy(draw.astype(np.float32))
-    load_strictly(network, state, "recipe")
+    load_strictly(network, load_arrays(path)[0], path)
     return network
 
 
@@ -97,9 +88,9 @@ def test_official_weights_give_the_recorded_outputs(golden, weights, image):
 
 
 @pytest.mark.parametrize("prefix", ["a/", "b/"])
-def test_synthetic_weights_give_the_recorded_outputs(golden, prefix):
-    check(synthetic_network(), golden("superpoint_synth"), 0.05, prefix)
+def test_synthetic_weights_give_the_recorded_outputs(golden, synthetic_network, prefix):
+    check(synthetic_network, golden("superpoint_synth"), 0.05, prefix)
 
 
-def test_synthetic_weights_give_the_excerpt(excerpt):
-    check(synthetic_network(), excerpt("superpoint_synth"), 0.05)
+def test_synthetic_weights_give_the_excerpt(excerpt, synthetic_network):
+    check(synthetic_network, excerpt("superpoint_synth"), 0.05)

@@ -1,0 +1,37 @@
+"""Photographs to try the commands on: the real ones that scikit-image carries in its wheel.
+
+``python -m data.samples FOLDER`` copies them into ``FOLDER/train`` and ``FOLDER/judge``.
+"""
+
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+__all__ = ["copy_samples"]
+
+TRAIN = (
+    *("brick.png", "camera.png", "chelsea.png", "clock_motion.png", "coins.png", "grass.png"),
+    *("gravel.png", "hubble_deep_field.jpg", "moon.png", "page.png", "retina.jpg", "text.png"),
+)
+JUDGE = ("astronaut.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+
+
+def copy_samples(folder: str | Path) -> None:
+    """Copy 12 photographs to train on and 4 others to judge on below a folder.
+
+    Raises:
+        FileNotFoundError: scikit-image is not installed, or carries them no longer.
+    """
+    package = find_spec("skimage")
+    if package is None:
+        raise FileNotFoundError("scikit-image is not installed; pip install hfnet-distill[demo]")
+    source = Path(package.submodule_search_locations[0]) / "data"
+    for kind, names in (("train", TRAIN), ("judge", JUDGE)):
+        (Path(folder) / kind).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            shutil.copyfile(source / name, Path(folder) / kind / name)
+
+
+if __name__ == "__main__":
+    copy_samples(sys.argv[1])

@@ -1,0 +1,237 @@
+"""export-teacher: what it writes, how it goes on, what it refuses."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.images import fit_image, read_image
+from data.store import RecordStore
+from teacher_export.cli import export_teacher
+from teacher_export.superpoint import SuperPoint
+from teacher_export.weights import VARIABLE, load_arrays, load_strictly
+
+SMALL = ("--size", "64x48", "--batch-size", "2", "--quiet", "--device", "cpu")
+
+
+def digest(path: Path) -> str:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    parts = [str(file.relative_to(path)).encode() + file.read_bytes() for file in files]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def small_shards(tmp_path) -> Path:
+    text = (Path(__file__).parent.parent / "pipeline.toml").read_text()
+    path = tmp_path / "small.toml"
+    path.write_text(text.replace("shard_size = 16", "shard_size = 2"))
+    return path
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_the_store_holds_what_the_network_says(run_command, photographs, tmp_path, format):
+    store = tmp_path / "store"
+    fields = ("--fields", "score_map,descriptor_map,sparse")
+    run_command(
+        export_teacher,
+        *("--model", "superpoint", "--images", photographs, "--store", store),
+        *("--format", format, *fields, *SMALL),
+    )
+    store = RecordStore.open(store).require_complete()
+    assert store.names == ["0.png", "1.png", "2.png", "3.png", "4.png", "walk/5.png"]
+
+    network = SuperPoint().eval()
+    path = Path(os.environ[VARIABLE]) / "superpoint_v1.npz"
+    load_strictly(network, load_arrays(path)[0], path)
+    image = fit_image(read_image(photographs / "walk/5.png", channels=1), (64, 48))
+    with torch.inference_mode():
+        logits, descriptors = network(torch.from_numpy(image / np.float32(255))[None, None])
+    record = store.record("walk/5.png")
+    cells = SuperPoint.cell_distribution(logits)[0].numpy()
+    np.testing.assert_allclose(record.score_map, cells, atol=1e-3)
+    np.testing.assert_allclose(record.descriptor_map, descriptors[0], atol=1e-3)
+    assert len(record.keypoints) == len(record.scores) == len(record.descriptors) > 0
+    assert (np.diff(record.scores) <= 0).all()
+    norms = np.linalg.norm(record.descriptors.astype(np.float32), axis=1)
+    np.testing.assert_allclose(norms, 1, atol=1e-2)
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_a_killed_export_goes_on_to_the_same_bytes(
+    run_command, synthetic_weights, photographs, tmp_path, format
+):
+    arguments = [
+        *("--model", "superpoint", "--images", str(photographs), "--format", format),
+        *("--config", str(small_shards(tmp_path)), *SMALL),
+    ]
+    run_command(export_teacher, *arguments, "--store", tmp_path / "whole")
+    # A child that kills itself, as a power cut would, once its second shard is on the disk.
+    code = (
+        "import os, signal\n"
+        "from data.store import RecordStore\n"
+        "from teacher_export.cli import export_teacher\n"
+        "write = RecordStore.write_shard\n"
+        "def die(store, number, arrays):\n"
+        "    write(store, number, arrays)\n"
+        "    if number == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "RecordStore.write_shard = die\n"
+        "export_teacher()\n"
+    )
+    command = [sys.executable, "-c", code, *arguments, "--store", str(tmp_path / "killed")]
+    environment = {**os.environ, VARIABLE: str(synthetic_weights)}
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert RecordStore.open(tmp_path / "killed").pending_shards() == [2]
+    run_command(export_teacher, *arguments, "--store", tmp_path / "killed")
+    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+
+
+def test_an_interrupted_export_says_how_to_go_on(synthetic_weights, photographs, tmp_path):
+    code = (
+        "import time\n"
+        "from data.store import RecordStore\n"
+        "from teacher_export.cli import export_teacher\n"
+        "def wait(store, number, arrays):\n"
+        "    print('writing', flush=True)\n"
+        "    time.sleep(0.2)\n"
+        "RecordStore.write_shard = wait\n"
+        "export_teacher()\n"
+    )
+    command = [
+        *(sys.executable, "-c", code, "--model", "superpoint", "--images", str(photographs)),
+        *("--store", str(tmp_path / "store"), "--config", str(small_shards(tmp_path)), *SMALL),
+    ]
+    environment = {**os.environ, VARIABLE: str(synthetic_weights)}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "run the same command again" in errors
+    assert "Traceback" not in errors
+
+
+def export(run_command, photographs, store, *arguments, code=1) -> str:
+    return run_command(
+        export_teacher,
+        *("--model", "superpoint", "--images", photographs, "--store", store, *SMALL),
+        *arguments,
+        code=code,
+    )
+
+
+def test_no_photographs(run_command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    output = export(run_command, tmp_path / "empty", tmp_path / "store")
+    assert "no photographs found" in output
+
+
+def test_an_unreadable_photograph_is_named_or_skipped(run_command, photographs, tmp_path):
+    (photographs / "2.png").write_bytes(b"not a photograph")
+    output = export(run_command, photographs, tmp_path / "store")
+    assert "2.png: not a readable photograph" in output
+    assert "--skip-unreadable" in output
+    assert not (tmp_path / "store").exists()
+    output = export(run_command, photographs, tmp_path / "store", "--skip-unreadable", code=0)
+    assert "skipped:" in output
+    assert len(RecordStore.open(tmp_path / "store").require_complete()) == 5
+
+
+def test_weights_of_another_network(run_command, photographs, tmp_path):
+    np.savez(tmp_path / "other.npz", **{"conv1.weight": np.zeros((3, 3))})
+    output = export(
+        run_command, photographs, tmp_path / "store", "--weights", tmp_path / "other.npz"
+    )
+    assert "not weights of SuperPoint: tensor conv1a.weight is missing" in output
+    (tmp_path / "torn.pth").write_bytes(b"PK\3\4 torn")
+    output = export(
+        run_command, photographs, tmp_path / "store", "--weights", tmp_path / "torn.pth"
+    )
+    assert "not readable as weights" in output
+
+
+def test_missing_weights(run_command, photographs, tmp_path, monkeypatch):
+    output = export(run_command, photographs, tmp_path / "store", "--weights", tmp_path / "no.pth")
+    assert "no such weights file" in output
+    assert "non-commercial" in output
+
+    def no_network(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    monkeypatch.setattr("teacher_export.weights.platformdirs.user_cache_path", lambda _: tmp_path)
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    output = export(run_command, photographs, tmp_path / "store")
+    for part in ("download failed (no network)", "superpoint_v1.pth", "non-commercial", VARIABLE):
+        assert part in output
+
+
+def test_a_download_is_verified(run_command, photographs, tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "none"))
+    monkeypatch.setattr("teacher_export.weights.platformdirs.user_cache_path", lambda _: tmp_path)
+    (tmp_path / "download").write_bytes(b"something else")
+    monkeypatch.setattr(
+        "urllib.request.urlopen", lambda *_, **__: (tmp_path / "download").open("rb")
+    )
+    output = export(run_command, photographs, tmp_path / "store")
+    assert "expected 107a444ca318d487390137d619d49f2f0a3b1ad8" in output
+    assert not (tmp_path / "superpoint_v1.pth").exists()
+
+
+def test_a_store_with_other_settings(run_command, photographs, tmp_path):
+    export(run_command, photographs, tmp_path / "store", code=0)
+    output = export(run_command, photographs, tmp_path / "store", "--size", "96x48")
+    assert "image_size is (64, 48) there and (96, 48) here" in output
+    output = export(run_command, photographs, tmp_path / "store", "--format", "hdf5")
+    assert "is zarr, hdf5 was asked for" in output
+    export(run_command, photographs, tmp_path / "store", "--size", "96x48", "--overwrite", code=0)
+    assert RecordStore.open(tmp_path / "store").schema.image_size == (96, 48)
+
+
+def test_overwrite_spares_what_is_no_store(run_command, photographs, tmp_path):
+    output = export(run_command, photographs, photographs, "--overwrite")
+    assert "not a store, so it is not overwritten" in output
+    assert (photographs / "0.png").exists()
+
+
+def test_a_field_the_teacher_lacks(run_command, photographs, tmp_path):
+    store = tmp_path / "store"
+    output = export(run_command, photographs, store, "--fields", "global_descriptor")
+    assert "superpoint has no such field; it offers score_map, descriptor_map, sparse" in output
+    assert not store.exists()
+
+
+def test_a_store_that_cannot_fit_is_refused_before_it_starts(
+    run_command, photographs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("usage", (), {"free": 1000}))
+    output = export(run_command, photographs, tmp_path / "store")
+    assert "6 photographs need" in output
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_a_disk_that_fills_up(run_command, photographs, tmp_path, monkeypatch, format):
+    arguments = ("--config", small_shards(tmp_path), "--format", format)
+    write = RecordStore.write_shard
+
+    def full(store, number, arrays):
+        if number == 1:
+            raise OSError(28, "No space left on device", str(store.path))
+        write(store, number, arrays)
+
+    monkeypatch.setattr(RecordStore, "write_shard", full)
+    output = export(run_command, photographs, tmp_path / "store", *arguments)
+    assert "No space left on device; free some space" in output
+    monkeypatch.setattr(RecordStore, "write_shard", write)
+    assert 0 not in RecordStore.open(tmp_path / "store").pending_shards()
+    export(run_command, photographs, tmp_path / "store", *arguments, code=0)
+    assert RecordStore.open(tmp_path / "store").complete
