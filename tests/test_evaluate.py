@@ -1,0 +1,177 @@
+"""evaluate: every kind of model, the report, what is refused."""
+
+import json
+import re
+import shutil
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+
+from data.geometry import resize_points
+from evaluation.cli import evaluate
+from evaluation.datasets import HPatches, load_view
+from evaluation.extractors import FeatureFile
+from evaluation.report import COLUMNS, markdown_table
+from evaluation.sequences import render_sequences
+
+
+@pytest.fixture(scope="session")
+def sequences(tmp_path_factory):
+    """Two rendered sequences of a textured photograph, in the HPatches layout."""
+    folder = tmp_path_factory.mktemp("judge")
+    rng = np.random.default_rng(0)
+    image = sum(
+        cv2.resize(rng.uniform(0, 80, (side, side, 3)), (400, 300), interpolation=cv2.INTER_NEAREST)
+        for side in (6, 20, 50)
+    )
+    cv2.imwrite(str(folder / "photograph.png"), image.clip(0, 255).astype(np.uint8))
+    render_sequences(
+        [folder / "photograph.png"], folder / "sequences", seed=1, count=2, size=(240, 180)
+    )
+    return folder / "sequences"
+
+
+def write_features(path, root, *, leave_out=None, transpose=False):
+    """SIFT's features of every image in hloc's layout, in pixels of the files."""
+    sift = cv2.SIFT_create(enable_precise_upscale=True)
+    with h5py.File(path, "w") as file:
+        for name, image_path in HPatches(root).images.items():
+            if name == leave_out:
+                continue
+            image = load_view(image_path, longest=0).image
+            found, descriptors = sift.detectAndCompute(image, None)
+            group = file.create_group(name)
+            group["keypoints"] = np.array([point.pt for point in found], np.float16)
+            group["scores"] = np.array([point.response for point in found], np.float32)
+            group["descriptors"] = descriptors if transpose else descriptors.T
+    return path
+
+
+def judge(run_command, root, output, *models, code=0, arguments=()):
+    return run_command(
+        evaluate,
+        *("--dataset", "hpatches", "--root", root, "--output", output, "--quiet"),
+        *(part for model in models for part in ("--model", model)),
+        *("--device", "cpu", *arguments),
+        code=code,
+    )
+
+
+def test_the_report(run_command, sequences, tmp_path):
+    features = write_features(tmp_path / "sift.h5", sequences)
+    models = ["sift", "orb", "superpoint", "default", f"features:{features}"]
+    output = judge(run_command, sequences, tmp_path / "report", *models)
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["protocol"] == "hfnet"
+    assert report["dataset"] == {
+        "name": "hpatches",
+        "root": str(sequences),
+        "sequences": 2,
+        "pairs": 10,
+    }
+    rows = {(row["model"], row["split"]): row for row in report["results"]}
+    assert list(rows) == [(m, s) for m in models for s in ("all", "illumination", "viewpoint")]
+    for row in rows.values():
+        assert row["num_keypoints"] == 300
+        assert all(row[key] is None or 0 <= row[key] <= 3 for key in COLUMNS)
+    assert rows["sift", "all"]["homography_accuracy"] >= 0.8
+    assert rows["sift", "all"]["matching_score"] > 0.5
+    assert (
+        rows["sift", "illumination"]["repeatability"] > rows["superpoint", "all"]["repeatability"]
+    )
+    assert "| all | MS | Homography | mAP (Desc) | MLE | Rep | mAP (Det) |" in output
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("<img") == 2 * len(models)
+    assert "http" not in page  # nothing is fetched from elsewhere
+    assert re.findall(r"sha256:[0-9a-f]{64}", page)
+
+
+def test_features_from_a_file_are_scaled_to_the_view(sequences, tmp_path):
+    path = write_features(tmp_path / "sift.h5", sequences)
+    name, image = next(iter(HPatches(sequences).images.items()))
+    view = load_view(image, longest=120)
+    found = FeatureFile(path, 50).extract(view, name)
+    with h5py.File(path) as file:
+        scores, points = file[name]["scores"][:], file[name]["keypoints"][:]
+    best = np.argsort(-scores, kind="stable")[:50]
+    expected = resize_points(points[best], (240, 180), (120, 90))
+    np.testing.assert_allclose(found.keypoints, expected)
+    assert found.image_size == (120, 90)
+    assert found.descriptors.shape == (50, 128)
+
+
+def test_one_split(run_command, sequences, tmp_path):
+    arguments = ("--split", "viewpoint")
+    judge(run_command, sequences, tmp_path / "report", "orb", arguments=arguments)
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [row["split"] for row in report["results"]] == ["viewpoint"]
+    assert report["dataset"]["pairs"] == 5
+
+
+def test_the_same_command_gives_the_same_numbers(run_command, sequences, tmp_path):
+    reports = []
+    for output in ("first", "second"):
+        judge(run_command, sequences, tmp_path / output, "orb")
+        reports.append(json.loads((tmp_path / output / "report.json").read_text())["results"])
+    assert reports[0] == reports[1]
+
+
+def test_rendering_a_set_of_ones_own(run_command, photographs, tmp_path):
+    run_command(
+        evaluate,
+        *("--root", tmp_path / "own", "--render", photographs, "--sequences", 2, "--quiet"),
+    )
+    assert len(HPatches(tmp_path / "own").pairs) == 10
+
+
+def test_the_best_of_each_column_is_bold():
+    row = {"split": "all", **dict.fromkeys(COLUMNS, 0.5)}
+    better = {**row, "matching_score": 0.75, "localization_error": 0.25, "detector_ap": np.nan}
+    lines = markdown_table([{"model": "a", **row}, {"model": "b", **better}], "all").splitlines()
+    assert lines[2] == "| a | 0.500 | **0.500** | **0.500** | 0.500 | **0.500** | **0.500** |"
+    assert lines[3] == "| b | **0.750** | **0.500** | **0.500** | **0.250** | **0.500** | – |"
+
+
+def test_an_unknown_model(run_command, sequences, tmp_path):
+    output = judge(run_command, sequences, tmp_path / "report", "surf", code=1)
+    assert "--model surf: neither a run folder nor one of default, superpoint, sift" in output
+
+
+def test_a_folder_that_is_no_run(run_command, sequences, tmp_path):
+    output = judge(run_command, sequences, tmp_path / "report", tmp_path, code=1)
+    assert "best.safetensors: no such checkpoint" in output
+
+
+def test_a_features_file_that_lacks_an_image(run_command, sequences, tmp_path):
+    name = next(iter(HPatches(sequences).images))
+    path = write_features(tmp_path / "sift.h5", sequences, leave_out=name)
+    output = judge(run_command, sequences, tmp_path / "report", f"features:{path}", code=1)
+    assert f"has no features of image {name}" in output
+
+
+def test_a_features_file_of_another_layout(run_command, sequences, tmp_path):
+    path = write_features(tmp_path / "sift.h5", sequences, transpose=True)
+    output = judge(run_command, sequences, tmp_path / "report", f"features:{path}", code=1)
+    assert "expected (N, 2), (N,) and (D, N)" in output
+    path.write_text("no HDF5")
+    output = judge(run_command, sequences, tmp_path / "report", f"features:{path}", code=1)
+    assert "not an HDF5 file" in output
+
+
+def test_a_homography_that_is_not_3x3(run_command, sequences, tmp_path):
+    shutil.copytree(sequences, tmp_path / "sequences")
+    folder = next((tmp_path / "sequences").iterdir())
+    (folder / "H_1_3").write_text("1 0 0\n0 1 0\n")
+    output = judge(run_command, tmp_path / "sequences", tmp_path / "report", "orb", code=1)
+    assert "H_1_3: found numbers of shape (2, 3)" in output
+
+
+def test_missing_flags(run_command, sequences, tmp_path):
+    output = run_command(evaluate, "--root", sequences, code=2)
+    assert "name at least one --model" in output
+    output = run_command(evaluate, "--root", sequences, "--model", "orb", code=2)
+    assert "name a folder for the report with --output" in output
+    output = judge(run_command, tmp_path / "none", tmp_path / "report", "orb", code=1)
+    assert "expected the root of HPatches" in output

@@ -1,0 +1,39 @@
+"""All three commands, one after the other, on real photographs."""
+
+import json
+
+import pytest
+
+from data.samples import copy_samples
+from evaluation.cli import evaluate
+from student.checkpoint import load_student
+from student.cli import train_student
+from student.pack import pack_student
+from teacher_export.cli import export_teacher
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_photographs_to_table(run_command, tmp_path, format):
+    copy_samples(tmp_path)
+    store, run, report = (tmp_path / name for name in ("store", "run", "report"))
+    run_command(
+        export_teacher,
+        *("--model", "superpoint", "--images", tmp_path / "train", "--store", store),
+        *("--format", format, "--size", "160x120", "--device", "cpu", "--quiet"),
+    )
+    run_command(
+        train_student,
+        *("--store", store, "--images", tmp_path / "train", "--output", run),
+        *("--epochs", 2, "--crop", "128x96", "--num-workers", 1, "--device", "cpu", "--quiet"),
+    )
+    run_command(
+        evaluate,
+        *("--render", tmp_path / "judge", "--root", tmp_path / "sequences", "--sequences", 2),
+        *("--model", run, "--model", "orb", "--output", report, "--device", "cpu", "--quiet"),
+    )
+    results = json.loads((report / "report.json").read_text())["results"]
+    assert {row["model"] for row in results} == {str(run), "orb"}
+    assert (report / "index.html").stat().st_size > 10_000
+    pack_student(run, tmp_path / "packed.safetensors")
+    assert (tmp_path / "packed.safetensors").stat().st_size < 1.2e6
+    assert load_student(tmp_path / "packed.safetensors")[0].config.descriptor_dim == 256

@@ -1,0 +1,285 @@
+"""train-student: one overfitted batch, exact resumption, what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.config import load_settings, override
+from data.geometry import MapGeometry
+from data.images import fit_image, read_image
+from data.store import Field, RecordStore, Schema
+from student.checkpoint import (
+    CheckpointError,
+    load_student,
+    read_tensors,
+    save_student,
+    write_tensors,
+)
+from student.cli import train_student
+from student.hfnet import HFNet, HFNetConfig
+from student.loader import Batches, DistillationDataset
+from student.targets import choose_targets
+from student.training import compute_losses, one_cycle
+from teacher_export.cli import export_teacher
+
+SIZE = (64, 48)
+
+
+@pytest.fixture
+def store(run_command, photographs, tmp_path) -> Path:
+    path = tmp_path / "superpoint.zarr"
+    run_command(
+        export_teacher,
+        *("--model", "superpoint", "--images", photographs, "--store", path),
+        *("--size", "64x48", "--quiet", "--device", "cpu"),
+    )
+    return path
+
+
+@pytest.fixture
+def train(run_command, store, photographs, tmp_path):
+    """``train("--epochs", 2)`` trains on the toy store into ``tmp_path / "run"``."""
+
+    def run(*arguments, output="run", code=0, stores=(store,), images=photographs) -> str:
+        return run_command(
+            train_student,
+            *(part for path in stores for part in ("--store", path)),
+            *("--images", images, "--output", tmp_path / output, "--crop", "48x32"),
+            *("--batch-size", "2", "--num-workers", "0", "--precision", "float32"),
+            *("--device", "cpu", "--quiet", *arguments),
+            code=code,
+        )
+
+    return run
+
+
+def write_global_store(path: Path, names: list[str], size=SIZE, fields=None) -> Path:
+    """A complete store of random global descriptors."""
+    fields = fields or {"global_descriptor": Field(shape=(16,), dtype="float32")}
+    schema = Schema(
+        teacher="place",
+        weights="0" * 64,
+        settings={},
+        image_size=size,
+        fields=fields,
+        shard_size=100,
+        compression="none",
+        software="0",
+    )
+    store = RecordStore.create(path, schema, names, "zarr")
+    rng = np.random.default_rng(0)
+    store.write_shard(
+        0,
+        {
+            name: rng.standard_normal((len(names), *field.shape)).astype(field.dtype)
+            for name, field in fields.items()
+        },
+    )
+    store.finish()
+    return path
+
+
+def make_dataset(store, photographs, **options) -> DistillationDataset:
+    targets = choose_targets([RecordStore.open(store)])
+    names = RecordStore.open(store).names
+    return DistillationDataset(photographs, names, targets, size=SIZE, **options)
+
+
+def test_image_and_targets_are_of_the_same_crop(store, photographs):
+    dataset = make_dataset(store, photographs, crop=(24, 16), seed=1)
+    whole = RecordStore.open(store)
+    for key in [(0, 0), (0, 5), (3, 5)]:
+        item = dataset[key]
+        name = dataset.names[key[1]]
+        image = fit_image(read_image(photographs / name, channels=1), SIZE)
+        score_map, descriptors = (whole.read(name, f) for f in ("score_map", "descriptor_map"))
+        places = [
+            (row, column)
+            for row in range(5)
+            for column in range(6)
+            if (image[row * 8 :, column * 8 :][:16, :24] == item["image"][0].numpy()).all()
+        ]
+        assert len(places) == 1
+        row, column = places[0]
+        cells = (slice(None), slice(row, row + 2), slice(column, column + 3))
+        np.testing.assert_array_equal(item["score_map"], score_map[cells])
+        np.testing.assert_array_equal(item["descriptor_map"], descriptors[cells])
+
+
+def test_an_item_follows_from_seed_epoch_and_index(store, photographs):
+    first, again = (
+        make_dataset(store, photographs, crop=(24, 16), photometric=0.5, seed=1) for _ in range(2)
+    )
+    assert torch.equal(first[2, 3]["image"], again[2, 3]["image"])
+    assert not torch.equal(first[2, 3]["image"], first[1, 3]["image"])
+
+
+def test_batches_go_on_where_they_stopped():
+    whole = list(Batches(10, 3, epochs=3, seed=4))
+    assert len(whole) == 9
+    assert all(len(batch) == 3 for batch in whole)
+    assert len({index for batch in whole[:3] for _, index in batch}) == 9
+    assert list(Batches(10, 3, epochs=3, seed=4, start=5)) == whole[5:]
+    assert whole[:3] != whole[3:6]
+
+
+def test_the_learning_rate_rises_and_falls():
+    rates = [one_cycle(step / 100, 0.1) for step in range(100)]
+    assert max(rates) == rates[10] == 1
+    assert 0 < rates[0] < 0.02
+    assert 0 < rates[-1] < 0.01
+
+
+def test_one_batch_can_be_learned_by_heart(store, photographs):
+    dataset = make_dataset(store, photographs)
+    batch = torch.utils.data.default_collate([dataset[0, index] for index in (0, 1)])
+    settings = override(load_settings().train, precision="float32")
+    torch.manual_seed(0)
+    student = HFNet().train()
+    optimizer = torch.optim.Adam(student.parameters(), 3e-3)
+    entropy = -(batch["score_map"].float() * batch["score_map"].float().clamp(1e-7).log()).sum(1)
+    for step in range(60):
+        losses = compute_losses(student, batch, settings, torch.device("cpu"))
+        if step == 0:
+            first = losses
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    assert losses["descriptor"] < 0.25 * first["descriptor"]
+    excess = losses["detector"] - entropy.mean()
+    assert excess < 0.25 * (first["detector"] - entropy.mean())
+
+
+def test_a_run_folder_holds_all_that_is_needed(train, tmp_path):
+    train("--epochs", 2)
+    run = tmp_path / "run"
+    student, info, digest = load_student(run / "best.safetensors")
+    assert student.config == HFNetConfig()
+    assert info["teachers"][0]["teacher"] == "superpoint"
+    assert json.loads((run / "best.json").read_text()) == info
+    assert len(digest) == 64
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["kind"] == "validation"] == [1, 2]
+    assert list((run / "tensorboard").iterdir())
+    assert not list(run.glob("*.partial"))
+
+
+def test_a_resumed_run_gives_the_same_numbers(train, tmp_path, monkeypatch):
+    train("--epochs", 3, output="whole")
+    steps = 0
+
+    def interrupt(*arguments):
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            raise KeyboardInterrupt
+        return compute_losses(*arguments)
+
+    monkeypatch.setattr("student.training.compute_losses", interrupt)
+    output = train("--epochs", 3, code=1)
+    assert "run the same command again" in output
+    monkeypatch.undo()
+    train("--epochs", 3, "--resume")
+    for name in ("last.safetensors", "resume.safetensors"):
+        whole, halves = (load_file(tmp_path / run / name) for run in ("whole", "run"))
+        assert whole.keys() == halves.keys()
+        for key in whole:
+            assert torch.equal(whole[key], halves[key]), key
+
+
+def test_a_run_is_not_overwritten_or_mixed(train):
+    train("--epochs", 1)
+    assert "holds a run already; go on with --resume" in train("--epochs", 1, code=1)
+    output = train("--epochs", 1, "--resume", "--seed", 5, code=1)
+    assert "started with other settings" in output
+
+
+def test_a_loss_that_is_no_number_stops_the_run(train, tmp_path, monkeypatch):
+    def explode(*arguments):
+        return {name: loss * torch.nan for name, loss in compute_losses(*arguments).items()}
+
+    train("--epochs", 1)
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    monkeypatch.setattr("student.training.compute_losses", explode)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    (tmp_path / "copy" / "resume.safetensors").unlink()
+    output = train("--epochs", 1, "--resume", output="copy", code=1)
+    assert "the loss became nan at step 0" in output
+    assert (tmp_path / "copy" / "last.safetensors").read_bytes() == before
+
+
+def test_a_global_store_beside_a_local_one(train, store, tmp_path):
+    names = RecordStore.open(store).names
+    places = write_global_store(tmp_path / "places.zarr", names[1:])
+    train("--epochs", 1, stores=(store, places))
+    student, info, _ = load_student(tmp_path / "run" / "best.safetensors")
+    assert student.config.global_dim == 16
+    assert info["photographs"] == 4  # five are in both stores, one of them validates
+
+
+def test_starting_from_another_student(train, tmp_path):
+    train("--epochs", 1)
+    train("--epochs", 1, "--learning-rate", 1e-12, "--init", tmp_path / "run", output="second")
+    first, second = (load_file(tmp_path / run / "last.safetensors") for run in ("run", "second"))
+    key = "detector_head.1.weight"
+    torch.testing.assert_close(first[key], second[key], atol=1e-6, rtol=0)
+    output = train("--init", tmp_path / "nothing", output="third", code=1)
+    assert "no such checkpoint" in output
+
+
+def test_photographs_that_are_not_those_of_the_store(train, photographs, tmp_path):
+    (tmp_path / "others").mkdir()
+    shutil.copy(photographs / "0.png", tmp_path / "others" / "other.png")
+    output = train(images=tmp_path / "others", code=1)
+    assert "holds none of the 6 photographs" in output
+
+
+def test_stores_that_do_not_fit(train, store, tmp_path):
+    names = RecordStore.open(store).names
+    places = write_global_store(tmp_path / "places.zarr", names, size=(32, 32))
+    assert "image size (32, 32)" in train(stores=(store, places), code=1)
+    assert "a second store of the same kind" in train(stores=(store, store), code=1)
+    places = write_global_store(tmp_path / "only.zarr", names)
+    assert "holds only global descriptors" in train(stores=(places,), code=1)
+    fields = {
+        "score_map": Field(shape=(1, 30, 46), dtype="float16", geometry=MapGeometry(1, 9)),
+        "descriptor_map": Field(shape=(8, 6, 8), dtype="float16", geometry=MapGeometry(8, 3.5)),
+    }
+    dense = write_global_store(tmp_path / "dense.zarr", names, fields=fields)
+    assert "its score_map lies on MapGeometry(stride=1.0, offset=9.0)" in train(
+        stores=(dense,), code=1
+    )
+
+
+def test_a_store_that_is_not_finished(train, store):
+    shutil.rmtree(store / "done" / "c")
+    shutil.rmtree(store / "complete" / "c")
+    assert "1 of 1 shards are not written yet; run the same export" in train(code=1)
+
+
+def test_a_crop_larger_than_the_images(train):
+    assert "crop 640x480 is larger than the store's images" in train("--crop", "640x480", code=1)
+
+
+def test_too_few_photographs_for_a_batch(train):
+    assert "do not fill a batch of 64" in train("--batch-size", 64, code=1)
+
+
+def test_checkpoints_are_strict(tmp_path):
+    path = tmp_path / "student.safetensors"
+    save_student(path, HFNet(), {}, torch.float16)
+    assert next(load_student(path)[0].parameters()).dtype == torch.float32
+    tensors, metadata = read_tensors(path)
+    write_tensors(path, {**tensors, "extra": torch.zeros(1)}, metadata)
+    with pytest.raises(CheckpointError, match="not the student that it describes"):
+        load_student(path)
+    path.write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="not a checkpoint of train-student"):
+        load_student(path)
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_student(tmp_path / "none.safetensors")
