@@ -133,6 +133,18 @@ def test_continuing_gives_the_same_bytes(tmp_path, kind):
     assert digest(tmp_path / "whole") == digest(tmp_path / "halves")
 
 
+def test_what_killed_writers_left_is_removed(tmp_path, kind):
+    fill(create(tmp_path / "whole", kind))
+    store = fill(create(tmp_path / "killed", kind), shards=[1])
+    (tmp_path / "killed.0a.partial").mkdir()
+    folder = store.path / "score_map/c" if kind[0] == "zarr" else tmp_path / "killed.parts"
+    if folder.exists():
+        (folder / "0.0a.partial").write_bytes(b"half")
+    fill(create(tmp_path / "killed", kind))
+    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
+
+
 def test_another_setting_is_named(tmp_path, kind):
     create(tmp_path / "store", kind)
     with pytest.raises(StoreError, match=r"settings\.top_k is 5 there and 9 here"):

@@ -1,0 +1,89 @@
+"""What a store holds, declared before its first write and kept in it."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from data.geometry import MapGeometry
+
+__all__ = ["FORMAT_VERSION", "Field", "Schema", "StoreError"]
+
+FORMAT_VERSION = 1
+
+
+class StoreError(ValueError):
+    """A store that is missing, damaged, incomplete, in use, or made with other settings."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Field(_Frozen):
+    """One array of every record: its shape and dtype, and a map's place in the image."""
+
+    shape: tuple[int, ...]
+    dtype: Literal["float16", "float32", "int32", "uint32"]
+    geometry: MapGeometry | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one record's array."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+class Schema(_Frozen):
+    """What a store holds and what its values depend on; declared before the first write.
+
+    Attributes:
+        teacher: the teacher's name.
+        weights: SHA-256 of the teacher's weights.
+        settings: whatever else its values depend on, such as NMS radius or a threshold.
+        image_size: (width, height) of every image the teacher saw.
+        fields: name -> Field, in the order in which a record's bytes are counted.
+        shard_size: records in a shard; the last one may hold fewer.
+        compression: "none" (read through a memory map) or "zstd".
+        software: the version that wrote the store.
+        version: of the store's layout.
+    """
+
+    teacher: str
+    weights: str
+    settings: dict[str, int | float | str]
+    image_size: tuple[int, int]
+    fields: dict[str, Field]
+    shard_size: int
+    compression: Literal["none", "zstd"]
+    software: str
+    version: int = FORMAT_VERSION
+
+    @property
+    def record_nbytes(self) -> int:
+        """Bytes of one record before compression."""
+        return sum(field.nbytes for field in self.fields.values())
+
+    @property
+    def stored_fields(self) -> dict[str, Field]:
+        """The fields and the checksum, which is stored like them."""
+        return {**self.fields, "checksum": Field(shape=(), dtype="uint32")}
+
+    def num_shards(self, records: int) -> int:
+        """How many shards so many records fill."""
+        return -(-records // self.shard_size)
+
+    def difference(self, other: "Schema") -> str | None:
+        """The first setting in which another schema differs, in words, or None."""
+        return _difference(self.model_dump(), other.model_dump())
+
+
+def _difference(ours: Mapping, theirs: Mapping, prefix: str = "") -> str | None:
+    for key in [*ours, *(key for key in theirs if key not in ours)]:
+        mine, its = ours.get(key, "nothing"), theirs.get(key, "nothing")
+        if isinstance(mine, Mapping) and isinstance(its, Mapping):
+            if found := _difference(mine, its, f"{prefix}{key}."):
+                return found
+        elif mine != its:
+            return f"{prefix}{key} is {its} there and {mine} here"
+    return None
