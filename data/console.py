@@ -2,8 +2,10 @@
 
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import click
 import torch
@@ -68,7 +70,10 @@ class _Rate(ProgressColumn):
 def progress(
     title: str, total: int, *, done: int = 0, quiet: bool = False
 ) -> Iterator[Callable[..., None]]:
-    """A progress bar with rate and time left; yields ``advance(count=1, note="")``."""
+    """A progress bar with rate and time left; yields ``advance(count=1, note="")``.
+
+    Where standard error is a file, a line every half minute takes the bar's place.
+    """
     bar = Progress(
         TextColumn(title),
         BarColumn(),
@@ -81,9 +86,17 @@ def progress(
     )
     with bar:
         task = bar.add_task(title, total=total, completed=done, note="")
+        state = {"done": done, "start": time.monotonic(), "said": time.monotonic()}
 
-        def advance(count: int = 1, note: str | None = None) -> None:
-            bar.update(task, advance=count, **({} if note is None else {"note": note}))
+        def advance(count: int = 1, note: str = "") -> None:
+            bar.update(task, advance=count, note=note)
+            state["done"] += count
+            now = time.monotonic()
+            if bar.disable and not quiet and now - state["said"] > 30:
+                state["said"] = now
+                rate = (state["done"] - done) / (now - state["start"])
+                left = timedelta(seconds=round((total - state["done"]) / rate)) if rate else "?"
+                say(f"{title} {state['done']}/{total}, {rate:.1f}/s, {left} left {note}".rstrip())
 
         yield advance
 

@@ -1,64 +1,23 @@
-"""Checkpoints: safetensors for the numbers, JSON for what they mean; whole or absent, strict.
+"""Checkpoints of students: strict, and complete in themselves.
 
 A run folder holds ``best.safetensors`` and ``last.safetensors`` (the student; its configuration is
-in the file's metadata and, with how it was made, in the JSON beside it) and
+in the file's description and, with how it was made, in the JSON beside it) and
 ``resume.safetensors`` (everything that training needs to go on).
 """
 
 import hashlib
 import json
-import os
-import uuid
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
 
+from data.tensors import CheckpointError, read_tensors, write_atomically, write_tensors
 from student.hfnet import HFNet, HFNetConfig
 
-__all__ = [
-    "CheckpointError",
-    "init_student",
-    "load_student",
-    "load_training",
-    "read_tensors",
-    "save_student",
-    "save_training",
-    "student_path",
-    "write_tensors",
-]
+__all__ = ["init_student", "load_student", "save_student", "student_path"]
 
 DEFAULT = Path(__file__).parent / "weights" / "default.safetensors"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or of another network."""
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
-    """Write named tensors and a JSON-able description as one safetensors file, atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _write(path, save(tensors, {"json": json.dumps(metadata)}))
-
-
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """The tensors and the description of a safetensors file.
-
-    Raises:
-        CheckpointError: no such file, or not one of ours.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = json.loads((file.metadata() or {})["json"])
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint of train-student ({error})") from error
 
 
 def save_student(path: Path, student: HFNet, info: dict, dtype=torch.float32) -> None:
@@ -69,7 +28,7 @@ def save_student(path: Path, student: HFNet, info: dict, dtype=torch.float32) ->
         for name, tensor in student.state_dict().items()
     }
     write_tensors(path, tensors, metadata)
-    _write(path.with_suffix(".json"), json.dumps(metadata, indent=2).encode())
+    write_atomically(path.with_suffix(".json"), json.dumps(metadata, indent=2).encode())
 
 
 def student_path(model: str | Path) -> Path:
@@ -116,43 +75,3 @@ def init_student(student: HFNet, path: str | Path) -> str:
             )
     student.load_state_dict(ours)
     return digest
-
-
-def save_training(path: Path, modules: dict[str, nn.Module], optimizer, metadata: dict) -> None:
-    """Everything that ``load_training`` needs to go on, in one file."""
-    tensors = {
-        f"{prefix}/{name}": tensor
-        for prefix, module in modules.items()
-        for name, tensor in module.state_dict().items()
-    }
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{key}": value for key, value in values.items()}
-    write_tensors(path, tensors, metadata)
-
-
-def load_training(path: Path, modules: dict[str, nn.Module], optimizer) -> dict:
-    """Put modules and optimizer back as ``save_training`` found them; returns its metadata."""
-    tensors, metadata = read_tensors(path)
-    state = optimizer.state_dict()
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer/"):
-            _, index, key = name.split("/")
-            state["state"].setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict(state)
-    for prefix, module in modules.items():
-        own = {n.removeprefix(f"{prefix}/"): t for n, t in tensors.items()}
-        module.load_state_dict({name: own[name] for name in module.state_dict()})
-    return metadata
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

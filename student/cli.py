@@ -101,7 +101,7 @@ def train_student(
         f"{device.type}, {choose_precision(settings, device)}",
         quiet=quiet,
     )
-    with progress("train student", steps, quiet=quiet) as advance:
+    with progress("train student", steps, done=run.steps_done, quiet=quiet) as advance:
         train(student, training, validation, run, settings, device, advance=advance)
     say(f"{output}: done; judge it with evaluate --model {output}", quiet=quiet)
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from data.config import TrainSettings
-from student.checkpoint import load_training, save_student, save_training
+from data.tensors import load_training, read_description, save_training
+from student.checkpoint import save_student
 from student.hfnet import HFNet
 from student.loader import Batches, DistillationDataset, make_loader
 from student.losses import (
@@ -55,6 +56,11 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         (path / "run.json").write_text(json.dumps(info, indent=2))
 
+    @property
+    def steps_done(self) -> int:
+        """The step that training goes on from."""
+        return read_description(self.resume_file)["step"] if self.resume_file.exists() else 0
+
 
 def train(
     student: HFNet,
@@ -92,7 +98,6 @@ def train(
         start=state["step"],
     )
     total = batches.steps_per_epoch * settings.epochs
-    advance(state["step"], "")
     saved = time.monotonic()
     with Journal(run.path, state["step"]) as journal:
         try:

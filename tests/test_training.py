@@ -13,13 +13,8 @@ from data.config import load_settings, override
 from data.geometry import MapGeometry
 from data.images import fit_image, read_image
 from data.store import Field, RecordStore, Schema
-from student.checkpoint import (
-    CheckpointError,
-    load_student,
-    read_tensors,
-    save_student,
-    write_tensors,
-)
+from data.tensors import CheckpointError, read_tensors, write_tensors
+from student.checkpoint import load_student, save_student
 from student.cli import train_student
 from student.hfnet import HFNet, HFNetConfig
 from student.loader import Batches, DistillationDataset
@@ -279,7 +274,7 @@ def test_checkpoints_are_strict(tmp_path):
     with pytest.raises(CheckpointError, match="not the student that it describes"):
         load_student(path)
     path.write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match="not a checkpoint of train-student"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of this software"):
         load_student(path)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_student(tmp_path / "none.safetensors")

@@ -1,0 +1,104 @@
+"""Named tensors on disk: one safetensors file with a JSON description, whole or absent."""
+
+import json
+import os
+import uuid
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+__all__ = [
+    "CheckpointError",
+    "load_training",
+    "read_description",
+    "read_tensors",
+    "save_training",
+    "write_atomically",
+    "write_tensors",
+]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of another network."""
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write a file beside its place, flush it to the disk and rename it."""
+    path = Path(path)
+    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], description: dict) -> None:
+    """Write tensors by name with a description that JSON can hold."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(tensors, {"json": json.dumps(description)}))
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+    """The tensors, on the CPU, and the description that ``write_tensors`` wrote.
+
+    Raises:
+        CheckpointError: no such file, or not one of ours.
+    """
+    description = read_description(path)
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
+
+
+def read_description(path: str | Path) -> dict:
+    """The description alone, without reading the tensors.
+
+    Raises:
+        CheckpointError: no such file, or not one of ours.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {})["json"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint of this software ({error})") from error
+
+
+def save_training(
+    path: str | Path, modules: dict[str, nn.Module], optimizer: Optimizer, state: dict
+) -> None:
+    """Everything that ``load_training`` needs to go on, in one file.
+
+    Args:
+        state: whatever else training carries from step to step, for JSON.
+    """
+    tensors = {
+        f"{prefix}/{name}": tensor
+        for prefix, module in modules.items()
+        for name, tensor in module.state_dict().items()
+    }
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{key}": value for key, value in values.items()}
+    write_tensors(path, tensors, state)
+
+
+def load_training(path: str | Path, modules: dict[str, nn.Module], optimizer: Optimizer) -> dict:
+    """Put modules and optimizer back as ``save_training`` found them; returns its ``state``."""
+    tensors, state = read_tensors(path)
+    restored = optimizer.state_dict()
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer/"):
+            _, index, key = name.split("/")
+            restored["state"].setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict(restored)
+    for prefix, module in modules.items():
+        module.load_state_dict({name: tensors[f"{prefix}/{name}"] for name in module.state_dict()})
+    return state
