@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from data.config import ExportSettings
-from data.images import UnreadablePhotographError, fit_image, read_image
+from data.images import UnreadablePhotographError, check_image, fit_image, read_image
 from data.keypoints import KeypointChoice
 from data.store import RecordStore, Schema
 from teacher_export.teachers import Teacher
@@ -24,11 +24,11 @@ SHARDS_IN_FLIGHT = 2
 def find_unreadable(
     folder: Path, names: list[str], advance: Callable[[], None]
 ) -> dict[str, UnreadablePhotographError]:
-    """Decode every photograph once; name -> error of those that cannot be."""
+    """Look at every photograph before the network runs; name -> error of those that fail."""
 
     def check(name: str) -> UnreadablePhotographError | None:
         try:
-            read_image(folder / name, channels=1)
+            check_image(folder / name)
         except UnreadablePhotographError as error:
             return error
         return None

@@ -1,5 +1,7 @@
 """Photographs found, decoded, brought to size and split."""
 
+from functools import partial
+
 import cv2
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from data.augment import augment_photometric
 from data.images import (
     UnreadablePhotographError,
+    check_image,
     fit_image,
     list_images,
     read_image,
@@ -73,8 +76,9 @@ def test_a_photograph_that_cannot_be_read_is_named(tmp_path, photograph, content
     if content == "missing":
         path.unlink()
     error = FileNotFoundError if content == "missing" else UnreadablePhotographError
-    with pytest.raises(error, match=r"bad\.jpg"):
-        read_image(path, channels=1)
+    for look in (check_image, partial(read_image, channels=1)):
+        with pytest.raises(error, match=r"bad\.jpg"):
+            look(path)
 
 
 def test_fitting_crops_centrally_and_resizes():
