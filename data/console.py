@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["choose_device", "progress", "say", "user_errors"]
+__all__ = ["choose_device", "deferred_interrupt", "progress", "say", "user_errors"]
 
 _console = Console(stderr=True)
 
@@ -53,6 +54,17 @@ def _os_error(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     advice = {28: "; free some space and run the same command again, what is done stays valid"}
     return f"{where}{error.strerror}{advice.get(error.errno, '')}"
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Within it Ctrl-C does not break off what is being done; yields "was it pressed?"."""
+    pressed = []
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def say(message: str, *, quiet: bool = False) -> None:

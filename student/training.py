@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from data.config import TrainSettings
+from data.console import deferred_interrupt
 from data.tensors import load_training, read_description, save_training
 from student.checkpoint import save_student
 from student.hfnet import HFNet
@@ -99,44 +100,43 @@ def train(
     )
     total = batches.steps_per_epoch * settings.epochs
     saved = time.monotonic()
-    with Journal(run.path, state["step"]) as journal:
-        try:
-            for batch in journal.timed(make_loader(training, batches, settings.num_workers)):
-                rate = settings.learning_rate * one_cycle(state["step"] / total, settings.warmup)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                losses = compute_losses(student.train(), batch, settings, device)
-                loss = weighting(losses)
-                if not torch.isfinite(loss):
-                    raise NotANumberError(
-                        f"the loss became {loss.item()} at step {state['step']}; the checkpoints "
-                        f"in {run.path} are sound; train again with a lower learning_rate"
-                    )
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(student.parameters(), 10.0)
-                optimizer.step()
-                state["step"] += 1
-                journal.step(state["step"], loss, losses, rate)
-                advance(1, f"loss {loss.item():.3f}")
-                epoch, within = divmod(state["step"], batches.steps_per_epoch)
-                if within == 0:
-                    scores = validate(student, validation, settings, device)
-                    journal.epoch(epoch, state["step"], scores)
-                    keep(student, run, state, epoch, scores)
-                if within == 0 or time.monotonic() - saved > settings.checkpoint_minutes * 60:
-                    save_training(run.resume_file, modules, optimizer, state)
-                    saved = time.monotonic()
-        except KeyboardInterrupt:
-            save_training(run.resume_file, modules, optimizer, state)
-            raise
+    with Journal(run.path, state["step"]) as journal, deferred_interrupt() as interrupted:
+        for batch in journal.timed(make_loader(training, batches, settings.num_workers)):
+            rate = settings.learning_rate * one_cycle(state["step"] / total, settings.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            losses = compute_losses(student.train(), batch, settings, device)
+            loss = weighting(losses)
+            if not torch.isfinite(loss):
+                raise NotANumberError(
+                    f"the loss became {loss.item()} at step {state['step']}; the checkpoints in "
+                    f"{run.path} are sound; train again with a lower learning_rate"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(student.parameters(), 10.0)
+            optimizer.step()
+            state["step"] += 1
+            journal.step(state["step"], loss, losses, rate)
+            advance(1, f"loss {loss.item():.3f}")
+            epoch, within = divmod(state["step"], batches.steps_per_epoch)
+            if within == 0:
+                scores = validate(student, validation, settings, device)
+                journal.epoch(epoch, state["step"], scores)
+                keep(student, run, state, epoch, scores)
+            due = time.monotonic() - saved > settings.checkpoint_minutes * 60
+            if within == 0 or due or interrupted():
+                save_training(run.resume_file, modules, optimizer, state)
+                saved = time.monotonic()
+            if interrupted():
+                raise KeyboardInterrupt
 
 
 def keep(student: HFNet, run: RunFolder, state: dict, epoch: int, scores: dict) -> None:
     """Write the last checkpoint and, if none before was better, the best."""
     info = {**run.info, "step": state["step"], "epoch": epoch, "validation": scores}
     save_student(run.path / "last.safetensors", student, info)
-    if scores["loss"] < state["best"]:
+    if scores["loss"] <= state["best"]:  # equal where there is nothing to validate on
         state["best"] = scores["loss"]
         save_student(run.path / "best.safetensors", student, info)
 

@@ -1,7 +1,9 @@
 """train-student: one overfitted batch, exact resumption, what is refused."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -172,12 +174,13 @@ def test_a_resumed_run_gives_the_same_numbers(train, tmp_path, monkeypatch):
         nonlocal steps
         steps += 1
         if steps == 4:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C in the middle of a step
         return compute_losses(*arguments)
 
     monkeypatch.setattr("student.training.compute_losses", interrupt)
     output = train("--epochs", 3, code=1)
     assert "run the same command again" in output
+    assert read_tensors(tmp_path / "run" / "resume.safetensors")[1]["step"] == 4 - 1
     monkeypatch.undo()
     train("--epochs", 3, "--resume")
     for name in ("last.safetensors", "resume.safetensors"):
