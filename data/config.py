@@ -102,6 +102,7 @@ class PredictSettings(_Section):
     threshold: Share
     nms_radius: NotNegative
     border: NotNegative
+    refine_radius: NotNegative
 
 
 class EvaluateSettings(_Section):

@@ -1,10 +1,16 @@
 """From a score map to keypoints: border, non-maximum suppression, the best of the rest."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["KeypointChoice", "select_keypoints", "suppress_non_maxima", "thin_keypoints"]
+__all__ = [
+    "KeypointChoice",
+    "refine_keypoints",
+    "select_keypoints",
+    "suppress_non_maxima",
+    "thin_keypoints",
+]
 
 
 def suppress_non_maxima(
@@ -88,18 +94,52 @@ def select_keypoints(
     return keypoints[kept].astype(np.float32), scores[kept]
 
 
+def refine_keypoints(score_map: np.ndarray, keypoints: np.ndarray, radius: int) -> np.ndarray:
+    """Move each keypoint to the centre of gravity of the scores around it, between pixels.
+
+    Args:
+        score_map: (H, W) float, not negative, one element per pixel.
+        keypoints: (N, 2) float32 (x, y), whole pixels.
+        radius: half the side of the square that counts; beyond the image nothing does.
+
+    Returns:
+        (N, 2) float32, moved by less than ``radius`` pixels.
+    """
+    padded = np.pad(score_map, radius)
+    steps = np.arange(-radius, radius + 1)
+    x, y = keypoints.astype(np.intp).T + radius
+    weights = padded[y[:, None, None] + steps[:, None], x[:, None, None] + steps]
+    weights = weights / np.maximum(weights.sum(axis=(1, 2), keepdims=True), 1e-12)
+    moves = np.stack([weights.sum(axis=1) @ steps, weights.sum(axis=2) @ steps], axis=1)
+    return keypoints + moves.astype(np.float32)
+
+
 @dataclass(frozen=True)
 class KeypointChoice:
-    """The arguments of ``select_keypoints``, chosen once and applied to many score maps."""
+    """How keypoints are chosen from score maps: see ``select_keypoints``.
+
+    Attributes:
+        refine_radius: see ``refine_keypoints``; 0 leaves keypoints at whole pixels.
+    """
 
     threshold: float
     nms_radius: int
     border: int
     top_k: int
+    refine_radius: int = 0
 
     def __call__(self, score_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``select_keypoints`` with these arguments."""
-        return select_keypoints(score_map, **asdict(self))
+        """The keypoints (N, 2) and scores (N,) of a score map (H, W)."""
+        keypoints, scores = select_keypoints(
+            score_map,
+            threshold=self.threshold,
+            nms_radius=self.nms_radius,
+            border=self.border,
+            top_k=self.top_k,
+        )
+        if self.refine_radius:
+            keypoints = refine_keypoints(score_map, keypoints, self.refine_radius)
+        return keypoints, scores
 
 
 def thin_keypoints(

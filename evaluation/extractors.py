@@ -1,5 +1,6 @@
 """Everything that can be scored: students, teachers, OpenCV's baselines, features from a file."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -93,7 +94,7 @@ class TeacherExtractor:
     """One of the teachers, run as it is."""
 
     def __init__(self, teacher, choice: KeypointChoice):
-        self.teacher, self.choice = teacher, choice
+        self.teacher, self.choice = teacher, replace(choice, refine_radius=0)
         self.channels = teacher.channels
         self.origin = f"sha256:{teacher.weights}"
 

@@ -83,8 +83,14 @@ class HFNet(nn.Module):
         """Run a batch of images (B, 1, H, W) float32 in [0, 1].
 
         Rows and columns beyond a multiple of 8 are cropped at the bottom and right, as HF-Net does.
+
+        Raises:
+            ValueError: an image of less than 8x8 pixels.
         """
         height, width = (side // 8 * 8 for side in image.shape[-2:])
+        if not (height and width):
+            found = "x".join(map(str, image.shape[:-3:-1]))
+            raise ValueError(f"an image of {found} pixels is too small for HF-Net: 8x8 at least")
         features = image[..., :height, :width] * (255 / 128) - 1  # HF-Net's (x - 128) / 128
         features = self.local_blocks(self.stem(features))
         descriptors = self.descriptor_head(features).float()
@@ -120,8 +126,17 @@ class ConvBN(nn.Module):
             # SAME: nothing before and one after an even side, one on each end of an odd one.
             before = [side % 2 for side in x.shape[-2:]]
             x = F.pad(x, (before[1], 1, before[0], 1))
-        x = self.norm(self.conv(x))
+        x = self.norm(self._convolve(x))
         return F.relu6(x) if self.activate else x
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        strided_depthwise = self.stride == 2 and self.conv.groups > 1
+        bfloat16_on_cpu = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+        if not (strided_depthwise and bfloat16_on_cpu and x.requires_grad):
+            return self.conv(x)
+        # oneDNN takes ten times as long for this gradient in bfloat16, a fifth of a whole step.
+        with torch.autocast("cpu", enabled=False):
+            return self.conv(x.float()).to(x.dtype)
 
 
 class InvertedResidual(nn.Module):
@@ -266,10 +281,9 @@ def _leaf(path: list[str]) -> str:
 
 def _from_tensorflow(name: str, array: np.ndarray) -> np.ndarray:
     """TensorFlow's layout of a variable -> torch's."""
-    if name.endswith("depthwise_weights"):
-        return np.ascontiguousarray(array.transpose(2, 3, 0, 1))
-    if name.endswith("vlad/clusters"):
-        return array[0, 0, 0]
     if array.ndim == 4:
-        return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
+        order = (2, 3, 0, 1) if name.endswith("depthwise_weights") else (3, 2, 0, 1)
+        return np.ascontiguousarray(array.transpose(order))
+    if array.ndim == 5:  # the clusters: (1, 1, 1, K, C)
+        return array[0, 0, 0]
     return np.ascontiguousarray(array.T) if array.ndim == 2 else array

@@ -7,23 +7,20 @@ only ``sparse_positions`` below speaks so.
 """
 
 import hashlib
-import json
-import pickle
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.geometry import MapGeometry
 from data.records import Features
-from teacher_export.weights import load_strictly
+from data.tensors import read_tensors, write_tensors
+from teacher_export.weights import load_arrays, load_strictly
 
 __all__ = [
     "SiLK",
@@ -35,15 +32,15 @@ __all__ = [
     "sparse_positions",
 ]
 
-# Where the official checkpoints keep what we keep elsewhere.
-OFFICIAL = "_mods.model."
-RENAMED = {
-    "backbone._backbone.layers.": "backbone.",
-    "backbone._heads._mods.logits._detH1.": "score_head.0.",
-    "backbone._heads._mods.logits._detH2.": "score_head.1.",
-    "backbone._heads._mods.raw_descriptors._desH1.": "descriptor_head.0.",
-    "backbone._heads._mods.raw_descriptors._desH2.": "descriptor_head.1.",
+OFFICIAL_NAMES = {
+    "backbone.": "_mods.model.backbone._backbone.layers.",
+    "score_head.0.": "_mods.model.backbone._heads._mods.logits._detH1.",
+    "score_head.1.": "_mods.model.backbone._heads._mods.logits._detH2.",
+    "descriptor_head.0.": "_mods.model.backbone._heads._mods.raw_descriptors._desH1.",
+    "descriptor_head.1.": "_mods.model.backbone._heads._mods.raw_descriptors._desH2.",
 }
+# The length of SiLK's own descriptors, 1.41; ours have unit length, and the loss its temperature.
+OFFICIAL_SCALE = "_mods.model.descriptor_scale_factor"
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ class SiLK(nn.Module):
         widths = (1, *config.channels)
         self.backbone = nn.ModuleList(
             nn.Sequential(_layer(before, after), _layer(after, after))
-            for before, after in zip(widths, widths[1:], strict=False)
+            for before, after in pairwise(widths)
         )
         self.score_head = _head(widths[-1], config.lateral, 1)
         self.descriptor_head = _head(widths[-1], config.lateral, config.descriptor_dim)
@@ -193,15 +190,109 @@ def _suppress_iteratively(scores: Tensor, radius: int) -> Tensor:
         maxima = found
 
 
-def silk_features(output: SiLKOutput, geometry: MapGeometry, image_size, positions: Tensor):
+def silk_features(
+    output: SiLKOutput, geometry: MapGeometry, image_size: tuple[int, int], positions: Tensor
+) -> Features:
     """``Features`` of the first image of a batch at ``sparse_positions``, by descending score."""
     positions = positions[positions[:, 2].argsort(descending=True, stable=True)]
     rows, columns = positions[:, 0].long(), positions[:, 1].long()
     map_xy = positions[:, [1, 0]] - 0.5  # from SiLK's (row, column), pixel corner at the origin
     descriptors = F.normalize(output.raw_descriptor_map[0, :, rows, columns].T, dim=1)
     return Features(
-        tuple(image_size),
+        image_size,
         geometry.to_image(map_xy).cpu().numpy(),
         positions[:, 2].contiguous().cpu().numpy(),
         descriptors.cpu().numpy(),
     )
+
+
+def load_silk(path: str | Path) -> tuple[SiLK, str]:
+    """A SiLK in evaluation mode on the CPU, and its file's SHA-256.
+
+    Args:
+        path: an official Lightning checkpoint, its ``state_dict`` alone (``.pth``) or as ``.npz``,
+            or a ``.safetensors`` of ``save_silk``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a SiLK; names the tensors that are missing, unknown or of another shape.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such SiLK checkpoint")
+    if path.suffix == ".safetensors":
+        state, metadata = read_tensors(path)
+        if "config" not in metadata:
+            raise ValueError(
+                f"{path}: holds no SiLK; its weights are in silk.safetensors beside it"
+            )
+        config = metadata["config"]
+        network = SiLK(SiLKConfig(**{**config, "channels": tuple(config["channels"])}))
+    else:
+        network, state = _read_official(path)
+    load_strictly(network, state, path)
+    return network.eval(), hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def save_silk(path: str | Path, network: SiLK, info: dict) -> None:
+    """Write weights that ``load_silk`` reads, with a JSON-able description of their making."""
+    write_tensors(path, network.state_dict(), {"config": asdict(network.config), **info})
+
+
+def _read_official(path: Path) -> tuple[SiLK, dict[str, Tensor]]:
+    """The network that the widths in an official checkpoint call for, and its tensors, renamed."""
+    found = load_arrays(path)[0] if path.suffix == ".npz" else _read_lightning(path)
+    network = SiLK(_config_of(found))
+    official = {_official_name(name): name for name in network.state_dict()}
+    missing = sorted(official.keys() - found.keys())
+    unknown = sorted(found.keys() - official.keys() - {OFFICIAL_SCALE})
+    if missing or unknown:
+        raise ValueError(
+            f"{path}: not an official SiLK checkpoint: {_some(missing)} missing, "
+            f"{_some(unknown)} unknown; expected the names of Lightning's state_dict, such as "
+            f"{next(iter(official))}"
+        )
+    return network, {ours: found[name] for name, ours in official.items()}
+
+
+def _read_lightning(path: Path) -> dict[str, Tensor]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path}: not readable as a checkpoint without running code in it "
+            f"({type(error).__name__}); where you trust it, load it with torch and save its "
+            '["state_dict"] alone'
+        ) from error
+    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: expected a Lightning checkpoint with a state_dict of tensors")
+    return state
+
+
+def _config_of(found: dict[str, Tensor]) -> SiLKConfig:
+    """The widths of an official checkpoint; where a tensor is missing, the official ones."""
+    default = SiLKConfig()
+
+    def width(name: str, otherwise: int) -> int:
+        tensor = found.get(_official_name(name))
+        return otherwise if tensor is None else len(tensor)
+
+    channels = [width("backbone.0.0.0.bias", 0)]
+    while channels[-1]:
+        channels.append(width(f"backbone.{len(channels)}.0.0.bias", 0))
+    return SiLKConfig(
+        tuple(channels[:-1]) or default.channels,
+        width("score_head.0.0.bias", default.lateral),
+        width("descriptor_head.1.0.bias", default.descriptor_dim),
+    )
+
+
+def _official_name(name: str) -> str:
+    ours = next(prefix for prefix in OFFICIAL_NAMES if name.startswith(prefix))
+    return OFFICIAL_NAMES[ours] + name.removeprefix(ours)
+
+
+def _some(names: list[str]) -> str:
+    """How many names there are, and the first."""
+    return f"{len(names)} tensors (first: {names[0]})" if names else "no tensor"

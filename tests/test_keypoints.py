@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data.keypoints import select_keypoints, suppress_non_maxima
+from data.keypoints import refine_keypoints, select_keypoints, suppress_non_maxima
 
 
 def check_reference(vectors, name):
@@ -75,3 +75,13 @@ def test_selected_keypoints_read_their_scores_from_the_map():
     assert y.max() <= 37
     apart = np.abs(keypoints[:, None] - keypoints).max(-1) + 99 * np.eye(len(x))
     assert apart.min() > 3
+
+
+def test_a_keypoint_moves_to_the_centre_of_gravity():
+    score_map = np.zeros((20, 30), np.float32)
+    score_map[7, 9:12] = [0.25, 0.5, 0.25]
+    score_map[7, 9:12] += [0, 0, 0.5]  # a third of the weight lies one pixel to the right
+    score_map[0, 0] = 1  # in a corner
+    points = np.array([[10, 7], [0, 0], [25, 15]], np.float32)  # the last: no score at all
+    refined = refine_keypoints(score_map, points, 2)
+    np.testing.assert_allclose(refined, [[10 + 0.5 / 1.5, 7], [0, 0], [25, 15]], atol=1e-6)

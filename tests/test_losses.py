@@ -81,3 +81,13 @@ def test_a_perfect_student_has_no_descriptor_loss_and_the_teachers_entropy():
     cells = torch.full((1, 65, 2, 2), 1 / 65)
     loss = detector_loss(torch.zeros(1, 65, 2, 2), cells)
     torch.testing.assert_close(loss, torch.log(torch.tensor([65.0])))
+
+
+def test_an_image_of_which_nothing_counts_has_no_loss():
+    mask = torch.tensor([False, True]).view(2, 1, 1).expand(2, 3, 4)
+    logits = torch.randn(2, 65, 3, 4, requires_grad=True)
+    loss = detector_loss(logits, torch.full((2, 65, 3, 4), 1 / 65), mask)
+    loss.sum().backward()
+    assert loss[0] == 0 < loss[1]
+    assert (logits.grad[0] == 0).all()
+    assert torch.isfinite(logits.grad).all()
