@@ -181,7 +181,10 @@ class RecordStore:
         prepared["checksum"] = np.zeros(count, np.uint32)
         for i in range(count):
             prepared["checksum"][i] = _checksum(prepared[name][i] for name in self.schema.fields)
-        self._layout.write_shard(number, prepared)
+        try:
+            self._layout.write_shard(number, prepared)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def finish(self) -> None:
         """Mark the store complete once all its shards are done."""

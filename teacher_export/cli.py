@@ -103,6 +103,6 @@ def _check_space(store: RecordStore, pending: int) -> None:
     free = shutil.disk_usage(store.path.parent).free
     if store.schema.compression == "none" and needed > free:
         raise StoreError(
-            f"{store.path}: {pending} photographs need {needed / 1e9:.1f} GB, the disk has "
-            f"{free / 1e9:.1f} GB free; choose fewer --fields, a smaller --size or another disk"
+            f"{store.path}: {pending} photographs need {needed / 1e9:.3g} GB, the disk has "
+            f"{free / 1e9:.3g} GB free; choose fewer --fields, a smaller --size or another disk"
         )
