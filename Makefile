@@ -26,7 +26,7 @@ demo: .venv/ready
 	$(BIN)/export-teacher --model superpoint --images $(DEMO)/photographs/train \
 		--store $(DEMO)/superpoint.zarr
 	$(BIN)/train-student --store $(DEMO)/superpoint.zarr --images $(DEMO)/photographs/train \
-		--output $(DEMO)/run --init default --epochs 20 --learning-rate 2e-4
+		--output $(DEMO)/run --init default --epochs 12 --learning-rate 2e-4
 	$(BIN)/evaluate --dataset hpatches --render $(DEMO)/photographs/judge \
 		--root $(DEMO)/sequences --sequences 4 \
 		--model $(DEMO)/run --model default --model superpoint --model sift --model orb \

@@ -12,7 +12,7 @@ __all__ = ["copy_samples"]
 
 TRAIN = (
     *("brick.png", "camera.png", "chelsea.png", "clock_motion.png", "coins.png", "grass.png"),
-    *("gravel.png", "hubble_deep_field.jpg", "moon.png", "page.png", "retina.jpg", "text.png"),
+    *("gravel.png", "hubble_deep_field.jpg", "moon.png", "text.png", "retina.jpg", "horse.png"),
 )
 JUDGE = ("astronaut.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 

@@ -6,9 +6,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from teacher_export.superpoint import SuperPoint
+
+# Threads cost these small tensors more than they bring, above all on a busy machine.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
