@@ -12,6 +12,7 @@ __all__ = [
     "ExportSettings",
     "PredictSettings",
     "Settings",
+    "TeacherSettings",
     "TrainSettings",
     "load_settings",
     "override",
@@ -39,10 +40,17 @@ def _multiple_of_8(size: tuple[int, int] | None) -> tuple[int, int] | None:
     return size
 
 
+def _to_range(value: Any) -> tuple[float, float]:
+    if not (isinstance(value, list | tuple) and len(value) == 2 and 0 < value[0] <= value[1]):
+        raise ValueError("expected [lowest, highest], both above 0")
+    return tuple(float(end) for end in value)
+
+
 Size = Annotated[tuple[int, int], BeforeValidator(parse_size), AfterValidator(_multiple_of_8)]
 Crop = Annotated[
     tuple[int, int] | None, BeforeValidator(_parse_crop), AfterValidator(_multiple_of_8)
 ]
+Range = Annotated[tuple[float, float], BeforeValidator(_to_range)]
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -70,6 +78,28 @@ class ExportSettings(_Section):
     nms_radius: NotNegative
     border: NotNegative
     top_k: Count
+
+
+class TeacherSettings(_Section):
+    """[teacher]: see pipeline.toml for the meaning of each key."""
+
+    network: Literal["vgg4", "micro"]
+    grid: Annotated[int, Field(ge=8)]
+    steps: Count
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup: Count
+    zoom: Range
+    view_scale: Range
+    rotation: Weight
+    perspective: Share
+    photometric: Share
+    temperature: Annotated[float, Field(gt=0)]
+    validation: Share
+    validate_every: Count
+    precision: Literal["auto", "float32", "bfloat16"]
+    device: str
+    seed: int
+    checkpoint_minutes: Weight
 
 
 class TrainSettings(_Section):
@@ -119,6 +149,7 @@ class Settings(_Section):
     """All of pipeline.toml."""
 
     export: ExportSettings
+    teacher: TeacherSettings
     train: TrainSettings
     predict: PredictSettings
     evaluate: EvaluateSettings

@@ -1,4 +1,4 @@
-"""What the commands share: one border for errors, one progress bar, one choice of device."""
+"""What the commands share: a border for errors, a progress bar, the choice of a device."""
 
 import functools
 import logging
@@ -21,7 +21,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["choose_device", "deferred_interrupt", "progress", "say", "user_errors"]
+__all__ = [
+    "choose_device",
+    "choose_precision",
+    "deferred_interrupt",
+    "progress",
+    "say",
+    "user_errors",
+]
 
 _console = Console(stderr=True)
 
@@ -128,3 +135,12 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA GPUs")
     return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """float32 or bfloat16; ``auto`` takes bfloat16 where the device multiplies it faster."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"

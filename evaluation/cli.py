@@ -27,7 +27,7 @@ from evaluation.sequences import render_sequences
     "models",
     multiple=True,
     help="What to judge, once or more: default (the packaged student), a run folder, superpoint, "
-    "sift, orb, or features:FILE.h5 in hloc's layout.",
+    "silk, sift, orb, or features:FILE.h5 in hloc's layout.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for the report.")
 @click.option("--protocol", type=click.Choice(["hfnet"]), help="Which numbers, and how.")

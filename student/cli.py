@@ -6,14 +6,14 @@ import click
 import torch
 
 from data.config import load_settings, override
-from data.console import choose_device, progress, say, user_errors
+from data.console import choose_device, choose_precision, progress, say, user_errors
 from data.images import list_images, split_names
 from data.store import RecordStore
 from student.checkpoint import init_student, student_path
 from student.hfnet import HFNet, HFNetConfig
 from student.loader import DistillationDataset
 from student.targets import CellTargets, GlobalTargets, choose_targets
-from student.training import RunFolder, choose_precision, train
+from student.training import RunFolder, train
 
 
 @click.command()
@@ -98,7 +98,7 @@ def train_student(
     steps = len(training) // settings.batch_size * settings.epochs
     say(
         f"train on {len(training)} photographs, validate on {len(validation)}, {steps} steps, "
-        f"{device.type}, {choose_precision(settings, device)}",
+        f"{device.type}, {choose_precision(settings.precision, device)}",
         quiet=quiet,
     )
     with progress("train student", steps, done=run.steps_done, quiet=quiet) as advance:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from data.config import TrainSettings
-from data.console import deferred_interrupt
+from data.console import choose_precision, deferred_interrupt
 from data.tensors import load_training, read_description, save_training
 from student.checkpoint import save_student
 from student.hfnet import HFNet
@@ -25,7 +25,7 @@ from student.losses import (
     weighted_mean,
 )
 
-__all__ = ["NotANumberError", "RunFolder", "choose_precision", "train"]
+__all__ = ["NotANumberError", "RunFolder", "train"]
 
 
 class NotANumberError(RuntimeError):
@@ -187,17 +187,8 @@ def one_cycle(progress: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def choose_precision(settings: TrainSettings, device: torch.device) -> str:
-    """bfloat16 where the device multiplies it faster than float32, unless the settings say."""
-    if settings.precision != "auto":
-        return settings.precision
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
-
-
 def _autocast(settings: TrainSettings, device: torch.device):
-    if choose_precision(settings, device) == "float32":
+    if choose_precision(settings.precision, device) == "float32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 

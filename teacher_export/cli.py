@@ -1,4 +1,4 @@
-"""export-teacher: photographs -> store."""
+"""export-teacher: photographs -> store. train-teacher: photographs -> a teacher."""
 
 import shutil
 from pathlib import Path
@@ -6,11 +6,14 @@ from pathlib import Path
 import click
 
 from data.config import load_settings, override
-from data.console import choose_device, progress, say, user_errors
-from data.images import list_images
+from data.console import choose_device, choose_precision, progress, say, user_errors
+from data.images import list_images, split_names
 from data.store import RecordStore, StoreError
+from data.tensors import read_description
 from teacher_export.export import export_shards, find_unreadable, make_schema
-from teacher_export.teachers import TEACHERS
+from teacher_export.silk import SiLKConfig, load_silk
+from teacher_export.silk_training import SiLKTraining, train_silk
+from teacher_export.teachers import TEACHERS, SiLKTeacher
 
 
 @click.command(context_settings={"show_default": True})
@@ -78,6 +81,72 @@ def export_teacher(
         f"({', '.join(schema.fields)})",
         quiet=quiet,
     )
+
+
+NETWORKS = {
+    "vgg4": SiLKConfig(),
+    "micro": SiLKConfig(channels=(64,), lateral=32, descriptor_dim=32),
+}
+
+
+@click.command()
+@click.option("--model", type=click.Choice(["silk"]), default="silk", show_default=True)
+@click.option(
+    "--images", "folder", type=click.Path(path_type=Path), required=True, help="Photographs."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), required=True, help="The run folder to make."
+)
+@click.option("--init", help='Start from a checkpoint of SiLK, or from "packaged".')
+@click.option("--resume", is_flag=True, help="Go on with the run in --output.")
+@click.option("--steps", type=int, help="Pairs of views, one a step.")
+@click.option("--grid", type=int, help="Side of the maps that are compared.")
+@click.option("--learning-rate", type=float, help="Until the last fifth of the steps.")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.")
+@click.option("--config", type=click.Path(), help="Settings; pipeline.toml when not given.")
+@click.option("--quiet", is_flag=True, help="No progress bar, only errors.")
+@user_errors
+def train_teacher(
+    model: str,
+    folder: Path,
+    output: Path,
+    init: str | None,
+    resume: bool,
+    config: str | None,
+    quiet: bool,
+    **flags,
+) -> None:
+    """Train SiLK on photographs alone: no labels, no other network's weights.
+
+    Flags override the [teacher] table of pipeline.toml. The run folder gets silk.safetensors, which
+    export-teacher and evaluate take as --weights, and log.jsonl.
+    """
+    settings = override(load_settings(config).teacher, **flags)
+    device = choose_device(settings.device)
+    initial = None
+    if init is not None:
+        initial, _ = load_silk(SiLKTeacher.PACKAGED if init == "packaged" else init)
+    training, validation = split_names(list_images(folder), settings.validation)
+    values = settings.model_dump(exclude={"network", "validation", "device", "precision"})
+    run = SiLKTraining(
+        network=initial.config if initial else NETWORKS[settings.network],
+        device=str(device),
+        precision=choose_precision(settings.precision, device),
+        **values,
+    )
+    say(f"train on {len(training)} photographs, validate on {len(validation)}", quiet=quiet)
+    done = read_description(output / "resume.safetensors")["step"] if resume else 0
+    with progress("train silk", run.steps, done=done, quiet=quiet) as advance:
+        train_silk(
+            [folder / name for name in training],
+            [folder / name for name in validation],
+            output,
+            run,
+            initial=initial,
+            resume=resume,
+            advance=advance,
+        )
+    say(f"{output / 'silk.safetensors'}: done; name it with --weights", quiet=quiet)
 
 
 def _readable(folder: Path, names: list[str], skip: bool, quiet: bool) -> list[str]:

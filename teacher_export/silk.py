@@ -234,9 +234,13 @@ def load_silk(path: str | Path) -> tuple[SiLK, str]:
     return network.eval(), hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def save_silk(path: str | Path, network: SiLK, info: dict) -> None:
+def save_silk(path: str | Path, network: SiLK, info: dict, dtype=torch.float32) -> None:
     """Write weights that ``load_silk`` reads, with a JSON-able description of their making."""
-    write_tensors(path, network.state_dict(), {"config": asdict(network.config), **info})
+    tensors = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in network.state_dict().items()
+    }
+    write_tensors(path, tensors, {"config": asdict(network.config), **info})
 
 
 def _read_official(path: Path) -> tuple[SiLK, dict[str, Tensor]]:

@@ -98,6 +98,7 @@ def train_silk(
     output: Path,
     settings: SiLKTraining,
     *,
+    initial: SiLK | None = None,
     resume: bool = False,
     advance: Callable[[int, str], None] = lambda steps, note: None,
 ) -> None:
@@ -109,6 +110,7 @@ def train_silk(
     Args:
         photographs: to train on.
         validation: to validate on; always the same pair of views of each.
+        initial: the network to start from, of the widths in ``settings``.
         resume: go on with the run in ``output``.
         advance: called with steps taken and a note about the loss.
 
@@ -121,7 +123,8 @@ def train_silk(
     _check_photographs(photographs, validation, settings.view_side)
     _open_run(output, settings, resume)
     torch.manual_seed(settings.seed)
-    network = SiLK(settings.network).to(settings.device, memory_format=torch.channels_last)
+    network = initial or SiLK(settings.network)
+    network.to(settings.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters())
     step, state = 0, output / "resume.safetensors"
     if resume and state.exists():

@@ -1,5 +1,6 @@
 """The registry of teachers: name -> a Teacher, which turns images into records and features."""
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -7,14 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.geometry import CELL_MAP, sample_map
+from data.geometry import CELL_MAP, resample_map, sample_map
 from data.keypoints import KeypointChoice
 from data.records import Features
 from data.store import Field
+from teacher_export.silk import SiLKOutput, load_silk
 from teacher_export.superpoint import SuperPoint, score_map_from_cells
 from teacher_export.weights import OfficialWeights, find_weights, load_arrays, load_strictly
 
-__all__ = ["TEACHERS", "SuperPointTeacher", "Teacher"]
+__all__ = ["TEACHERS", "SiLKTeacher", "SuperPointTeacher", "Teacher"]
 
 
 class Teacher(Protocol):
@@ -119,6 +121,78 @@ class SuperPointTeacher:
         return Features(size, keypoints, scores, F.normalize(descriptors, dim=1).cpu().numpy())
 
 
+class SiLKTeacher:
+    """SiLK: the packaged one, trained with ``train-teacher``, or one whose weights are named."""
+
+    name = "silk"
+    channels = 1
+    PACKAGED = Path(__file__).parent / "packaged" / "silk.safetensors"
+
+    def __init__(self, weights: str | None, device: torch.device):
+        self.network, self.weights = load_silk(weights or self.PACKAGED)
+        self.network.to(device, memory_format=torch.channels_last)
+        self.geometry = self.network.config.geometry
+        self.descriptor_dim = self.network.config.descriptor_dim
+        self.device = device
+
+    def fields(self, groups: list[str], size: tuple[int, int], top_k: int) -> dict[str, Field]:
+        lost = int(2 * self.geometry.offset)
+        maps = {
+            "score_map": Field(
+                shape=(1, size[1] - lost, size[0] - lost), dtype="float16", geometry=self.geometry
+            ),
+            # A descriptor per pixel would take 80 MB: the student's own grid is what it needs.
+            "descriptor_map": Field(
+                shape=(self.descriptor_dim, size[1] // 8, size[0] // 8),
+                dtype="float16",
+                geometry=CELL_MAP,
+            ),
+        }
+        return _select_fields(self, groups, maps, sparse_fields(top_k, self.descriptor_dim))
+
+    @torch.inference_mode()
+    def export(
+        self, images: Tensor, groups: list[str], choice: KeypointChoice
+    ) -> dict[str, np.ndarray]:
+        output = self._forward(images)
+        size = (images.shape[3], images.shape[2])
+        arrays = {}
+        if "score_map" in groups:
+            arrays["score_map"] = output.score_logits.sigmoid().half().cpu().numpy()
+        if "descriptor_map" in groups:
+            cells = resample_map(output.descriptor_map, self.geometry, CELL_MAP, _cells(size))
+            arrays["descriptor_map"] = F.normalize(cells, dim=1).half().cpu().numpy()
+        if "sparse" in groups:
+            found = [
+                self._features(size, logits, descriptors, choice)
+                for logits, descriptors in zip(*output, strict=True)
+            ]
+            arrays |= pack_sparse(found, choice.top_k, self.descriptor_dim)
+        return arrays
+
+    @torch.inference_mode()
+    def extract(self, image: Tensor, choice: KeypointChoice) -> Features:
+        output = self._forward(image[None])
+        size = (image.shape[2], image.shape[1])
+        return self._features(size, output.score_logits[0], output.raw_descriptor_map[0], choice)
+
+    def _forward(self, images: Tensor) -> SiLKOutput:
+        return self.network(images.to(self.device, memory_format=torch.channels_last))
+
+    def _features(self, size, logits: Tensor, descriptors: Tensor, choice) -> Features:
+        border = int(self.geometry.offset)
+        # Outside the map nothing is known: a score of 0 is never chosen.
+        score_map = F.pad(logits[0].sigmoid(), [border] * 4).cpu().numpy()
+        keypoints, scores = choice(score_map)
+        columns, rows = self.geometry.to_map(torch.from_numpy(keypoints)).round().long().T
+        chosen = F.normalize(descriptors[:, rows, columns].T, dim=1)
+        return Features(size, keypoints, scores, chosen.cpu().numpy())
+
+
+def _cells(size: tuple[int, int]) -> tuple[int, int]:
+    return size[1] // 8, size[0] // 8
+
+
 def sparse_fields(top_k: int, descriptor_dim: int) -> dict[str, Field]:
     """Fields of up to ``top_k`` keypoints, padded with zeros; ``count`` says how many are real."""
     return {
@@ -157,4 +231,4 @@ def _select_fields(teacher: Teacher, groups: list[str], maps, sparse) -> dict[st
     return fields
 
 
-TEACHERS: dict[str, type] = {"superpoint": SuperPointTeacher}
+TEACHERS: dict[str, type] = {"superpoint": SuperPointTeacher, "silk": SiLKTeacher}

@@ -138,7 +138,7 @@ def test_the_best_of_each_column_is_bold():
 
 def test_an_unknown_model(run_command, sequences, tmp_path):
     output = judge(run_command, sequences, tmp_path / "report", "surf", code=1)
-    assert "--model surf: neither a run folder nor one of default, superpoint, sift" in output
+    assert "--model surf: neither a run folder nor one of default, silk, superpoint, sift" in output
 
 
 def test_a_folder_that_is_no_run(run_command, sequences, tmp_path):

@@ -220,6 +220,19 @@ def test_a_global_store_beside_a_local_one(train, store, tmp_path):
     assert info["photographs"] == 4  # five are in both stores, one of them validates
 
 
+def test_learned_loss_weights_and_nothing_to_validate_on(train, tmp_path):
+    text = (Path(__file__).parent.parent / "pipeline.toml").read_text()
+    for old, new in (('"fixed" ', '"uncertainty" '), ("validation = 0.04", "validation = 0.0")):
+        assert old in text
+        text = text.replace(old, new, 1)
+    (tmp_path / "learned.toml").write_text(text)
+    train("--epochs", 2, "--config", tmp_path / "learned.toml")
+    tensors, _ = read_tensors(tmp_path / "run" / "resume.safetensors")
+    weights = tensors["weighting/log_variances"]
+    assert (weights != 1).all()
+    assert load_student(tmp_path / "run" / "best.safetensors")[1]["epoch"] == 2
+
+
 def test_starting_from_another_student(train, tmp_path):
     train("--epochs", 1)
     train("--epochs", 1, "--learning-rate", 1e-12, "--init", tmp_path / "run", output="second")
