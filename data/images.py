@@ -10,6 +10,7 @@ import numpy as np
 __all__ = [
     "UnreadablePhotographError",
     "check_image",
+    "crop_to_shape",
     "fit_image",
     "list_images",
     "read_image",
@@ -91,12 +92,16 @@ def _is_cut_off(data: bytes) -> bool:
 
 def fit_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bring a uint8 image to ``size`` (width, height): central crop to its shape, then resize."""
+    return _resize(crop_to_shape(image, size), size)
+
+
+def crop_to_shape(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The largest central part of an image with the shape of ``size``, to the pixel."""
     height, width = image.shape[:2]
-    scale = max(size[0] / width, size[1] / height)
-    crop_width = min(width, max(1, round(size[0] / scale)))
-    crop_height = min(height, max(1, round(size[1] / scale)))
+    scale = min(width / size[0], height / size[1])
+    crop_width, crop_height = max(1, round(scale * size[0])), max(1, round(scale * size[1]))
     x, y = (width - crop_width) // 2, (height - crop_height) // 2
-    return _resize(image[y : y + crop_height, x : x + crop_width], size)
+    return image[y : y + crop_height, x : x + crop_width]
 
 
 def resize_longest(image: np.ndarray, longest: int) -> np.ndarray:

@@ -6,7 +6,6 @@ Both layouts offer the same methods; ``data.store.RecordStore`` is written again
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,6 +16,7 @@ import hdf5plugin
 import numpy as np
 import zarr
 
+from data.files import beside, write_atomically
 from data.schema import Schema, StoreError
 
 __all__ = ["HDF5Layout", "ZarrLayout"]
@@ -24,28 +24,10 @@ __all__ = ["HDF5Layout", "ZarrLayout"]
 ATTRIBUTE = "hfnet_distill"
 
 
-def _beside(path: Path) -> Path:
-    """Where a file or folder is written before it is renamed to ``path``."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-
-
 def _sweep(folder: Path, pattern: str) -> None:
     """Remove what killed writers left beside the files they were to become."""
     for path in folder.glob(pattern):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _write_atomically(path: Path, *parts) -> None:
-    """Write buffers to a file that is whole or absent."""
-    beside = _beside(path)
-    try:
-        with open(beside, "wb") as file:
-            for part in parts:
-                file.write(part)
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _raw(array: np.ndarray) -> memoryview:
@@ -65,9 +47,9 @@ class ZarrLayout:
         self.path = path
 
     def create(self, schema: Schema, names: list[str]) -> None:
-        beside = _beside(self.path)
+        unfinished = beside(self.path)
         try:
-            group = zarr.create_group(beside, attributes={ATTRIBUTE: schema.model_dump()})
+            group = zarr.create_group(unfinished, attributes={ATTRIBUTE: schema.model_dump()})
             array = group.create_array("name", shape=(len(names),), dtype=str, compressors=None)
             array[:] = np.array(names, dtype=object)
             size = schema.shard_size
@@ -87,9 +69,9 @@ class ZarrLayout:
                 group.create_array(
                     name, shape=(count,), dtype="uint8", chunks=(1,), compressors=None, fill_value=0
                 )
-            os.rename(beside, self.path)
+            os.rename(unfinished, self.path)
         except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
             raise
 
     def sweep(self) -> None:
@@ -123,13 +105,13 @@ class ZarrLayout:
             path = self._shard_path(field, number)
             path.parent.mkdir(parents=True, exist_ok=True)
             crc = google_crc32c.value(index.tobytes()).to_bytes(4, "little")
-            _write_atomically(path, _raw(records), index.tobytes(), crc)
+            write_atomically(path, _raw(records), index.tobytes(), crc)
         self._mark("done", number)
 
     def _mark(self, array: str, number: int) -> None:
         path = self.path / array / "c" / str(number)
         path.parent.mkdir(exist_ok=True)
-        _write_atomically(path, b"\x01")
+        write_atomically(path, b"\x01")
 
     def done(self, count: int) -> np.ndarray:
         done = np.zeros(count, np.uint8)
@@ -195,10 +177,10 @@ class HDF5Layout:
 
     def _write_file(self, schema: Schema, names: list[str], contents) -> None:
         """The whole file, beside its place, then renamed; ``contents`` fills a compressed one."""
-        beside = _beside(self.path)
+        unfinished = beside(self.path)
         try:
             # No creation times: the same export gives the same bytes.
-            with h5py.File(beside, "w", libver="v110", track_order=False) as file:
+            with h5py.File(unfinished, "w", libver="v110", track_order=False) as file:
                 file.attrs[ATTRIBUTE] = schema.model_dump_json()
                 file.create_dataset("name", data=names, dtype=h5py.string_dtype())
                 for name, field in schema.stored_fields.items():
@@ -218,9 +200,9 @@ class HDF5Layout:
                     _contiguous(file, name, (length,), "uint8", fill=True)
                 if contents is not None:
                     contents(file)
-            os.replace(beside, self.path)
+            os.replace(unfinished, self.path)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
             raise
 
     def sweep(self) -> None:
@@ -258,12 +240,12 @@ class HDF5Layout:
     def _write_part(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         self.parts.mkdir(exist_ok=True)
         path = self.parts / f"{number:08d}.h5"
-        beside = _beside(path)
-        with h5py.File(beside, "w") as file:
+        unfinished = beside(path)
+        with h5py.File(unfinished, "w") as file:
             for name, array in arrays.items():
                 chunks = (1, *array.shape[1:])
                 file.create_dataset(name, data=array, chunks=chunks, **hdf5plugin.Zstd(clevel=3))
-        os.replace(beside, path)
+        os.replace(unfinished, path)
 
     def done(self, count: int) -> np.ndarray:
         return np.fromfile(self.path, np.uint8, count, offset=self.offsets["done"])

@@ -41,17 +41,6 @@ class Features:
         if self.global_descriptor is not None:
             _check("global_descriptor", self.global_descriptor, (None,), np.float32)
 
-    def top(self, count: int) -> "Features":
-        """The ``count`` keypoints with the highest scores."""
-        descriptors = None if self.descriptors is None else self.descriptors[:count]
-        return Features(
-            self.image_size,
-            self.keypoints[:count],
-            self.scores[:count],
-            descriptors,
-            self.global_descriptor,
-        )
-
 
 @dataclass(frozen=True)
 class TeacherRecord:

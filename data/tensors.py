@@ -1,8 +1,6 @@
 """Named tensors on disk: one safetensors file with a JSON description, whole or absent."""
 
 import json
-import os
-import uuid
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -10,13 +8,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from data.files import write_atomically
+
 __all__ = [
     "CheckpointError",
     "load_training",
     "read_description",
     "read_tensors",
     "save_training",
-    "write_atomically",
     "write_tensors",
 ]
 
@@ -25,25 +24,10 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or of another network."""
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file beside its place, flush it to the disk and rename it."""
-    path = Path(path)
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], description: dict) -> None:
     """Write tensors by name with a description that JSON can hold."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(tensors, {"json": json.dumps(description)}))
+    write_atomically(path, save(tensors, {"json": json.dumps(description)}), flush=True)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:

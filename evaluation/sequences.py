@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from data.geometry import random_homography, resize_matrix, warp_points
-from data.images import read_image
+from data.images import crop_to_shape, read_image
 
 __all__ = ["render_sequences"]
 
@@ -74,7 +74,7 @@ def render_sequences(
 
 
 def _render_sequence(rng, photo: Path, folder: Path, kind: str, size, views: int) -> None:
-    image = _crop_to_shape(read_image(photo, channels=3), size)
+    image = crop_to_shape(read_image(photo, channels=3), size)
     # Views are drawn in a base image of their own size, and looked up in the photograph's pixels.
     H_base_to_photo = resize_matrix(size, (image.shape[1], image.shape[0]))
     frontal = random_homography(rng, size, scale=(0.75, 0.9), rotation=5, perspective=0.05)
@@ -93,15 +93,6 @@ def _render_sequence(rng, photo: Path, folder: Path, kind: str, size, views: int
         if k > 1:
             H_1_k = np.eye(3) if kind == "i" else np.linalg.inv(H_view_to_base) @ frontal
             np.savetxt(folder / f"H_1_{k}", H_1_k / H_1_k[2, 2], fmt="%.17g")
-
-
-def _crop_to_shape(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The largest central part of a photograph with the shape of ``size``, to the pixel."""
-    height, width = image.shape[:2]
-    scale = min(width / size[0], height / size[1])
-    crop_width, crop_height = max(1, round(scale * size[0])), max(1, round(scale * size[1]))
-    x, y = (width - crop_width) // 2, (height - crop_height) // 2
-    return image[y : y + crop_height, x : x + crop_width]
 
 
 def _render_view(image: np.ndarray, H_view_to_photo: np.ndarray, size) -> np.ndarray:

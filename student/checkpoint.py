@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from data.tensors import CheckpointError, read_tensors, write_atomically, write_tensors
+from data.files import write_atomically
+from data.tensors import CheckpointError, read_tensors, write_tensors
 from student.hfnet import HFNet, HFNetConfig
 
 __all__ = ["init_student", "load_student", "save_student", "student_path"]

@@ -4,6 +4,7 @@ HF-Net calls image k of a sequence 1 and image 1 of it 2; here they are view 1 a
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,7 +88,12 @@ def check_edge(vectors, ap_tolerance):
         row = (vectors["pair_image1"] == name1).argmax()
         features1 = features_of(vectors, name1)
         if name1 == vectors["ref/edge/emptied_image"]:
-            features1 = features1.top(0)
+            features1 = replace(
+                features1,
+                keypoints=features1.keypoints[:0],
+                scores=features1.scores[:0],
+                descriptors=features1.descriptors[:0],
+            )
         pairs.append(
             score_pair(features_of(vectors, name0), features1, vectors["pair_homography_2to1"][row])
         )
