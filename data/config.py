@@ -54,6 +54,7 @@ Range = Annotated[tuple[float, float], BeforeValidator(_to_range)]
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
+Precision = Literal["auto", "float32", "bfloat16"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -74,6 +75,7 @@ class ExportSettings(_Section):
     shard_size: Count
     batch_size: Count
     device: str
+    precision: Precision
     threshold: Share
     nms_radius: NotNegative
     border: NotNegative
@@ -96,7 +98,7 @@ class TeacherSettings(_Section):
     temperature: Annotated[float, Field(gt=0)]
     validation: Share
     validate_every: Count
-    precision: Literal["auto", "float32", "bfloat16"]
+    precision: Precision
     device: str
     seed: int
     checkpoint_minutes: Weight
@@ -119,7 +121,7 @@ class TrainSettings(_Section):
     global_weight: Weight
     photometric: Share
     validation: Share
-    precision: Literal["auto", "float32", "bfloat16"]
+    precision: Precision
     device: str
     num_workers: NotNegative
     seed: int
@@ -133,12 +135,13 @@ class PredictSettings(_Section):
     nms_radius: NotNegative
     border: NotNegative
     refine_radius: NotNegative
+    precision: Precision
 
 
 class EvaluateSettings(_Section):
     """[evaluate]: see pipeline.toml for the meaning of each key."""
 
-    protocol: Literal["hfnet"]
+    protocol: Literal["hfnet", "matching"]
     num_keypoints: Count
     longest_side: NotNegative
     split: Literal["all", "illumination", "viewpoint"]

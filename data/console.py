@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.text import Text
 
 __all__ = [
+    "autocast",
     "choose_device",
     "choose_precision",
     "deferred_interrupt",
@@ -144,3 +145,8 @@ def choose_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a network computes in ``choose_precision``'s answer."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -13,6 +13,7 @@ from data.images import list_images
 from evaluation.datasets import HPatches
 from evaluation.extractors import make_extractor
 from evaluation.judge import choose_pairs, draw_pairs, judge, summarize_splits
+from evaluation.protocols import PROTOCOLS
 from evaluation.report import markdown_table, write_report
 from evaluation.sequences import render_sequences
 
@@ -30,11 +31,19 @@ from evaluation.sequences import render_sequences
     "silk, sift, orb, or features:FILE.h5 in hloc's layout.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for the report.")
-@click.option("--protocol", type=click.Choice(["hfnet"]), help="Which numbers, and how.")
-@click.option("--num-keypoints", type=int, help="The best so many of each image.")
+@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), help="Which numbers, and how.")
+@click.option(
+    "--num-features",
+    "--num-keypoints",
+    "num_keypoints",
+    type=int,
+    help="The best so many keypoints of each image.",
+)
+@click.option("--nms-radius", type=int, help="Pixels around a keypoint that stay free of others.")
 @click.option("--split", type=click.Choice(["all", "illumination", "viewpoint"]))
 @click.option("--weights", type=click.Path(), help="A teacher's weights, if kept elsewhere.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
 @click.option(
     "--render",
     "photographs",
@@ -50,8 +59,10 @@ def evaluate(
     root: Path,
     models: tuple[str, ...],
     output: Path | None,
+    nms_radius: int | None,
     weights: str | None,
     device: str,
+    precision: str | None,
     photographs: Path | None,
     sequences: int,
     config: str | None,
@@ -65,6 +76,7 @@ def evaluate(
     """
     everything = load_settings(config)
     settings = override(everything.evaluate, **flags)
+    predict = override(everything.predict, nms_radius=nms_radius, precision=precision)
     if photographs is not None:
         paths = [photographs / name for name in list_images(photographs)]
         names = render_sequences(paths, root, seed=0, count=sequences)
@@ -79,13 +91,14 @@ def evaluate(
     extractors = {
         model: make_extractor(
             model,
-            everything.predict,
+            predict,
             num_keypoints=settings.num_keypoints,
             device=choose_device(device),
             weights=weights,
         )
         for model in models
     }
+    protocol = PROTOCOLS[settings.protocol]
     pictured = choose_pairs(pairs, settings.pictures)
     results, drawings = [], []
     for model, extractor in extractors.items():
@@ -96,6 +109,7 @@ def evaluate(
             judged = judge(
                 pairs,
                 extractor,
+                protocol,
                 longest=settings.longest_side,
                 pictured=set(pictured),
                 advance=advance,
@@ -110,11 +124,11 @@ def evaluate(
             "sequences": len(pairs.sequences),
             "pairs": len(pairs.pairs),
         },
-        "settings": {**settings.model_dump(), **everything.predict.model_dump()},
+        "settings": {**settings.model_dump(), **predict.model_dump()},
         "models": [{"model": m, "origin": e.origin} for m, e in extractors.items()],
         "results": results,
     }
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    write_report(output, report, drawings, command)
-    click.echo(markdown_table(results, settings.split))
+    write_report(output, report, protocol.about, protocol.columns, drawings, command)
+    click.echo(markdown_table(results, protocol.columns, settings.split))
     say(f"{output / 'index.html'}: the report with pictures", quiet=quiet)

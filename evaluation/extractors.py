@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from data.config import PredictSettings
+from data.console import autocast, choose_precision
 from data.geometry import resize_points
 from data.keypoints import KeypointChoice, thin_keypoints
 from data.records import Features
@@ -54,9 +55,10 @@ def make_extractor(
     Raises:
         ValueError: none of these.
     """
-    choice = KeypointChoice(top_k=num_keypoints, **settings.model_dump())
+    choice = KeypointChoice(top_k=num_keypoints, **settings.model_dump(exclude={"precision"}))
+    precision = choose_precision(settings.precision, device)
     if model in TEACHERS:
-        return TeacherExtractor(TEACHERS[model](weights, device), choice)
+        return TeacherExtractor(TEACHERS[model](weights, device, precision), choice)
     if model == "sift":
         return Sift(choice)
     if model == "orb":
@@ -64,7 +66,7 @@ def make_extractor(
     if model.startswith("features:"):
         return FeatureFile(Path(model.removeprefix("features:")), num_keypoints)
     if model == "default" or Path(model).exists():
-        return StudentExtractor(model, choice, device)
+        return StudentExtractor(model, choice, device, precision)
     raise ValueError(
         f"--model {model}: neither a run folder nor one of default, "
         f"{', '.join(sorted(TEACHERS))}, sift, orb, features:FILE.h5"
@@ -81,13 +83,15 @@ class StudentExtractor:
 
     channels = 1
 
-    def __init__(self, model: str, choice: KeypointChoice, device: torch.device):
+    def __init__(self, model: str, choice: KeypointChoice, device: torch.device, precision: str):
         student, _, digest = load_student(student_path(model))
         self.student, self.choice = student.to(device, memory_format=torch.channels_last), choice
+        self.device, self.precision = device, precision
         self.origin = f"sha256:{digest}"
 
     def extract(self, view: View, name: str) -> Features:
-        return predict(self.student, _to_image(view), self.choice)
+        with autocast(self.device, self.precision):
+            return predict(self.student, _to_image(view), self.choice)
 
 
 class TeacherExtractor:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from data.records import Features
 from evaluation.datasets import SPLITS, HPatches, Pair, View, load_view, scale_homography
 from evaluation.extractors import Extractor
-from evaluation.metrics import PairScores, score_pair, summarize
+from evaluation.protocols import Protocol
 from evaluation.report import Drawing, draw_matches
 
 __all__ = ["Judged", "choose_pairs", "draw_pairs", "judge", "summarize_splits"]
@@ -16,9 +17,10 @@ __all__ = ["Judged", "choose_pairs", "draw_pairs", "judge", "summarize_splits"]
 
 @dataclass(frozen=True)
 class Judged:
-    """One model's pairs with their scores, and what the pictures of some of them need."""
+    """One model's pairs with what its protocol found, and what the pictures of some need."""
 
-    pairs: list[tuple[Pair, PairScores]]
+    protocol: Protocol
+    pairs: list[tuple[Pair, Any]]
     mean_keypoints: float
     pictured: dict[str, tuple[View, View, Features, Features]]
 
@@ -26,6 +28,7 @@ class Judged:
 def judge(
     dataset: HPatches,
     extractor: Extractor,
+    protocol: Protocol,
     *,
     longest: int,
     pictured: set[str],
@@ -54,10 +57,10 @@ def judge(
             view0, view1 = views[pair.name0], views[pair.name1]
             found0, found1 = features[pair.name0], features[pair.name1]
             H_0to1 = scale_homography(pair.H_0to1, view0, view1)
-            results.append((pair, score_pair(found0, found1, H_0to1)))
+            results.append((pair, protocol.score(found0, found1, H_0to1)))
             if pair.name1 in pictured:
                 kept[pair.name1] = (view0, view1, found0, found1)
-    return Judged(results, float(np.mean(counts)), kept)
+    return Judged(protocol, results, float(np.mean(counts)), kept)
 
 
 def summarize_splits(model: str, judged: Judged, num_keypoints: int, split: str) -> list[dict]:
@@ -73,7 +76,7 @@ def summarize_splits(model: str, judged: Judged, num_keypoints: int, split: str)
                     "split": name,
                     "num_keypoints": num_keypoints,
                     "mean_keypoints": judged.mean_keypoints,
-                    **summarize(pairs),
+                    **judged.protocol.summarize(pairs),
                 }
             )
     return results
@@ -96,20 +99,12 @@ def draw_pairs(model: str, judged: Judged) -> list[Drawing]:
     drawings = []
     for name, (view0, view1, features0, features1) in judged.pictured.items():
         pair, found = scores[name]
-        image = draw_matches(_gray(view0), _gray(view1), features0, features1, found)
-        drawings.append(Drawing(f"{pair.name0} – {pair.name1}", model, _caption(found), image))
+        matches, right, caption = judged.protocol.picture(found)
+        points = features0.keypoints, features1.keypoints
+        image = draw_matches(_gray(view0), _gray(view1), *points, matches, right)
+        drawings.append(Drawing(f"{pair.name0} – {pair.name1}", model, caption, image))
     return drawings
 
 
 def _gray(view: View) -> np.ndarray:
     return view.image if view.image.ndim == 2 else view.image.mean(2).astype(np.uint8)
-
-
-def _caption(found: PairScores) -> str:
-    if found.view1.matches is None:
-        return "no keypoints to match"
-    correct, visible = found.view1.matches.correct.sum(), found.view1.visible.sum()
-    return (
-        f"{correct} of {visible} visible keypoints matched right, homography off by "
-        f"{found.corner_error:.1f} px"
-    )

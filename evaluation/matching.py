@@ -11,8 +11,12 @@ __all__ = [
     "dot_distances",
     "double_softmax_distances",
     "euclidean_distances",
+    "match_mutual",
     "match_nearest",
 ]
+
+BLOCK = 1024
+"""Rows of a distance matrix that are in memory at a time."""
 
 
 def dot_distances(descriptors0: np.ndarray, descriptors1: np.ndarray) -> np.ndarray:
@@ -76,6 +80,49 @@ def match_nearest(
         second = np.partition(distances, 1, axis=1)[:, 1]
         keep &= best < max_ratio * second
     return np.stack([rows, nearest], axis=1)[keep], best[keep]
+
+
+def match_mutual(descriptors0: np.ndarray, descriptors1: np.ndarray) -> np.ndarray:
+    """Nearest neighbours that choose each other, in memory linear in the number of descriptors.
+
+    The nearest is that of the smallest L2 distance, or Hamming distance between binary ones; the
+    first of equally near ones.
+
+    Args:
+        descriptors0, descriptors1: (N, D) and (M, D), both float or both bool.
+
+    Returns:
+        (K, 2) intp (row, column), rows ascending.
+
+    Raises:
+        ValueError: different widths or kinds.
+    """
+    kinds = {descriptors0.dtype == np.bool_, descriptors1.dtype == np.bool_}
+    if len(kinds) > 1 or descriptors0.shape[1] != descriptors1.shape[1]:
+        raise ValueError(
+            f"cannot match {descriptors0.dtype} descriptors of width {descriptors0.shape[1]} with "
+            f"{descriptors1.dtype} ones of width {descriptors1.shape[1]}; extract both views alike"
+        )
+    if not len(descriptors0) or not len(descriptors1):
+        return np.zeros((0, 2), np.intp)
+    # On bits the squared L2 distance is Hamming's, and float32 counts them exactly.
+    descriptors0 = descriptors0.astype(np.float32, copy=False)
+    descriptors1 = descriptors1.astype(np.float32, copy=False)
+    half0, half1 = ((d * d).sum(1) / 2 for d in (descriptors0, descriptors1))
+    to1 = np.empty(len(descriptors0), np.intp)
+    to0, best0 = np.zeros(len(descriptors1), np.intp), np.full(len(descriptors1), -np.inf)
+    for start in range(0, len(descriptors0), BLOCK):
+        rows = slice(start, start + BLOCK)
+        # Half the squared distance is half0 + half1 - product; in a row half0 does not matter.
+        products = descriptors0[rows] @ descriptors1.T
+        to1[rows] = (products - half1).argmax(1)
+        products -= half0[rows, None]
+        nearest = products.argmax(0)
+        value = products[nearest, np.arange(len(descriptors1))]
+        better = value > best0
+        to0[better], best0[better] = nearest[better] + start, value[better]
+    mutual = to0[to1] == np.arange(len(descriptors0))
+    return np.stack([np.flatnonzero(mutual), to1[mutual]], axis=1)
 
 
 def _unit(descriptors: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ __all__ = [
     "Matches",
     "PairScores",
     "ViewScores",
+    "corner_error",
     "descriptor_ap",
     "detector_ap",
     "homography_accuracy",
@@ -135,7 +136,7 @@ def score_pair(features0: Features, features1: Features, H_0to1: np.ndarray) -> 
         ViewScores(features0.scores, visible0, offsets0, repeated0, matches0),
         ViewScores(features1.scores, visible1, offsets1, repeated1, matches1),
         H_0to1_estimated,
-        _corner_error(H_0to1_estimated, H_0to1, features0.image_size),
+        corner_error(H_0to1_estimated, H_0to1, features0.image_size),
     )
 
 
@@ -317,9 +318,13 @@ def _estimate_homography(points0: np.ndarray, points1: np.ndarray) -> np.ndarray
     return H_0to1
 
 
-def _corner_error(
+def corner_error(
     H_0to1_estimated: np.ndarray | None, H_0to1: np.ndarray, size0: tuple[int, int]
 ) -> float:
+    """Mean distance in view 1, in pixels, of view 0's corners under two homographies (3, 3).
+
+    Infinity where there is no estimate; ``size0`` is view 0's (width, height).
+    """
     if H_0to1_estimated is None:
         return math.inf
     right, bottom = size0[0] - 1, size0[1] - 1

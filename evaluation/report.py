@@ -13,20 +13,9 @@ import cv2
 import jinja2
 import numpy as np
 
-from data.records import Features
-from evaluation.metrics import PairScores
+from evaluation.protocols import Column
 
-__all__ = ["COLUMNS", "Drawing", "draw_matches", "markdown_table", "write_report"]
-
-COLUMNS = {
-    "matching_score": "MS",
-    "homography_accuracy": "Homography",
-    "descriptor_ap": "mAP (Desc)",
-    "localization_error": "MLE",
-    "repeatability": "Rep",
-    "detector_ap": "mAP (Det)",
-}
-"""The six numbers under the headings of the earlier tables; of MLE, in pixels, less is better."""
+__all__ = ["Drawing", "draw_matches", "markdown_table", "write_report"]
 
 RIGHT, WRONG, PLAIN = (60, 190, 60), (220, 60, 50), (240, 200, 40)  # red, green, blue
 
@@ -41,27 +30,20 @@ class Drawing:
     image: np.ndarray
 
 
-def markdown_table(results: Sequence[dict], split: str) -> str:
+def markdown_table(results: Sequence[dict], columns: Sequence[Column], split: str) -> str:
     """The results of one split as a Markdown table, the best of each column in bold."""
     rows = [result for result in results if result["split"] == split]
-    best = {}
-    for key in COLUMNS:
-        values = [row[key] for row in rows if not math.isnan(row[key])]
-        if values:
-            best[key] = (min if key == "localization_error" else max)(values)
 
-    def cell(row: dict, key: str) -> str:
-        if math.isnan(row[key]):
-            return "–"
-        text = f"{row[key]:.3f}"
-        return f"**{text}**" if row[key] == best[key] and len(rows) > 1 else text
+    def cell(row: dict, column: Column) -> str:
+        text = column.text(row)
+        return f"**{text}**" if _is_best(rows, row, column) else text
 
     lines = [
-        f"| {split} | " + " | ".join(COLUMNS.values()) + " |",
-        "|---|" + "---:|" * len(COLUMNS),
+        f"| {split} | " + " | ".join(column.title for column in columns) + " |",
+        "|---|" + "---:|" * len(columns),
     ]
     lines += [
-        f"| {row['model']} | " + " | ".join(cell(row, key) for key in COLUMNS) + " |"
+        f"| {row['model']} | " + " | ".join(cell(row, column) for column in columns) + " |"
         for row in rows
     ]
     return "\n".join(lines)
@@ -70,13 +52,20 @@ def markdown_table(results: Sequence[dict], split: str) -> str:
 def draw_matches(
     image0: np.ndarray,
     image1: np.ndarray,
-    features0: Features,
-    features1: Features,
-    scores: PairScores,
+    keypoints0: np.ndarray,
+    keypoints1: np.ndarray,
+    matches: np.ndarray,
+    right: np.ndarray,
 ) -> np.ndarray:
-    """Two gray views side by side with the matches of view 1: green right, red wrong.
+    """Two gray views side by side with matches between them: green right, red wrong.
 
-    Keypoints whose counterpart lies outside the other view are yellow and have no line.
+    Keypoints without a match are yellow.
+
+    Args:
+        image0, image1: (H, W) uint8.
+        keypoints0, keypoints1: (N, 2) and (M, 2) float, (x, y).
+        matches: (K, 2) rows of the two.
+        right: (K,) bool.
 
     Returns:
         (H, W, 3) uint8.
@@ -86,6 +75,7 @@ def draw_matches(
     canvas = np.full((height, width0 + image1.shape[1], 3), 255, np.uint8)
     canvas[: image0.shape[0], :width0] = image0[..., None]
     canvas[: image1.shape[0], width0:] = image1[..., None]
+    keypoints1 = keypoints1 + np.array([width0, 0], np.float32)
     shift = 4  # OpenCV draws in sixteenths of a pixel
 
     def fixed(point: np.ndarray) -> tuple[int, int]:
@@ -94,24 +84,34 @@ def draw_matches(
     def circle(point: np.ndarray, colour) -> None:
         cv2.circle(canvas, fixed(point), 3 << shift, colour, 1, cv2.LINE_AA, shift)
 
-    for point in features0.keypoints:
-        circle(point, PLAIN)
-    aside = np.array([width0, 0], np.float32)
-    view, matches = scores.view1, scores.view1.matches
-    for row, point in enumerate(features1.keypoints):
-        if matches is None or not view.visible[row]:
-            circle(point + aside, PLAIN)
-            continue
-        colour = RIGHT if matches.correct[row] else WRONG
-        other = features0.keypoints[matches.indices[row]]
-        cv2.line(canvas, fixed(other), fixed(point + aside), colour, 1, cv2.LINE_AA, shift)
-        circle(other, colour)
-        circle(point + aside, colour)
+    for keypoints in (keypoints0, keypoints1):
+        for point in keypoints:
+            circle(point, PLAIN)
+    for (row0, row1), is_right in zip(matches, right, strict=True):
+        colour = RIGHT if is_right else WRONG
+        ends = keypoints0[row0], keypoints1[row1]
+        cv2.line(canvas, *map(fixed, ends), colour, 1, cv2.LINE_AA, shift)
+        for end in ends:
+            circle(end, colour)
     return canvas
 
 
-def write_report(output: Path, report: dict, drawings: Sequence[Drawing], command: str) -> None:
-    """Write ``report.json``, ``table.md`` and a self-contained ``index.html`` into a folder."""
+def write_report(
+    output: Path,
+    report: dict,
+    about: str,
+    columns: Sequence[Column],
+    drawings: Sequence[Drawing],
+    command: str,
+) -> None:
+    """Write ``report.json``, ``table.md`` and a self-contained ``index.html`` into a folder.
+
+    Args:
+        report: what ``report.json`` holds, besides the command and versions.
+        about: a sentence on what was measured and how.
+        columns: of the tables.
+        command: that repeats it.
+    """
     output.mkdir(parents=True, exist_ok=True)
     report = {
         **report,
@@ -124,7 +124,7 @@ def write_report(output: Path, report: dict, drawings: Sequence[Drawing], comman
         },
     }
     splits = list(dict.fromkeys(result["split"] for result in report["results"]))
-    tables = "\n\n".join(markdown_table(report["results"], split) for split in splits)
+    tables = "\n\n".join(markdown_table(report["results"], columns, split) for split in splits)
     (output / "table.md").write_text(tables + "\n", encoding="utf-8")
     (output / "report.json").write_text(
         json.dumps(_without_nan(report), indent=2, allow_nan=False) + "\n", encoding="utf-8"
@@ -134,7 +134,8 @@ def write_report(output: Path, report: dict, drawings: Sequence[Drawing], comman
     (output / "index.html").write_text(
         page.render(
             report=report,
-            columns=COLUMNS,
+            about=about,
+            columns=columns,
             splits=splits,
             is_best=_is_best,
             galleries=[(t, [d for d in drawings if d.title == t]) for t in titles],
@@ -144,10 +145,8 @@ def write_report(output: Path, report: dict, drawings: Sequence[Drawing], comman
     )
 
 
-def _is_best(rows: list[dict], row: dict, key: str) -> bool:
-    values = [other[key] for other in rows if not math.isnan(other[key])]
-    best = min if key == "localization_error" else max
-    return len(rows) > 1 and bool(values) and row[key] == best(values)
+def _is_best(rows: Sequence[dict], row: dict, column: Column) -> bool:
+    return len(rows) > 1 and column.value(row) == column.best(rows)
 
 
 def _without_nan(value):
@@ -186,26 +185,24 @@ PAGE = """<!doctype html>
 <h1>Local features on {{ report.dataset.name }}</h1>
 <p>{{ report.dataset.sequences }} sequences, {{ report.dataset.pairs }} pairs; protocol
 <b>{{ report.protocol }}</b>: the best {{ report.settings.num_keypoints }} keypoints of each image
-at {{ report.settings.longest_side or "its own" }} pixels, nearest-neighbour matches, 3 px.
-MS matching score, Homography accuracy, mAP average precision of descriptors and detector, MLE
-localization error in pixels (less is better), Rep repeatability.</p>
+at {{ report.settings.longest_side or "its own" }} pixels, {{ about }}.</p>
 {% for split in splits %}
 {% set rows = report.results | selectattr("split", "equalto", split) | list %}
 <table>
 <caption>{{ split }}</caption>
-<tr><th>model{% for title in columns.values() %}<th>{{ title }}{% endfor %}</tr>
+<tr><th>model{% for column in columns %}<th>{{ column.title }}{% endfor %}</tr>
 {% for row in rows %}
-<tr><td>{{ row.model }}{% for key in columns %}<td>
-{%- if row[key] != row[key] %}–{% elif is_best(rows, row, key) %}<b>{{ "%.3f" | format(row[key]) }}
-</b>{% else %}{{ "%.3f" | format(row[key]) }}{% endif %}{% endfor %}</tr>
+<tr><td>{{ row.model }}{% for column in columns %}<td>
+{%- if is_best(rows, row, column) %}<b>{{ column.text(row) }}</b>
+{%- else %}{{ column.text(row) }}{% endif %}{% endfor %}</tr>
 {% endfor %}
 </table>
 {% endfor %}
 {% if galleries %}
 <h2>Matches</h2>
 <p>Image 1 on the left. <span class="right">Green</span>: within 3 px of the true place.
-<span class="wrong">Red</span>: wrong. <span class="plain">Yellow</span>: not visible in the other
-view, or not matched.</p>
+<span class="wrong">Red</span>: wrong. <span class="plain">Yellow</span>: not matched, or not
+visible in the other view.</p>
 {% endif %}
 {% for title, drawings in galleries %}
 <h3>{{ title }}</h3>

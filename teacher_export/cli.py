@@ -33,6 +33,7 @@ from teacher_export.teachers import TEACHERS, SiLKTeacher
 @click.option("--compression", type=click.Choice(["none", "zstd"]), help="Of the store.")
 @click.option("--weights", type=click.Path(), help="The teacher's weights, if kept elsewhere.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
 @click.option("--batch-size", type=int, help="Photographs per forward pass.")
 @click.option("--limit", type=int, help="Only the first so many photographs, by name.")
 @click.option("--skip-unreadable", is_flag=True, help="Leave out photographs that do not decode.")
@@ -63,7 +64,9 @@ def export_teacher(
     if settings.model not in TEACHERS:
         raise ValueError(f"model {settings.model!r}: expected one of {', '.join(sorted(TEACHERS))}")
     names = list_images(folder)[:limit]
-    teacher = TEACHERS[settings.model](weights, choose_device(settings.device))
+    device = choose_device(settings.device)
+    settings = override(settings, precision=choose_precision(settings.precision, device))
+    teacher = TEACHERS[settings.model](weights, device, settings.precision)
     schema = make_schema(teacher, settings)
     with RecordStore.lock(path):
         if overwrite:

@@ -45,11 +45,13 @@ def find_unreadable(
 def make_schema(teacher: Teacher, settings: ExportSettings) -> Schema:
     """The schema of the store that a teacher would fill with these settings."""
     fields = teacher.fields(settings.fields, settings.size, settings.top_k)
-    choice = ("threshold", "nms_radius", "border", "top_k") if "sparse" in settings.fields else ()
+    told = ["threshold", "nms_radius", "border", "top_k"] if "sparse" in settings.fields else []
+    if settings.precision != "float32":
+        told.append("precision")
     return Schema(
         teacher=teacher.name,
         weights=teacher.weights,
-        settings={key: getattr(settings, key) for key in choice},
+        settings={key: getattr(settings, key) for key in told},
         image_size=settings.size,
         fields=fields,
         shard_size=settings.shard_size,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.console import autocast
 from data.geometry import CELL_MAP, resample_map, sample_map
 from data.keypoints import KeypointChoice
 from data.records import Features
@@ -26,6 +27,9 @@ class Teacher(Protocol):
         name: as ``--model`` names it.
         channels: 1 or 3, of the images it takes.
         weights: SHA-256 of its weights.
+
+    It is made of where its weights are (None for where it looks itself), a device, and the
+    precision of its network: float32, or bfloat16, which is coarser and on many processors faster.
     """
 
     name: str
@@ -62,13 +66,13 @@ class SuperPointTeacher:
         licence="Magic Leap, academic or non-profit non-commercial research only",
     )
 
-    def __init__(self, weights: str | None, device: torch.device):
+    def __init__(self, weights: str | None, device: torch.device, precision: str = "float32"):
         path = find_weights(self.official, weights)
         state, self.weights = load_arrays(path)
         self.network = SuperPoint()
         load_strictly(self.network, state, path)
         self.network.eval().to(device, memory_format=torch.channels_last)
-        self.device = device
+        self.device, self.precision = device, precision
 
     def fields(self, groups: list[str], size: tuple[int, int], top_k: int) -> dict[str, Field]:
         cells = (size[1] // 8, size[0] // 8)
@@ -111,7 +115,8 @@ class SuperPointTeacher:
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         images = images.to(self.device, memory_format=torch.channels_last)
-        return self.network(images)
+        with autocast(self.device, self.precision):
+            return self.network(images)
 
     @staticmethod
     def _features(size, score_map: Tensor, descriptor_map: Tensor, choice) -> Features:
@@ -128,12 +133,12 @@ class SiLKTeacher:
     channels = 1
     PACKAGED = Path(__file__).parent / "packaged" / "silk.safetensors"
 
-    def __init__(self, weights: str | None, device: torch.device):
+    def __init__(self, weights: str | None, device: torch.device, precision: str = "float32"):
         self.network, self.weights = load_silk(weights or self.PACKAGED)
         self.network.to(device, memory_format=torch.channels_last)
         self.geometry = self.network.config.geometry
         self.descriptor_dim = self.network.config.descriptor_dim
-        self.device = device
+        self.device, self.precision = device, precision
 
     def fields(self, groups: list[str], size: tuple[int, int], top_k: int) -> dict[str, Field]:
         lost = int(2 * self.geometry.offset)
@@ -177,7 +182,9 @@ class SiLKTeacher:
         return self._features(size, output.score_logits[0], output.raw_descriptor_map[0], choice)
 
     def _forward(self, images: Tensor) -> SiLKOutput:
-        return self.network(images.to(self.device, memory_format=torch.channels_last))
+        images = images.to(self.device, memory_format=torch.channels_last)
+        with autocast(self.device, self.precision):
+            return self.network(images)
 
     def _features(self, size, logits: Tensor, descriptors: Tensor, choice) -> Features:
         border = int(self.geometry.offset)

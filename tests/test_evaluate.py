@@ -13,8 +13,11 @@ from data.geometry import resize_points
 from evaluation.cli import evaluate
 from evaluation.datasets import HPatches, load_view
 from evaluation.extractors import FeatureFile
-from evaluation.report import COLUMNS, markdown_table
+from evaluation.protocols import PROTOCOLS
+from evaluation.report import markdown_table
 from evaluation.sequences import render_sequences
+
+COLUMNS = PROTOCOLS["hfnet"].columns
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +78,7 @@ def test_the_report(run_command, sequences, tmp_path):
     assert list(rows) == [(m, s) for m in models for s in ("all", "illumination", "viewpoint")]
     for row in rows.values():
         assert row["num_keypoints"] == 300
-        assert all(row[key] is None or 0 <= row[key] <= 3 for key in COLUMNS)
+        assert all(row[c.key] is None or 0 <= row[c.key] <= 3 for c in COLUMNS)
     assert rows["sift", "all"]["homography_accuracy"] >= 0.8
     # Weights that a seed made know nothing of matching.
     for key in ("matching_score", "descriptor_ap", "homography_accuracy"):
@@ -88,6 +91,22 @@ def test_the_report(run_command, sequences, tmp_path):
     assert page.count("<img") == 2 * len(models)
     assert "http" not in page  # nothing is fetched from elsewhere
     assert re.findall(r"sha256:[0-9a-f]{64}", page)
+
+
+def test_the_matching_protocol(run_command, sequences, tmp_path):
+    arguments = ("--protocol", "matching", "--num-features", 500)
+    output = judge(run_command, sequences, tmp_path / "report", "sift", "orb", arguments=arguments)
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["protocol"] == "matching"
+    sift = report["results"][0]
+    assert sift["num_keypoints"] == 500
+    for estimator in ("ransac", "magsac", "poselib"):
+        shares = [sift["homography"][estimator][f"accuracy@{t}px"] for t in (1, 3, 5)]
+        assert shares == sorted(shares)
+        assert shares[2] >= 0.8
+        assert 0 < sift["homography"][estimator]["auc@5px"] < shares[2]
+    assert sift["mean_matching_accuracy"]["@10px"] > 0.5
+    assert "| all | RANSAC 1 px |" in output
 
 
 def test_features_from_a_file_are_scaled_to_the_view(sequences, tmp_path):
@@ -129,9 +148,10 @@ def test_rendering_a_set_of_ones_own(run_command, photographs, tmp_path):
 
 
 def test_the_best_of_each_column_is_bold():
-    row = {"split": "all", **dict.fromkeys(COLUMNS, 0.5)}
+    row = {"split": "all", **{column.key: 0.5 for column in COLUMNS}}
     better = {**row, "matching_score": 0.75, "localization_error": 0.25, "detector_ap": np.nan}
-    lines = markdown_table([{"model": "a", **row}, {"model": "b", **better}], "all").splitlines()
+    rows = [{"model": "a", **row}, {"model": "b", **better}]
+    lines = markdown_table(rows, COLUMNS, "all").splitlines()
     assert lines[2] == "| a | 0.500 | **0.500** | **0.500** | 0.500 | **0.500** | **0.500** |"
     assert lines[3] == "| b | **0.750** | **0.500** | **0.500** | **0.250** | **0.500** | – |"
 
