@@ -68,9 +68,7 @@ class ExportSettings(_Section):
     model: str
     format: Literal["zarr", "hdf5"]
     size: Size
-    fields: list[Literal["score_map", "descriptor_map", "sparse", "global_descriptor"]] = Field(
-        min_length=1
-    )
+    fields: list[str] = Field(min_length=1)
     compression: Literal["none", "zstd"]
     shard_size: Count
     batch_size: Count

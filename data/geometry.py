@@ -16,6 +16,7 @@ __all__ = [
     "CELL_MAP",
     "PIXEL_MAP",
     "MapGeometry",
+    "average_map",
     "random_homography",
     "resample_map",
     "resize_homography",
@@ -181,3 +182,17 @@ def resample_map(
     points = onto.to_image(torch.stack([columns, rows], -1).float().flatten(0, 1)).to(values.device)
     samples = sample_map(values, points.expand(len(values), -1, -1), geometry)
     return samples.transpose(1, 2).unflatten(2, shape)
+
+
+def average_map(values: torch.Tensor, border: int, cell: int = 8) -> torch.Tensor:
+    """Per-pixel maps that lack ``border`` pixels at each side, averaged over cells of the image.
+
+    Args:
+        values: (B, C, h, w) float maps at ``MapGeometry(1, border)``.
+        cell: pixels of a cell's side.
+
+    Returns:
+        (B, C, (h + 2 * border) // cell, ...) at ``CELL_MAP`` for cells of 8; the edge of ``values``
+        repeats over the border. Not normalised.
+    """
+    return F.avg_pool2d(F.pad(values, [border] * 4, mode="replicate"), cell)

@@ -28,7 +28,7 @@ from teacher_export.teachers import TEACHERS, SiLKTeacher
 @click.option("--size", help="Width x height of every photograph, such as 640x480.")
 @click.option(
     "--fields",
-    help="Comma-separated: score_map, descriptor_map, sparse (keypoints, scores, descriptors).",
+    help="Comma-separated; the table above says which.",
 )
 @click.option("--compression", type=click.Choice(["none", "zstd"]), help="Of the store.")
 @click.option("--weights", type=click.Path(), help="The teacher's weights, if kept elsewhere.")
@@ -57,6 +57,14 @@ def export_teacher(
 
     Run again after an interruption, the same command continues where it stopped. Flags override
     the [export] table of pipeline.toml.
+
+    \b
+    --fields, bytes at 640x480   superpoint        silk
+      score_map                     624,000     574,728
+      descriptor_map              2,457,600   1,228,800  on the student's 8x8 cells
+      descriptor_map:averaged             –   1,228,800  over each cell
+      descriptor_map:full                 –  73,565,184  inside the border
+      sparse                        524,004     268,004  1,000 keypoints with descriptors
     """
     settings = override(
         load_settings(config).export, fields=fields.split(",") if fields else None, **flags

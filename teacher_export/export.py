@@ -48,10 +48,11 @@ def make_schema(teacher: Teacher, settings: ExportSettings) -> Schema:
     told = ["threshold", "nms_radius", "border", "top_k"] if "sparse" in settings.fields else []
     if settings.precision != "float32":
         told.append("precision")
+    forms = dict(group.split(":") for group in settings.fields if ":" in group)
     return Schema(
         teacher=teacher.name,
         weights=teacher.weights,
-        settings={key: getattr(settings, key) for key in told},
+        settings={key: getattr(settings, key) for key in told} | forms,
         image_size=settings.size,
         fields=fields,
         shard_size=settings.shard_size,

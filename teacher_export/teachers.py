@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.console import autocast
-from data.geometry import CELL_MAP, resample_map, sample_map
+from data.geometry import CELL_MAP, average_map, resample_map, sample_map
 from data.keypoints import KeypointChoice
 from data.records import Features
 from data.store import Field
@@ -127,7 +127,12 @@ class SuperPointTeacher:
 
 
 class SiLKTeacher:
-    """SiLK: the packaged one, trained with ``train-teacher``, or one whose weights are named."""
+    """SiLK: the packaged one, trained with ``train-teacher``, or one whose weights are named.
+
+    Its ``descriptor_map`` comes in three forms: sampled at the centres of the student's cells,
+    ``:averaged`` over each cell, which blurs what tells neighbours apart, and ``:full``, one for
+    every pixel inside the border.
+    """
 
     name = "silk"
     channels = 1
@@ -142,15 +147,18 @@ class SiLKTeacher:
 
     def fields(self, groups: list[str], size: tuple[int, int], top_k: int) -> dict[str, Field]:
         lost = int(2 * self.geometry.offset)
+        inside = (size[1] - lost, size[0] - lost)
+        cells = Field(
+            shape=(self.descriptor_dim, size[1] // 8, size[0] // 8),
+            dtype="float16",
+            geometry=CELL_MAP,
+        )
         maps = {
-            "score_map": Field(
-                shape=(1, size[1] - lost, size[0] - lost), dtype="float16", geometry=self.geometry
-            ),
-            # A descriptor per pixel would take 80 MB: the student's own grid is what it needs.
-            "descriptor_map": Field(
-                shape=(self.descriptor_dim, size[1] // 8, size[0] // 8),
-                dtype="float16",
-                geometry=CELL_MAP,
+            "score_map": Field(shape=(1, *inside), dtype="float16", geometry=self.geometry),
+            "descriptor_map": cells,
+            "descriptor_map:averaged": cells,
+            "descriptor_map:full": Field(
+                shape=(self.descriptor_dim, *inside), dtype="float16", geometry=self.geometry
             ),
         }
         return _select_fields(self, groups, maps, sparse_fields(top_k, self.descriptor_dim))
@@ -164,9 +172,9 @@ class SiLKTeacher:
         arrays = {}
         if "score_map" in groups:
             arrays["score_map"] = output.score_logits.sigmoid().half().cpu().numpy()
-        if "descriptor_map" in groups:
-            cells = resample_map(output.descriptor_map, self.geometry, CELL_MAP, _cells(size))
-            arrays["descriptor_map"] = F.normalize(cells, dim=1).half().cpu().numpy()
+        if form := next((group for group in groups if group.startswith("descriptor_map")), None):
+            descriptors = self._resample(output.descriptor_map, form, size)
+            arrays["descriptor_map"] = descriptors.half().cpu().numpy()
         if "sparse" in groups:
             found = [
                 self._features(size, logits, descriptors, choice)
@@ -186,6 +194,15 @@ class SiLKTeacher:
         with autocast(self.device, self.precision):
             return self.network(images)
 
+    def _resample(self, descriptor_map: Tensor, form: str, size: tuple[int, int]) -> Tensor:
+        """The descriptors of every pixel as one of the forms of ``descriptor_map``."""
+        if form == "descriptor_map:full":
+            return descriptor_map
+        if form == "descriptor_map:averaged":
+            return F.normalize(average_map(descriptor_map, int(self.geometry.offset)), dim=1)
+        cells = (size[1] // 8, size[0] // 8)
+        return F.normalize(resample_map(descriptor_map, self.geometry, CELL_MAP, cells), dim=1)
+
     def _features(self, size, logits: Tensor, descriptors: Tensor, choice) -> Features:
         border = int(self.geometry.offset)
         # Outside the map nothing is known: a score of 0 is never chosen.
@@ -194,10 +211,6 @@ class SiLKTeacher:
         columns, rows = self.geometry.to_map(torch.from_numpy(keypoints)).round().long().T
         chosen = F.normalize(descriptors[:, rows, columns].T, dim=1)
         return Features(size, keypoints, scores, chosen.cpu().numpy())
-
-
-def _cells(size: tuple[int, int]) -> tuple[int, int]:
-    return size[1] // 8, size[0] // 8
 
 
 def sparse_fields(top_k: int, descriptor_dim: int) -> dict[str, Field]:
@@ -226,6 +239,7 @@ def pack_sparse(features: list[Features], top_k: int, descriptor_dim: int) -> di
 
 
 def _select_fields(teacher: Teacher, groups: list[str], maps, sparse) -> dict[str, Field]:
+    """The fields of the groups asked for; a group ``field:form`` is stored as ``field``."""
     offered = [*maps, "sparse"]
     fields = {}
     for group in groups:
@@ -234,7 +248,10 @@ def _select_fields(teacher: Teacher, groups: list[str], maps, sparse) -> dict[st
                 f"--fields {group}: {teacher.name} has no such field; it offers "
                 f"{', '.join(offered)}"
             )
-        fields |= sparse if group == "sparse" else {group: maps[group]}
+        found = sparse if group == "sparse" else {group.partition(":")[0]: maps[group]}
+        if twice := fields.keys() & found.keys():
+            raise ValueError(f"--fields: {twice.pop()} is asked for twice; a store holds one form")
+        fields |= found
     return fields
 
 
