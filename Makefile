@@ -18,18 +18,18 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
 
-# The three commands on a few photographs: adapt the packaged student to SuperPoint's answers on
-# them, then judge it on sequences rendered from others.
+# The three commands on a few photographs: adapt the packaged student to SiLK's answers on them,
+# then judge it on sequences rendered from others.
 demo: .venv/ready
 	rm -rf $(DEMO)
 	$(BIN)/python -m data.samples $(DEMO)/photographs
-	$(BIN)/export-teacher --model superpoint --images $(DEMO)/photographs/train \
-		--store $(DEMO)/superpoint.zarr
-	$(BIN)/train-student --store $(DEMO)/superpoint.zarr --images $(DEMO)/photographs/train \
+	$(BIN)/export-teacher --model silk --images $(DEMO)/photographs/train \
+		--store $(DEMO)/silk.zarr --precision auto
+	$(BIN)/train-student --store $(DEMO)/silk.zarr --images $(DEMO)/photographs/train \
 		--output $(DEMO)/run --init default --epochs 12 --learning-rate 2e-4
 	$(BIN)/evaluate --dataset hpatches --render $(DEMO)/photographs/judge \
 		--root $(DEMO)/sequences --sequences 4 \
-		--model $(DEMO)/run --model default --model superpoint --model sift --model orb \
+		--model $(DEMO)/run --model default --model silk --model sift --model orb --precision auto \
 		--output $(DEMO)/report
 
 clean:

@@ -68,7 +68,8 @@ class ExportSettings(_Section):
     model: str
     format: Literal["zarr", "hdf5"]
     size: Size
-    fields: list[str] = Field(min_length=1)
+    fields: list[str]
+    quantisation: Literal["none", "int8"]
     compression: Literal["none", "zstd"]
     shard_size: Count
     batch_size: Count
@@ -78,6 +79,8 @@ class ExportSettings(_Section):
     nms_radius: NotNegative
     border: NotNegative
     top_k: Count
+    vlad_words: Count
+    vlad_dim: Count
 
 
 class TeacherSettings(_Section):
@@ -106,10 +109,14 @@ class TrainSettings(_Section):
     """[train]: see pipeline.toml for the meaning of each key."""
 
     width: Annotated[float, Field(gt=0)]
-    descriptor_dim: Count
+    global_rank: NotNegative
     epochs: Count
     batch_size: Count
     crop: Crop
+    warp: Share
+    zoom: Range
+    rotation: Weight
+    perspective: Share
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Weight
     warmup: Share

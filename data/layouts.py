@@ -6,7 +6,7 @@ Both layouts offer the same methods; ``data.store.RecordStore`` is written again
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from data.schema import Schema, StoreError
 __all__ = ["HDF5Layout", "ZarrLayout"]
 
 ATTRIBUTE = "hfnet_distill"
+PARAMETERS = "parameters"
 
 
 def _sweep(folder: Path, pattern: str) -> None:
@@ -46,7 +47,9 @@ class ZarrLayout:
     def __init__(self, path: Path):
         self.path = path
 
-    def create(self, schema: Schema, names: list[str]) -> None:
+    def create(
+        self, schema: Schema, names: list[str], parameters: Mapping[str, np.ndarray]
+    ) -> None:
         unfinished = beside(self.path)
         try:
             group = zarr.create_group(unfinished, attributes={ATTRIBUTE: schema.model_dump()})
@@ -63,12 +66,16 @@ class ZarrLayout:
                     shards=(size, *field.shape),
                     compressors=zstd if schema.compression == "zstd" else None,
                     fill_value=0,
-                    attributes={} if field.geometry is None else vars(field.geometry),
+                    attributes=field.attributes,
                 )
             for name, count in (("done", schema.num_shards(len(names))), ("complete", 1)):
                 group.create_array(
                     name, shape=(count,), dtype="uint8", chunks=(1,), compressors=None, fill_value=0
                 )
+            if parameters:
+                kept = group.create_group(PARAMETERS)
+                for name, array in parameters.items():
+                    kept.create_array(name, data=array, chunks=array.shape, compressors=None)
             os.rename(unfinished, self.path)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -82,6 +89,11 @@ class ZarrLayout:
         group = zarr.open_group(self.path, mode="r")
         return group.attrs[ATTRIBUTE], group["name"][:].tolist()
 
+    def read_parameters(self) -> dict[str, np.ndarray]:
+        group = zarr.open_group(self.path, mode="r")
+        kept = dict(group[PARAMETERS].arrays()) if PARAMETERS in group else {}
+        return {name: kept[name][...] for name in sorted(kept)}
+
     def bind(self, schema: Schema) -> None:
         self.schema = schema
         self.fields = schema.stored_fields
@@ -91,10 +103,12 @@ class ZarrLayout:
     def _shard_path(self, field: str, number: int) -> Path:
         return self.path.joinpath(field, "c", str(number), *"0" * len(self.fields[field].shape))
 
-    def write_shard(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
+    def write_arrays(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         size = self.schema.shard_size
         for field, records in arrays.items():
             if self.schema.compression == "zstd":
+                # Zarr would read what it writes over, damaged or not.
+                self._shard_path(field, number).unlink(missing_ok=True)
                 self._group(mode="r+")[field][number * size : number * size + len(records)] = (
                     records
                 )
@@ -106,6 +120,8 @@ class ZarrLayout:
             path.parent.mkdir(parents=True, exist_ok=True)
             crc = google_crc32c.value(index.tobytes()).to_bytes(4, "little")
             write_atomically(path, _raw(records), index.tobytes(), crc)
+
+    def mark_done(self, number: int) -> None:
         self._mark("done", number)
 
     def _mark(self, array: str, number: int) -> None:
@@ -125,6 +141,11 @@ class ZarrLayout:
 
     def is_complete(self) -> bool:
         return (self.path / "complete" / "c" / "0").exists()
+
+    def reopen(self, numbers: Collection[int]) -> None:
+        self.path.joinpath("complete", "c", "0").unlink(missing_ok=True)
+        for number in numbers:
+            self.path.joinpath("done", "c", str(number)).unlink(missing_ok=True)
 
     def read(self, field: str, index: int) -> np.ndarray:
         if self.schema.compression == "zstd":
@@ -172,10 +193,12 @@ class HDF5Layout:
         self.path = path
         self.parts = path.with_name(f"{path.name}.parts")
 
-    def create(self, schema: Schema, names: list[str]) -> None:
-        self._write_file(schema, names, contents=None)
+    def create(
+        self, schema: Schema, names: list[str], parameters: Mapping[str, np.ndarray]
+    ) -> None:
+        self._write_file(schema, names, parameters, contents=None)
 
-    def _write_file(self, schema: Schema, names: list[str], contents) -> None:
+    def _write_file(self, schema: Schema, names: list[str], parameters, contents) -> None:
         """The whole file, beside its place, then renamed; ``contents`` fills a compressed one."""
         unfinished = beside(self.path)
         try:
@@ -186,18 +209,16 @@ class HDF5Layout:
                 for name, field in schema.stored_fields.items():
                     shape = (len(names), *field.shape)
                     if schema.compression == "zstd" and name in schema.fields:
-                        zstd = hdf5plugin.Zstd(clevel=3)
-                        chunks = (1, *field.shape)
-                        dataset = file.create_dataset(
-                            name, shape, field.dtype, chunks=chunks, track_times=False, **zstd
-                        )
+                        dataset = _compressed(file, name, shape, field.dtype)
                     else:
                         dataset = _contiguous(file, name, shape, field.dtype)
-                    if field.geometry is not None:
-                        dataset.attrs.update(vars(field.geometry))
+                    dataset.attrs.update(field.attributes)
                 count = schema.num_shards(len(names))
                 for name, length in (("done", count), ("complete", 1)):
                     _contiguous(file, name, (length,), "uint8", fill=True)
+                for name, array in parameters.items():
+                    path = f"{PARAMETERS}/{name}"
+                    file.create_dataset(path, data=array, track_times=False)
                 if contents is not None:
                     contents(file)
             os.replace(unfinished, self.path)
@@ -213,6 +234,10 @@ class HDF5Layout:
         with h5py.File(self.path, "r") as file:
             return json.loads(file.attrs[ATTRIBUTE]), file["name"].asstr()[:].tolist()
 
+    def read_parameters(self) -> dict[str, np.ndarray]:
+        with h5py.File(self.path, "r") as file:
+            return {name: array[...] for name, array in file.get(PARAMETERS, {}).items()}
+
     def bind(self, schema: Schema) -> None:
         self.schema = schema
         self.fields = schema.stored_fields
@@ -226,7 +251,7 @@ class HDF5Layout:
         self._maps: dict[str, np.ndarray] = {}
         self._file = None
 
-    def write_shard(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
+    def write_arrays(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         compressed = {name: array for name, array in arrays.items() if name not in self.offsets}
         if compressed:
             self._write_part(number, compressed)
@@ -235,17 +260,49 @@ class HDF5Layout:
             for name in arrays.keys() & self.offsets.keys():
                 offset = self.offsets[name] + first * arrays[name][0].nbytes
                 _write_at(file, offset, _raw(arrays[name]))
-            _write_at(file, self.offsets["done"] + number, memoryview(b"\x01"))
+
+    def mark_done(self, number: int) -> None:
+        self._set_mark("done", number, 1)
+
+    def _set_mark(self, array: str, number: int, value: int) -> None:
+        with open(self.path, "r+b", buffering=0) as file:
+            _write_at(file, self.offsets[array] + number, memoryview(bytes([value])))
+
+    def _part(self, number: int) -> Path:
+        return self.parts / f"{number:08d}.h5"
 
     def _write_part(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         self.parts.mkdir(exist_ok=True)
-        path = self.parts / f"{number:08d}.h5"
+        path = self._part(number)
         unfinished = beside(path)
         with h5py.File(unfinished, "w") as file:
             for name, array in arrays.items():
-                chunks = (1, *array.shape[1:])
-                file.create_dataset(name, data=array, chunks=chunks, **hdf5plugin.Zstd(clevel=3))
+                _compressed(file, name, array.shape, array.dtype)[...] = array
         os.replace(unfinished, path)
+
+    def _scatter(self, without: Collection[int]) -> None:
+        """``_gather`` undone: all shards but these in parts, the file as before it was complete."""
+        self.parts.mkdir(exist_ok=True)
+        size = self.schema.shard_size
+        with h5py.File(self.path, "r") as old:
+            raw = {name: old[name][...] for name in self.offsets}
+            raw["complete"][0] = 0
+            raw["done"][list(without)] = 0
+            for number in np.flatnonzero(raw["done"]).tolist():
+                first = number * size
+                with h5py.File(self._part(number), "w") as part:
+                    for name in self.schema.fields:
+                        count = min(size, self.records - first)
+                        shape, dtype = (count, *old[name].shape[1:]), old[name].dtype
+                        _copy_chunks(old[name], first, _compressed(part, name, shape, dtype), 0)
+
+        def fill(file: h5py.File) -> None:
+            for name, array in raw.items():
+                file[name][...] = array
+
+        names = self.read_header()[1]
+        self._write_file(self.schema, names, self.read_parameters(), contents=fill)
+        self.bind(self.schema)
 
     def done(self, count: int) -> np.ndarray:
         return np.fromfile(self.path, np.uint8, count, offset=self.offsets["done"])
@@ -253,11 +310,10 @@ class HDF5Layout:
     def finish(self) -> None:
         if self.schema.compression == "zstd":
             names = self.read_header()[1]
-            self._write_file(self.schema, names, contents=self._gather)
+            self._write_file(self.schema, names, self.read_parameters(), contents=self._gather)
             shutil.rmtree(self.parts, ignore_errors=True)
         else:
-            with open(self.path, "r+b", buffering=0) as file:
-                _write_at(file, self.offsets["complete"], memoryview(b"\x01"))
+            self._set_mark("complete", 0, 1)
 
     def _gather(self, file: h5py.File) -> None:
         """Copy compressed chunks as they are, and the arrays that were never compressed."""
@@ -269,10 +325,15 @@ class HDF5Layout:
             first = int(path.stem) * self.schema.shard_size
             with h5py.File(path, "r") as part:
                 for name, dataset in part.items():
-                    for row in range(len(dataset)):
-                        zeros = (0,) * (dataset.ndim - 1)
-                        mask, chunk = dataset.id.read_direct_chunk((row, *zeros))
-                        file[name].id.write_direct_chunk((first + row, *zeros), chunk, mask)
+                    _copy_chunks(dataset, 0, file[name], first)
+
+    def reopen(self, numbers: Collection[int]) -> None:
+        if self.schema.compression == "zstd" and self.is_complete():
+            self._scatter(numbers)
+            return
+        self._set_mark("complete", 0, 0)
+        for number in numbers:
+            self._set_mark("done", number, 0)
 
     def is_complete(self) -> bool:
         return bool(np.fromfile(self.path, np.uint8, 1, offset=self.offsets["complete"])[0])
@@ -285,6 +346,10 @@ class HDF5Layout:
                 offset = self.offsets[field]
                 self._maps[field] = np.memmap(self.path, described.dtype, "r", offset, shape)
             return self._maps[field][index].view(np.ndarray)
+        if not self.is_complete():
+            number, row = divmod(index, self.schema.shard_size)
+            with h5py.File(self._part(number), "r") as part:
+                return part[field][row]
         if self._file is None:
             self._file = h5py.File(self.path, "r")
         return self._file[field][index]
@@ -295,6 +360,20 @@ class HDF5Layout:
     def remove(self) -> None:
         self.path.unlink()
         shutil.rmtree(self.parts, ignore_errors=True)
+
+
+def _compressed(file: h5py.File, name: str, shape, dtype) -> h5py.Dataset:
+    """A dataset of one zstd chunk per record."""
+    chunks, zstd = (1, *shape[1:]), hdf5plugin.Zstd(clevel=3)
+    return file.create_dataset(name, shape, dtype, chunks=chunks, track_times=False, **zstd)
+
+
+def _copy_chunks(source: h5py.Dataset, start: int, target: h5py.Dataset, to: int) -> None:
+    """Copy records as they are compressed, until one of the datasets ends."""
+    zeros = (0,) * (source.ndim - 1)
+    for row in range(min(len(source) - start, len(target) - to)):
+        mask, chunk = source.id.read_direct_chunk((start + row, *zeros))
+        target.id.write_direct_chunk((to + row, *zeros), chunk, mask)
 
 
 def _contiguous(file: h5py.File, name: str, shape, dtype, fill: bool = False) -> h5py.Dataset:

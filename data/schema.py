@@ -22,16 +22,30 @@ class _Frozen(BaseModel):
 
 
 class Field(_Frozen):
-    """One array of every record: its shape and dtype, and a map's place in the image."""
+    """One array of every record.
+
+    Attributes:
+        shape: without the axis of records.
+        dtype: as it is stored.
+        geometry: a map's place in the image.
+        quantisation: how eight bits hold real values, see ``data.quantize``.
+    """
 
     shape: tuple[int, ...]
-    dtype: Literal["float16", "float32", "int32", "uint32"]
+    dtype: Literal["float16", "float32", "int8", "uint8", "int32", "uint32"]
     geometry: MapGeometry | None = None
+    quantisation: Literal["none", "scale", "fourth_root"] = "none"
 
     @property
     def nbytes(self) -> int:
         """Bytes of one record's array."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def attributes(self) -> dict[str, float | str]:
+        """What a stranger needs to know of the array, kept beside it."""
+        told = {} if self.geometry is None else dict(vars(self.geometry))
+        return told if self.quantisation == "none" else {**told, "quantisation": self.quantisation}
 
 
 class Schema(_Frozen):

@@ -5,7 +5,9 @@ A store holds one array per field, of shape (records, *field shape), and beside 
 * ``name`` (records,): the image each record belongs to, the only join key;
 * ``checksum`` (records,) uint32: CRC-32C of the record's raw bytes, fields in schema order;
 * ``done`` (shards,) uint8: which shards are written; ``complete`` (1,) uint8: all of them are;
-* the attribute ``hfnet_distill``: the schema as JSON.
+* the attribute ``hfnet_distill``: the schema as JSON;
+* the group ``parameters``, if the teacher learnt any: arrays by name, the same for all records,
+  written before the store appears and never changed.
 
 A shard is ``shard_size`` consecutive records: the unit of work, of commit and of resume. Its
 arrays are written first and its done mark last; writing it again gives the same bytes, and no
@@ -14,16 +16,19 @@ memory map; zstd-compressed ones through zarr and h5py.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 import google_crc32c
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from data.layouts import HDF5Layout, ZarrLayout
+from data.quantize import dequantise
 from data.records import TeacherRecord
 from data.schema import FORMAT_VERSION, Field, Schema, StoreError
 
@@ -79,11 +84,20 @@ class RecordStore:
 
     @classmethod
     def create(
-        cls, path: str | Path, schema: Schema, names: list[str], format: Literal["zarr", "hdf5"]
+        cls,
+        path: str | Path,
+        schema: Schema,
+        names: list[str],
+        format: Literal["zarr", "hdf5"],
+        parameters: Mapping[str, np.ndarray] | None = None,
     ) -> "RecordStore":
         """Start a store, or continue one that was started with the same settings.
 
         To be called under ``lock``: what killed writers left behind is removed.
+
+        Args:
+            parameters: float arrays by name, for a store that is started; one that is continued
+                keeps its own.
 
         Raises:
             StoreError: there is something else at ``path``, or a store with other settings or
@@ -107,7 +121,7 @@ class RecordStore:
                 )
             return store
         path.parent.mkdir(parents=True, exist_ok=True)
-        layout.create(schema, list(names))
+        layout.create(schema, list(names), parameters or {})
         return cls.open(path)
 
     def __reduce__(self):
@@ -118,6 +132,11 @@ class RecordStore:
     def format(self) -> str:
         """zarr or hdf5."""
         return self._layout.format
+
+    @property
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The arrays by name, read anew, that ``create`` was given beside the records."""
+        return self._layout.read_parameters()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -178,11 +197,12 @@ class RecordStore:
                     f"found {array.dtype} of shape {array.shape}"
                 )
             prepared[name] = array
-        prepared["checksum"] = np.zeros(count, np.uint32)
-        for i in range(count):
-            prepared["checksum"][i] = _checksum(prepared[name][i] for name in self.schema.fields)
         try:
-            self._layout.write_shard(number, prepared)
+            with ThreadPoolExecutor(1) as thread:  # sums take as long as writes into the page cache
+                checksums = thread.submit(_checksums, [*prepared.values()])
+                self._layout.write_arrays(number, prepared)
+                self._layout.write_arrays(number, {"checksum": checksums.result()})
+            self._layout.mark_done(number)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
@@ -207,8 +227,14 @@ class RecordStore:
         return self._layout.read(field, self._index[name])
 
     def record(self, name: str) -> TeacherRecord:
-        """All fields of one image; sparse fields without their padding."""
+        """All fields of one image; sparse fields without their padding.
+
+        Arrays as ``read`` gives them; copies in float32 where the store holds eight bits.
+        """
         arrays = {field: self.read(name, field) for field in self.schema.fields}
+        if any(field.quantisation != "none" for field in self.schema.fields.values()):
+            copies = {field: torch.from_numpy(np.array(array)) for field, array in arrays.items()}
+            arrays = {field: values.numpy() for field, values in dequantise(copies).items()}
         if "count" in arrays:
             count = int(arrays.pop("count"))
             for field in ("keypoints", "scores", "descriptors"):
@@ -217,13 +243,23 @@ class RecordStore:
         return TeacherRecord(name, self.schema.image_size, **arrays)
 
     def corrupt_records(self, number: int) -> list[str]:
-        """The images of a shard whose bytes no longer match their checksum."""
-        bad = []
-        for index in self.shard(number):
-            fields = (self._layout.read(field, index) for field in self.schema.fields)
-            if _checksum(fields) != self._layout.checksum(index):
-                bad.append(self.names[index])
-        return bad
+        """The images of a done shard whose bytes cannot be read or do not match their checksum."""
+        return [self.names[index] for index in self.shard(number) if not self._is_sound(index)]
+
+    def _is_sound(self, index: int) -> bool:
+        try:
+            fields = [self._layout.read(field, index) for field in self.schema.fields]
+            return _checksums([[array] for array in fields])[0] == self._layout.checksum(index)
+        except (OSError, ValueError, RuntimeError):  # a file cut off, a chunk that does not unpack
+            return False
+
+    def reopen_shards(self, numbers: Collection[int]) -> None:
+        """Make done shards pending again, to be written anew; the others stay as they are.
+
+        To be called under ``lock``. Until ``finish`` the store is no longer complete.
+        """
+        if numbers:
+            self._layout.reopen(numbers)
 
     @staticmethod
     @contextlib.contextmanager
@@ -269,8 +305,10 @@ class RecordStore:
         layout.remove()
 
 
-def _checksum(arrays) -> int:
-    value = 0
-    for array in arrays:
-        value = google_crc32c.extend(value, np.ascontiguousarray(array).tobytes())
-    return value
+def _checksums(fields: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Per field the arrays of some records -> (records,) uint32, over all fields of each."""
+    values = np.zeros(len(fields[0]), np.uint32)
+    for records in fields:
+        for row, array in enumerate(records):
+            values[row] = google_crc32c.extend(int(values[row]), np.ascontiguousarray(array))
+    return values

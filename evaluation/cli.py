@@ -10,16 +10,15 @@ import torch
 from data.config import load_settings, override
 from data.console import choose_device, progress, say, user_errors
 from data.images import list_images
-from evaluation.datasets import HPatches
 from evaluation.extractors import make_extractor
-from evaluation.judge import choose_pairs, draw_pairs, judge, summarize_splits
 from evaluation.protocols import PROTOCOLS
 from evaluation.report import markdown_table, write_report
 from evaluation.sequences import render_sequences
+from evaluation.suites import SUITES
 
 
 @click.command()
-@click.option("--dataset", type=click.Choice(["hpatches"]), default="hpatches", show_default=True)
+@click.option("--dataset", type=click.Choice(list(SUITES)), default="hpatches", show_default=True)
 @click.option(
     "--root", type=click.Path(path_type=Path), required=True, help="The dataset's folder."
 )
@@ -69,7 +68,7 @@ def evaluate(
     quiet: bool,
     **flags,
 ) -> None:
-    """Judge local features on image pairs whose homography is known.
+    """Judge features: on image pairs with a known homography, on places, on camera poses.
 
     Prints a table and writes report.json, table.md and index.html into --output. With --render, a
     dataset of your own domain is made from photographs first; without --model, nothing else.
@@ -87,7 +86,7 @@ def evaluate(
         return
     if output is None:
         raise click.UsageError("name a folder for the report with --output")
-    pairs = HPatches(root, settings.split)
+    suite = SUITES[dataset](root, settings)
     extractors = {
         model: make_extractor(
             model,
@@ -98,37 +97,23 @@ def evaluate(
         )
         for model in models
     }
-    protocol = PROTOCOLS[settings.protocol]
-    pictured = choose_pairs(pairs, settings.pictures)
     results, drawings = [], []
     for model, extractor in extractors.items():
         with (
             torch.inference_mode(),
-            progress(f"judge {model}", len(pairs.images), quiet=quiet) as advance,
+            progress(f"judge {model}", suite.images, quiet=quiet) as advance,
         ):
-            judged = judge(
-                pairs,
-                extractor,
-                protocol,
-                longest=settings.longest_side,
-                pictured=set(pictured),
-                advance=advance,
-            )
-        results += summarize_splits(model, judged, settings.num_keypoints, settings.split)
-        drawings += draw_pairs(model, judged)
+            found, pictures = suite.judge(model, extractor, advance)
+        results += found
+        drawings += pictures
     report = {
-        "protocol": settings.protocol,
-        "dataset": {
-            "name": dataset,
-            "root": str(root),
-            "sequences": len(pairs.sequences),
-            "pairs": len(pairs.pairs),
-        },
+        "protocol": suite.protocol,
+        "dataset": {"name": dataset, "root": str(root), **suite.size},
         "settings": {**settings.model_dump(), **predict.model_dump()},
         "models": [{"model": m, "origin": e.origin} for m, e in extractors.items()],
         "results": results,
     }
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    write_report(output, report, protocol.about, protocol.columns, drawings, command)
-    click.echo(markdown_table(results, protocol.columns, settings.split))
+    write_report(output, report, suite, drawings, command)
+    click.echo(markdown_table(results, suite.columns, results[0]["split"]))
     say(f"{output / 'index.html'}: the report with pictures", quiet=quiet)

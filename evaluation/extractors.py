@@ -14,10 +14,11 @@ from data.console import autocast, choose_precision
 from data.geometry import resize_points
 from data.keypoints import KeypointChoice, thin_keypoints
 from data.records import Features
+from data.store import RecordStore
 from evaluation.datasets import View
 from student.checkpoint import load_student, student_path
 from student.predict import predict
-from teacher_export.teachers import TEACHERS
+from teacher_export.teachers import TEACHERS, VladTeacher, without_keypoints
 
 __all__ = ["Extractor", "FeatureFile", "make_extractor"]
 
@@ -48,8 +49,8 @@ def make_extractor(
     """The extractor that ``--model`` names.
 
     Args:
-        model: ``default``, a run folder, a teacher's name, ``sift``, ``orb`` or
-            ``features:FILE.h5``.
+        model: ``default``, a run folder, a teacher's name, ``orb``, ``features:FILE.h5``, or
+            ``vlad:STORE``, a store of ``export-teacher --model vlad``.
         weights: of a teacher, where not in their usual place.
 
     Raises:
@@ -59,8 +60,9 @@ def make_extractor(
     precision = choose_precision(settings.precision, device)
     if model in TEACHERS:
         return TeacherExtractor(TEACHERS[model](weights, device, precision), choice)
-    if model == "sift":
-        return Sift(choice)
+    if model.startswith("vlad:"):
+        store = RecordStore.open(model.removeprefix("vlad:"))
+        return TeacherExtractor(VladTeacher(store, weights, device), choice)
     if model == "orb":
         return Orb(choice)
     if model.startswith("features:"):
@@ -69,7 +71,7 @@ def make_extractor(
         return StudentExtractor(model, choice, device, precision)
     raise ValueError(
         f"--model {model}: neither a run folder nor one of default, "
-        f"{', '.join(sorted(TEACHERS))}, sift, orb, features:FILE.h5"
+        f"{', '.join(sorted(TEACHERS))}, orb, vlad:STORE, features:FILE.h5"
     )
 
 
@@ -94,67 +96,42 @@ class StudentExtractor:
             return predict(self.student, _to_image(view), self.choice)
 
 
+def origin_of(weights: str) -> str:
+    """A teacher's ``weights`` as the report states them."""
+    return weights if weights.startswith("opencv") else f"sha256:{weights}"
+
+
 class TeacherExtractor:
     """One of the teachers, run as it is."""
 
     def __init__(self, teacher, choice: KeypointChoice):
         self.teacher, self.choice = teacher, replace(choice, refine_radius=0)
         self.channels = teacher.channels
-        self.origin = f"sha256:{teacher.weights}"
+        self.origin = origin_of(teacher.weights)
 
     def extract(self, view: View, name: str) -> Features:
         return self.teacher.extract(_to_image(view), self.choice)
 
 
-class _OpenCV:
-    """A detector and descriptor of OpenCV, thinned out like every other one."""
+class Orb:
+    """ORB of OpenCV, thinned out like every other one: Rublee et al., ICCV 2011."""
 
     channels = 1
     origin = f"opencv {cv2.__version__}"
 
     def __init__(self, choice: KeypointChoice):
         self.choice = choice
+        # Suppression thins its clusters out: it needs many more than are kept in the end.
+        self.detector = cv2.ORB_create(nfeatures=10 * choice.top_k)
 
     def extract(self, view: View, name: str) -> Features:
         found, descriptors = self.detector.detectAndCompute(view.image, None)
         keypoints = np.array([point.pt for point in found], np.float32).reshape(-1, 2)
         scores = np.array([point.response for point in found], np.float32)
         kept = thin_keypoints(keypoints, scores, view.size, self.choice)
-        descriptors = None if descriptors is None else descriptors[kept]
-        return Features(view.size, keypoints[kept], scores[kept], self.describe(descriptors))
-
-
-class Sift(_OpenCV):
-    """RootSIFT: Lowe, IJCV 2004; Arandjelovic and Zisserman, CVPR 2012."""
-
-    def __init__(self, choice: KeypointChoice):
-        super().__init__(choice)
-        # Without it OpenCV's keypoints lie a quarter of a pixel off.
-        self.detector = cv2.SIFT_create(enable_precise_upscale=True)
-
-    @staticmethod
-    def describe(descriptors: np.ndarray | None) -> np.ndarray:
-        """(N, 128) -> the square root of each, taken as a distribution, of unit length."""
-        if descriptors is None:
-            return np.zeros((0, 128), np.float32)
-        total = descriptors.sum(axis=1, keepdims=True)
-        return np.sqrt(descriptors / np.maximum(total, 1e-12)).astype(np.float32)
-
-
-class Orb(_OpenCV):
-    """ORB: Rublee et al., ICCV 2011."""
-
-    def __init__(self, choice: KeypointChoice):
-        super().__init__(choice)
-        # Suppression thins its clusters out: it needs many more than are kept in the end.
-        self.detector = cv2.ORB_create(nfeatures=10 * choice.top_k)
-
-    @staticmethod
-    def describe(descriptors: np.ndarray | None) -> np.ndarray:
-        """(N, 32) bytes -> (N, 256) bits."""
-        if descriptors is None:
-            return np.zeros((0, 256), bool)
-        return np.unpackbits(descriptors, axis=1).astype(bool)
+        packed = np.zeros((0, 32), np.uint8) if descriptors is None else descriptors[kept]
+        bits = np.unpackbits(packed, axis=1).astype(bool)
+        return Features(view.size, keypoints[kept], scores[kept], bits)
 
 
 class FeatureFile:
@@ -183,6 +160,10 @@ class FeatureFile:
                 arrays = {key: file[name][key][()] for key in file[name]}
         except OSError as error:
             raise ValueError(f"{self.path}: not an HDF5 file ({error})") from error
+        place = arrays.get("global_descriptor")
+        place = None if place is None else place.astype(np.float32)
+        if place is not None and "keypoints" not in arrays:
+            return without_keypoints(view.size, place)
         if missing := {"keypoints", "scores", "descriptors"} - arrays.keys():
             raise ValueError(f"{self.path}: image {name} has no {sorted(missing)[0]}")
         keypoints = resize_points(arrays["keypoints"], view.file_size, view.size)
@@ -196,11 +177,10 @@ class FeatureFile:
             )
         best = np.argsort(-scores, kind="stable")[: self.num_keypoints]
         binary = descriptors.dtype in (np.uint8, np.bool_)
-        place = arrays.get("global_descriptor")
         return Features(
             view.size,
             keypoints[best],
             scores[best],
             np.ascontiguousarray(descriptors[best]).astype(bool if binary else np.float32),
-            None if place is None else place.astype(np.float32),
+            place,
         )

@@ -22,12 +22,14 @@ class Column:
         key: where it stands in a result, "a.b" for ``result["a"]["b"]``.
         less_is_better: of which of two rows is the better one.
         digits: behind the point.
+        unit: the table shows multiples of this.
     """
 
     title: str
     key: str
     less_is_better: bool = False
     digits: int = 3
+    unit: float = 1
 
     def value(self, result: dict) -> float:
         """The number in a result, nan where there was nothing to measure."""
@@ -43,7 +45,7 @@ class Column:
     def text(self, result: dict) -> str:
         """The number as the table shows it."""
         value = self.value(result)
-        return "–" if np.isnan(value) else f"{value:.{self.digits}f}"
+        return "–" if np.isnan(value) else f"{value / self.unit:.{self.digits}f}"
 
 
 class Picture(NamedTuple):

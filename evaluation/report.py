@@ -99,8 +99,7 @@ def draw_matches(
 def write_report(
     output: Path,
     report: dict,
-    about: str,
-    columns: Sequence[Column],
+    suite,
     drawings: Sequence[Drawing],
     command: str,
 ) -> None:
@@ -108,8 +107,7 @@ def write_report(
 
     Args:
         report: what ``report.json`` holds, besides the command and versions.
-        about: a sentence on what was measured and how.
-        columns: of the tables.
+        suite: whose columns, sentence and legend are shown; see ``evaluation.suites``.
         command: that repeats it.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -124,7 +122,9 @@ def write_report(
         },
     }
     splits = list(dict.fromkeys(result["split"] for result in report["results"]))
-    tables = "\n\n".join(markdown_table(report["results"], columns, split) for split in splits)
+    tables = "\n\n".join(
+        markdown_table(report["results"], suite.columns, split) for split in splits
+    )
     (output / "table.md").write_text(tables + "\n", encoding="utf-8")
     (output / "report.json").write_text(
         json.dumps(_without_nan(report), indent=2, allow_nan=False) + "\n", encoding="utf-8"
@@ -134,8 +134,7 @@ def write_report(
     (output / "index.html").write_text(
         page.render(
             report=report,
-            about=about,
-            columns=columns,
+            suite=suite,
             splits=splits,
             is_best=_is_best,
             galleries=[(t, [d for d in drawings if d.title == t]) for t in titles],
@@ -182,33 +181,30 @@ PAGE = """<!doctype html>
   .right { color: rgb(40, 150, 40); } .wrong { color: rgb(220, 60, 50); }
   .plain { color: rgb(170, 130, 0); }
 </style>
-<h1>Local features on {{ report.dataset.name }}</h1>
-<p>{{ report.dataset.sequences }} sequences, {{ report.dataset.pairs }} pairs; protocol
-<b>{{ report.protocol }}</b>: the best {{ report.settings.num_keypoints }} keypoints of each image
-at {{ report.settings.longest_side or "its own" }} pixels, {{ about }}.</p>
+<h1>Features on {{ report.dataset.name }}</h1>
+<p>{% for what, count in suite.size.items() %}{{ count }} {{ what }}{{ ", " if not loop.last }}
+{%- endfor %}; protocol <b>{{ suite.protocol }}</b>: {{ suite.about }}.</p>
 {% for split in splits %}
 {% set rows = report.results | selectattr("split", "equalto", split) | list %}
 <table>
 <caption>{{ split }}</caption>
-<tr><th>model{% for column in columns %}<th>{{ column.title }}{% endfor %}</tr>
+<tr><th>model{% for column in suite.columns %}<th>{{ column.title }}{% endfor %}</tr>
 {% for row in rows %}
-<tr><td>{{ row.model }}{% for column in columns %}<td>
+<tr><td>{{ row.model }}{% for column in suite.columns %}<td>
 {%- if is_best(rows, row, column) %}<b>{{ column.text(row) }}</b>
 {%- else %}{{ column.text(row) }}{% endif %}{% endfor %}</tr>
 {% endfor %}
 </table>
 {% endfor %}
 {% if galleries %}
-<h2>Matches</h2>
-<p>Image 1 on the left. <span class="right">Green</span>: within 3 px of the true place.
-<span class="wrong">Red</span>: wrong. <span class="plain">Yellow</span>: not matched, or not
-visible in the other view.</p>
+<h2>Pictures</h2>
+<p>{{ suite.legend | safe }}</p>
 {% endif %}
 {% for title, drawings in galleries %}
 <h3>{{ title }}</h3>
 {% for drawing in drawings %}
 <figure><img src="data:image/jpeg;base64,{{ encode(drawing.image) }}"
-alt="Matches of {{ drawing.model }} on {{ title }}">
+alt="{{ drawing.model }} on {{ title }}">
 <figcaption><b>{{ drawing.model }}</b>: {{ drawing.caption }}</figcaption></figure>
 {% endfor %}
 {% endfor %}

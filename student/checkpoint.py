@@ -18,6 +18,7 @@ from student.hfnet import HFNet, HFNetConfig
 
 __all__ = ["init_student", "load_student", "save_student", "student_path"]
 
+LAST_DESCRIPTOR = "descriptor_head.1."
 DEFAULT = Path(__file__).parent / "weights" / "default.safetensors"
 
 
@@ -58,21 +59,23 @@ def load_student(path: str | Path) -> tuple[HFNet, dict, str]:
 
 
 def init_student(student: HFNet, path: str | Path) -> str:
-    """Start a student from another's weights; its global branch may be new. Returns the SHA-256.
+    """Start a student from another's weights. Returns their SHA-256.
+
+    Its global branch may be new, and the last layer of its descriptors where their size differs.
 
     Raises:
-        CheckpointError: the other one differs in more than the global branch.
+        CheckpointError: the other one differs in more.
     """
     other, _, digest = load_student(path)
     theirs, ours = other.state_dict(), student.state_dict()
     for name, tensor in ours.items():
-        is_global = name.startswith(("global_blocks.", "vlad.", "projection."))
+        may_be_new = name.startswith(("global_blocks.", "vlad.", "projection.", LAST_DESCRIPTOR))
         if name in theirs and theirs[name].shape == tensor.shape:
             ours[name] = theirs[name]
-        elif not is_global:
+        elif not may_be_new:
             raise CheckpointError(
                 f"{path}: a student of {other.config} cannot start one of {student.config}; make "
-                "width and descriptor_dim in [train] equal to its own"
+                "width in [train] equal to its own"
             )
     student.load_state_dict(ours)
     return digest

@@ -1,17 +1,18 @@
 """train-student: store(s) and photographs -> run folder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
 
-from data.config import load_settings, override
+from data.config import TrainSettings, load_settings, override
 from data.console import choose_device, choose_precision, progress, say, user_errors
 from data.images import list_images, split_names
 from data.store import RecordStore
-from student.checkpoint import init_student, student_path
+from student.checkpoint import init_student, load_student, student_path
 from student.hfnet import HFNet, HFNetConfig
-from student.loader import DistillationDataset
+from student.loader import DistillationDataset, Warps
 from student.targets import CellTargets, GlobalTargets, choose_targets
 from student.training import RunFolder, train
 
@@ -23,7 +24,7 @@ from student.training import RunFolder, train
     type=click.Path(path_type=Path),
     multiple=True,
     required=True,
-    help="A teacher's store; give a local one and, if wanted, a global one.",
+    help="A teacher's store: a local one, a global one beside it, or with --init that alone.",
 )
 @click.option(
     "--images",
@@ -81,13 +82,13 @@ def train_student(
         targets,
         size=size,
         crop=settings.crop,
+        warps=Warps(settings.warp, settings.zoom, settings.rotation, settings.perspective),
         photometric=settings.photometric,
         seed=settings.seed,
     )
     validation = DistillationDataset(folder, validation_names, targets, size=size)
     torch.manual_seed(settings.seed)
-    student = HFNet(_student_config(targets, settings))
-    digest = init_student(student, student_path(init)) if init else ""
+    student, digest = _make_student(targets, settings, init)
     info = {
         "init": digest,
         "teachers": [_describe(store) for store in stores],
@@ -121,18 +122,32 @@ def _common_names(stores: list[RecordStore], folder: Path, quiet: bool) -> list[
     return names
 
 
-def _student_config(targets: list[CellTargets | GlobalTargets], settings) -> HFNetConfig:
-    dims = {"descriptor_dim": settings.descriptor_dim, "global_dim": 0}
+def _make_student(
+    targets: list[CellTargets | GlobalTargets], settings: TrainSettings, init: str | None
+) -> tuple[HFNet, str]:
+    """The student that the targets call for, and the SHA-256 of what it starts from, if anything.
+
+    Without local targets it learns the global branch alone; the rest is that of ``init``.
+    """
+    dims = {}
     for target in targets:
         if isinstance(target, GlobalTargets):
-            dims["global_dim"] = target.global_dim
-        elif target.descriptor_dim != settings.descriptor_dim:
-            raise ValueError(
-                f"{target.store.path}: the teacher's descriptors have {target.descriptor_dim} "
-                f"dimensions, descriptor_dim in [train] is {settings.descriptor_dim}; make them "
-                "equal"
-            )
-    return HFNetConfig(width=settings.width, **dims)
+            dims |= {"global_dim": target.global_dim, "global_rank": settings.global_rank}
+        else:
+            dims["descriptor_dim"] = target.descriptor_dim
+    if "descriptor_dim" in dims:
+        student = HFNet(HFNetConfig(width=settings.width, **dims))
+        return student, init_student(student, student_path(init)) if init else ""
+    if init is None:
+        raise ValueError(
+            f"{targets[0].store.path}: holds only global descriptors; give a store with score_map "
+            "and descriptor_map beside it, or with --init the student whose local part stays"
+        )
+    other, _, _ = load_student(student_path(init))
+    student = HFNet(replace(other.config, **dims))
+    digest = init_student(student, student_path(init))
+    student.freeze_local()
+    return student, digest
 
 
 def _describe(store: RecordStore) -> dict:

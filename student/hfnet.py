@@ -38,12 +38,15 @@ class HFNetConfig:
         descriptor_dim: of the local descriptors.
         global_dim: of the global descriptor; 0 leaves the global branch out.
         clusters: of the NetVLAD layer.
+        global_rank: of the projection to the global descriptor, as the product of two matrices; 0
+            for HF-Net's own, a single one with most of its weights.
     """
 
     width: float = 0.75
     descriptor_dim: int = 256
     global_dim: int = 0
     clusters: int = 32
+    global_rank: int = 0
 
 
 class HFNetOutput(NamedTuple):
@@ -76,7 +79,8 @@ class HFNet(nn.Module):
         if config.global_dim:
             self.global_blocks, channels = _make_blocks(GLOBAL_BLOCKS, channels, config.width)
             self.vlad = NetVLAD(channels, config.clusters)
-            self.projection = nn.Linear(channels * config.clusters, config.global_dim)
+            self.projection = _make_projection(channels * config.clusters, config)
+        self.local_is_frozen = False
         self.apply(_initialize)
 
     def forward(self, image: Tensor) -> HFNetOutput:
@@ -87,18 +91,42 @@ class HFNet(nn.Module):
         Raises:
             ValueError: an image of less than 8x8 pixels.
         """
-        height, width = (side // 8 * 8 for side in image.shape[-2:])
-        if not (height and width):
-            found = "x".join(map(str, image.shape[:-3:-1]))
-            raise ValueError(f"an image of {found} pixels is too small for HF-Net: 8x8 at least")
-        features = image[..., :height, :width] * (255 / 128) - 1  # HF-Net's (x - 128) / 128
-        features = self.local_blocks(self.stem(features))
+        features = self._features(image)
         descriptors = self.descriptor_head(features).float()
         return HFNetOutput(
             score_logits=self.detector_head(features).float(),
             descriptor_map=F.normalize(descriptors, dim=1),
             global_descriptor=self._global(features) if self.config.global_dim else None,
         )
+
+    def describe_places(self, image: Tensor) -> Tensor:
+        """Only the global descriptors (B, G) of a batch of images; see ``forward``."""
+        return self._global(self._features(image))
+
+    def freeze_local(self) -> None:
+        """Train the global branch alone from now on; what it stands on stays as it is."""
+        self.local_is_frozen = True
+        for module in self._local_modules():
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "HFNet":
+        """As of every module; frozen normalisations keep their statistics."""
+        super().train(mode)
+        if self.local_is_frozen:
+            for module in self._local_modules():
+                module.eval()
+        return self
+
+    def _local_modules(self) -> list[nn.Module]:
+        return [self.stem, self.local_blocks, self.descriptor_head, self.detector_head]
+
+    def _features(self, image: Tensor) -> Tensor:
+        height, width = (side // 8 * 8 for side in image.shape[-2:])
+        if not (height and width):
+            found = "x".join(map(str, image.shape[:-3:-1]))
+            raise ValueError(f"an image of {found} pixels is too small for HF-Net: 8x8 at least")
+        centred = image[..., :height, :width] * (255 / 128) - 1  # HF-Net's (x - 128) / 128
+        return self.local_blocks(self.stem(centred))
 
     def _global(self, features: Tensor) -> Tensor:
         vlad = self.vlad(self.global_blocks(features))
@@ -190,6 +218,15 @@ def _make_blocks(table, channels: int, width: float) -> tuple[nn.Sequential, int
         blocks.append(InvertedResidual(channels, after, stride, expansion))
         channels = after
     return blocks, channels
+
+
+def _make_projection(channels: int, config: HFNetConfig) -> nn.Module:
+    if not config.global_rank:
+        return nn.Linear(channels, config.global_dim)
+    return nn.Sequential(
+        nn.Linear(channels, config.global_rank, bias=False),
+        nn.Linear(config.global_rank, config.global_dim),
+    )
 
 
 def _initialize(module: nn.Module) -> None:

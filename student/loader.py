@@ -1,6 +1,7 @@
 """Photographs and their targets -> batches, in an order that seed and epoch alone decide."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -11,20 +12,37 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from data.augment import augment_photometric
 from data.images import fit_image, read_image
 from student.targets import CellTargets, GlobalTargets
+from student.views import random_crop, random_view
 
-__all__ = ["Batches", "DistillationDataset", "make_loader"]
+__all__ = ["Batches", "DistillationDataset", "Warps", "make_loader"]
+
+
+@dataclass(frozen=True)
+class Warps:
+    """Random homographies that training looks through; see ``student.views.random_view``.
+
+    Attributes:
+        share: of the views that are warped; the others are upright crops.
+    """
+
+    share: float
+    zoom: tuple[float, float]
+    rotation: float
+    perspective: float
 
 
 class DistillationDataset(Dataset):
-    """One photograph (or a random crop of it) with every target that the stores hold of it.
+    """A view of one photograph, with all that the stores hold of the photograph.
 
     An item is asked for as ``(epoch, index)``, and the same pair gives the same item in whichever
-    process: ``image`` (1, h, w) uint8 and the arrays of the targets, all of the same crop.
+    process: ``image`` (1, h, w) uint8, ``H_view_to_photo`` (3, 3) float64 from its pixels to those
+    that the teacher saw, and the fields of the targets.
 
     Args:
         folder: where the photographs lie under their names.
         size: (width, height) that the teacher saw.
-        crop: (width, height) in multiples of 8, or None for the whole image.
+        crop: (width, height) of the views in multiples of 8, or None for that of the photographs.
+        warps: None for upright crops only.
         photometric: strength of photometric augmentation.
 
     Raises:
@@ -39,12 +57,13 @@ class DistillationDataset(Dataset):
         *,
         size: tuple[int, int],
         crop: tuple[int, int] | None = None,
+        warps: Warps | None = None,
         photometric: float = 0.0,
         seed: int = 0,
     ):
         self.folder, self.names, self.targets = folder, names, targets
         self.size, self.crop = size, crop or size
-        self.photometric, self.seed = photometric, seed
+        self.warps, self.photometric, self.seed = warps, photometric, seed
         if self.crop[0] > size[0] or self.crop[1] > size[1]:
             raise ValueError(
                 f"crop {self.crop[0]}x{self.crop[1]} is larger than the store's images, "
@@ -59,18 +78,27 @@ class DistillationDataset(Dataset):
         rng = np.random.default_rng((self.seed, epoch, index))
         name = self.names[index]
         image = fit_image(read_image(self.folder / name, channels=1), self.size)
-        # Cells, not pixels, are drawn, so that image and targets keep the same grid.
-        left, top = (
-            int(rng.integers(0, (of - to) // 8 + 1))
-            for of, to in zip(self.size, self.crop, strict=True)
-        )
-        width, height = self.crop[0] // 8, self.crop[1] // 8
-        rows, columns = slice(top, top + height), slice(left, left + width)
-        image = image[top * 8 :, left * 8 :][: self.crop[1], : self.crop[0]]
-        item = {"image": augment_photometric(image, rng, self.photometric)[None]}
+        H_view_to_photo = self._draw_view(rng)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        image = cv2.warpPerspective(image, H_view_to_photo, self.crop, flags=flags)
+        image = augment_photometric(image, rng, self.photometric)
+        item = {"image": image[None], "H_view_to_photo": H_view_to_photo}
         for target in self.targets:
-            item |= target.read(name, (rows, columns))
+            item |= target.read(name)
         return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in item.items()}
+
+    def _draw_view(self, rng: np.random.Generator) -> np.ndarray:
+        warps = self.warps
+        if warps is None or rng.random() >= warps.share:
+            return random_crop(rng, self.size, self.crop)
+        return random_view(
+            rng,
+            self.size,
+            self.crop,
+            zoom=warps.zoom,
+            rotation=warps.rotation,
+            perspective=warps.perspective,
+        )
 
 
 class Batches(Sampler):

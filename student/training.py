@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from data.config import TrainSettings
 from data.console import choose_precision, deferred_interrupt
+from data.quantize import dequantise
 from data.tensors import load_training, read_description, save_training
 from student.checkpoint import save_student
 from student.hfnet import HFNet
@@ -24,6 +25,7 @@ from student.losses import (
     global_descriptor_loss,
     weighted_mean,
 )
+from student.views import to_cells, view_descriptors, view_scores
 
 __all__ = ["NotANumberError", "RunFolder", "train"]
 
@@ -84,7 +86,7 @@ def train(
     Raises:
         NotANumberError: the loss is nan or infinite.
     """
-    weighting = make_weighting(settings, student.config.global_dim > 0).to(device)
+    weighting = make_weighting(settings, student).to(device)
     student.to(device, memory_format=torch.channels_last)
     modules = {"student": student, "weighting": weighting}
     optimizer = torch.optim.AdamW(parameter_groups(student, weighting, settings))
@@ -146,16 +148,26 @@ def compute_losses(
 ) -> dict[str, Tensor]:
     """The losses of a batch by name, each a scalar float32 mean over the batch."""
     batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-    images = batch["image"].float() / 255
+    images, H_view_to_photo = batch.pop("image").float() / 255, batch.pop("H_view_to_photo")
+    images = images.contiguous(memory_format=torch.channels_last)
+    targets = dequantise(batch)
+    if student.local_is_frozen:
+        with _autocast(settings, device):
+            place = student.describe_places(images)
+        return {"global": global_descriptor_loss(place, targets["global_descriptor"]).mean()}
     with _autocast(settings, device):
-        output = student(images.contiguous(memory_format=torch.channels_last))
+        output = student(images)
+    shape = output.score_logits.shape[2:]
+    cells = to_cells(targets["score_map"], targets["descriptor_map"].shape[2:])
+    scores = view_scores(cells, H_view_to_photo, shape)
+    descriptors = view_descriptors(targets["descriptor_map"], H_view_to_photo, shape)
     losses = {
-        "detector": detector_loss(output.score_logits, batch["score_map"].float()),
-        "descriptor": descriptor_loss(output.descriptor_map, batch["descriptor_map"].float()),
+        "detector": detector_loss(output.score_logits, scores),
+        "descriptor": descriptor_loss(output.descriptor_map, descriptors),
     }
     if output.global_descriptor is not None:
         losses["global"] = global_descriptor_loss(
-            output.global_descriptor, batch["global_descriptor"].float()
+            output.global_descriptor, targets["global_descriptor"]
         )
     return {name: loss.mean() for name, loss in losses.items()}
 
@@ -193,8 +205,9 @@ def _autocast(settings: TrainSettings, device: torch.device):
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def make_weighting(settings: TrainSettings, has_global: bool) -> nn.Module:
-    names = ["global", "descriptor", "detector"] if has_global else ["descriptor", "detector"]
+def make_weighting(settings: TrainSettings, student: HFNet) -> nn.Module:
+    names = ["global"] if student.config.global_dim else []
+    names += [] if student.local_is_frozen else ["descriptor", "detector"]
     if settings.loss_weights == "uncertainty":
         return UncertaintyWeights(names)
     return FixedWeights({name: getattr(settings, f"{name}_weight") for name in names})

@@ -4,23 +4,31 @@ import shutil
 from pathlib import Path
 
 import click
+import numpy as np
 
-from data.config import load_settings, override
+from data.config import ExportSettings, load_settings, override
 from data.console import choose_device, choose_precision, progress, say, user_errors
 from data.images import list_images, split_names
 from data.store import RecordStore, StoreError
 from data.tensors import read_description
-from teacher_export.export import export_shards, find_unreadable, make_schema
+from teacher_export.export import (
+    export_places,
+    export_shards,
+    find_unreadable,
+    make_places_schema,
+    make_schema,
+)
 from teacher_export.silk import SiLKConfig, load_silk
 from teacher_export.silk_training import SiLKTraining, train_silk
-from teacher_export.teachers import TEACHERS, SiLKTeacher
+from teacher_export.teachers import TEACHERS, SiLKTeacher, VladTeacher
+from teacher_export.vlad import StoredDescriptors, fit_vlad
+
+MODELS = sorted([*TEACHERS, VladTeacher.name])
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--model", type=click.Choice(sorted(TEACHERS)), help="The teacher to run.")
-@click.option(
-    "--images", "folder", type=click.Path(path_type=Path), required=True, help="Photographs."
-)
+@click.option("--model", type=click.Choice(MODELS), help="The teacher to run.")
+@click.option("--images", "folder", type=click.Path(path_type=Path), help="Photographs.")
 @click.option(
     "--store", "path", type=click.Path(path_type=Path), required=True, help="Where to write."
 )
@@ -30,25 +38,41 @@ from teacher_export.teachers import TEACHERS, SiLKTeacher
     "--fields",
     help="Comma-separated; the table above says which.",
 )
+@click.option(
+    "--quantisation", type=click.Choice(["none", "int8"]), help="Of maps and descriptors."
+)
 @click.option("--compression", type=click.Choice(["none", "zstd"]), help="Of the store.")
 @click.option("--weights", type=click.Path(), help="The teacher's weights, if kept elsewhere.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
 @click.option("--batch-size", type=int, help="Photographs per forward pass.")
+@click.option(
+    "--from-store",
+    "local",
+    type=click.Path(path_type=Path),
+    help="vlad: the store of a local teacher; no photograph is read again.",
+)
+@click.option("--words", "vlad_words", type=int, help="vlad: centres of the local descriptors.")
+@click.option("--dim", "vlad_dim", type=int, help="vlad: length of a global descriptor.")
 @click.option("--limit", type=int, help="Only the first so many photographs, by name.")
 @click.option("--skip-unreadable", is_flag=True, help="Leave out photographs that do not decode.")
 @click.option("--overwrite", is_flag=True, help="Replace a store made with other settings.")
+@click.option("--verify", is_flag=True, help="Only see whether the store is as it was written.")
+@click.option("--repair", is_flag=True, help="Make the shards again that --verify finds damaged.")
 @click.option("--config", type=click.Path(), help="Settings; pipeline.toml when not given.")
 @click.option("--quiet", is_flag=True, help="No progress bar, only errors.")
 @user_errors
 def export_teacher(
-    folder: Path,
+    folder: Path | None,
     path: Path,
     fields: str | None,
     weights: str | None,
+    local: Path | None,
     limit: int | None,
     skip_unreadable: bool,
     overwrite: bool,
+    verify: bool,
+    repair: bool,
     config: str | None,
     quiet: bool,
     **flags,
@@ -65,30 +89,56 @@ def export_teacher(
       descriptor_map:averaged             –   1,228,800  over each cell
       descriptor_map:full                 –  73,565,184  inside the border
       sparse                        524,004     268,004  1,000 keypoints with descriptors
+
+    sift has sparse alone, as silk's. netvlad (8,192 bytes) and vlad (1,024) have global_descriptor
+    alone. vlad learns from the records of another store, given with --from-store instead of
+    --images and --size; it needs no weights.
     """
+    if verify and not repair:
+        _verify(path, quiet)
+        return
     settings = override(
         load_settings(config).export, fields=fields.split(",") if fields else None, **flags
     )
-    if settings.model not in TEACHERS:
-        raise ValueError(f"model {settings.model!r}: expected one of {', '.join(sorted(TEACHERS))}")
-    names = list_images(folder)[:limit]
-    device = choose_device(settings.device)
-    settings = override(settings, precision=choose_precision(settings.precision, device))
-    teacher = TEACHERS[settings.model](weights, device, settings.precision)
-    schema = make_schema(teacher, settings)
+    if settings.model not in MODELS:
+        raise ValueError(f"model {settings.model!r}: expected one of {', '.join(MODELS)}")
+    places = settings.model == VladTeacher.name
+    if places:
+        images = _local_descriptors(local, path, folder, limit)
+        names = images.names
+        schema = make_places_schema(images, settings)
+    else:
+        if folder is None:
+            raise click.UsageError("Missing option '--images'.")
+        names = RecordStore.open(path).names if repair else list_images(folder)[:limit]
+        device = choose_device(settings.device)
+        settings = override(settings, precision=choose_precision(settings.precision, device))
+        teacher = TEACHERS[settings.model](weights, device, settings.precision)
+        settings = override(settings, fields=settings.fields or list(teacher.usual_fields))
+        schema = make_schema(teacher, settings)
     with RecordStore.lock(path):
         if overwrite:
             RecordStore.remove(path)
-        if not path.exists() or skip_unreadable:
+        parameters = None
+        if places and not path.exists():
+            parameters = _learn_places(images, settings, quiet)
+        elif not places and (not path.exists() or skip_unreadable):
             names = _readable(folder, names, skip_unreadable, quiet)
-        store = RecordStore.create(path, schema, names, settings.format)
+        store = RecordStore.create(path, schema, names, settings.format, parameters)
+        if repair:
+            damaged = _damaged_shards(store, quiet)
+            store.reopen_shards(damaged)
+            say(f"{path}: {len(damaged)} damaged shards are made again", quiet=quiet)
         pending = sum(len(store.shard(number)) for number in store.pending_shards())
         _check_space(store, pending)
         done = len(store) - pending
-        with progress(f"export {teacher.name}", len(store), done=done, quiet=quiet) as advance:
-            export_shards(teacher, folder, store, settings, advance)
+        with progress(f"export {schema.teacher}", len(store), done=done, quiet=quiet) as advance:
+            if places:
+                export_places(images, store, advance)
+            else:
+                export_shards(teacher, folder, store, settings, advance)
     say(
-        f"{path}: {len(store)} photographs, {store.schema.record_nbytes / 1e6:.2f} MB each "
+        f"{path}: {len(store)} photographs, {store.schema.record_nbytes / 1e6:.3g} MB each "
         f"({', '.join(schema.fields)})",
         quiet=quiet,
     )
@@ -160,6 +210,33 @@ def train_teacher(
     say(f"{output / 'silk.safetensors'}: done; name it with --weights", quiet=quiet)
 
 
+def _local_descriptors(
+    local: Path | None, path: Path, folder: Path | None, limit: int | None
+) -> StoredDescriptors:
+    """What vlad learns from and encodes: the records of the store that ``--from-store`` names."""
+    if local is None:
+        raise click.UsageError("--model vlad: name the store of a local teacher with --from-store")
+    if local.resolve() == path.resolve():
+        raise ValueError(f"{path}: --store and --from-store are the same; choose another --store")
+    store = RecordStore.open(local)
+    if folder is not None and (changed := sorted(set(store.names) ^ set(list_images(folder)))):
+        raise ValueError(
+            f"{local}: not of the photographs in {folder}, first difference {changed[0]}; leave "
+            "--images out to take the photographs of the store"
+        )
+    return StoredDescriptors(store, store.names[:limit])
+
+
+def _learn_places(
+    images: StoredDescriptors, settings: ExportSettings, quiet: bool
+) -> dict[str, np.ndarray]:
+    with progress("learn places", 2 * len(images), quiet=quiet) as advance:
+        vlad = fit_vlad(
+            images, num_words=settings.vlad_words, dim=settings.vlad_dim, advance=advance
+        )
+    return vlad.to_arrays()
+
+
 def _readable(folder: Path, names: list[str], skip: bool, quiet: bool) -> list[str]:
     """The photographs that decode; refuses those that do not unless they are to be skipped."""
     with progress("check photographs", len(names), quiet=quiet) as advance:
@@ -175,6 +252,33 @@ def _readable(folder: Path, names: list[str], skip: bool, quiet: bool) -> list[s
     if len(unreadable) == len(names):
         raise ValueError(f"{folder}: none of the {len(names)} photographs can be decoded")
     return [name for name in names if name not in unreadable]
+
+
+def _verify(path: Path, quiet: bool) -> None:
+    store = RecordStore.open(path)
+    damaged = _damaged_shards(store, quiet)
+    if damaged:
+        records = [name for names in damaged.values() for name in names]
+        raise StoreError(
+            f"{path}: {len(records)} records in {len(damaged)} of {store.num_shards} shards are "
+            f"damaged, first {records[0]}; make those shards again: the command that made the "
+            "store, with --repair"
+        )
+    pending = len(store.pending_shards())
+    unwritten = f"; {pending} of {store.num_shards} shards are not written yet" if pending else ""
+    say(f"{path}: all that is written is sound{unwritten}", quiet=quiet)
+
+
+def _damaged_shards(store: RecordStore, quiet: bool) -> dict[int, list[str]]:
+    """The done shards with records that are not what was written, and those records' images."""
+    done = sorted({*range(store.num_shards)} - {*store.pending_shards()})
+    damaged = {}
+    with progress("verify shards", len(done), quiet=quiet) as advance:
+        for number in done:
+            if names := store.corrupt_records(number):
+                damaged[number] = names
+            advance()
+    return damaged
 
 
 def _check_space(store: RecordStore, pending: int) -> None:

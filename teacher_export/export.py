@@ -12,10 +12,18 @@ import torch
 from data.config import ExportSettings
 from data.images import UnreadablePhotographError, check_image, fit_image, read_image
 from data.keypoints import KeypointChoice
-from data.store import RecordStore, Schema
+from data.quantize import quantise, quantise_fields
+from data.store import Field, RecordStore, Schema
 from teacher_export.teachers import Teacher
+from teacher_export.vlad import VLAD, StoredDescriptors
 
-__all__ = ["export_shards", "find_unreadable", "make_schema"]
+__all__ = [
+    "export_places",
+    "export_shards",
+    "find_unreadable",
+    "make_places_schema",
+    "make_schema",
+]
 
 DECODERS = 4  # threads; OpenCV decodes without holding Python's lock
 SHARDS_IN_FLIGHT = 2
@@ -45,6 +53,8 @@ def find_unreadable(
 def make_schema(teacher: Teacher, settings: ExportSettings) -> Schema:
     """The schema of the store that a teacher would fill with these settings."""
     fields = teacher.fields(settings.fields, settings.size, settings.top_k)
+    if settings.quantisation == "int8":
+        fields = quantise_fields(fields)
     told = ["threshold", "nms_radius", "border", "top_k"] if "sparse" in settings.fields else []
     if settings.precision != "float32":
         told.append("precision")
@@ -59,6 +69,47 @@ def make_schema(teacher: Teacher, settings: ExportSettings) -> Schema:
         compression=settings.compression,
         software=version("hfnet-distill"),
     )
+
+
+def make_places_schema(images: StoredDescriptors, settings: ExportSettings) -> Schema:
+    """The schema of the store that VLAD over a local teacher's store would fill."""
+    if set(settings.fields) - {"global_descriptor"}:
+        raise ValueError(
+            f"--fields {','.join(settings.fields)}: vlad offers global_descriptor, nothing else"
+        )
+    local = images.store.schema
+    return Schema(
+        teacher="vlad",
+        weights=local.weights,
+        settings={
+            "local": local.teacher,
+            "descriptors": images.group,
+            "words": settings.vlad_words,
+            "dim": settings.vlad_dim,
+            **{f"local_{key}": value for key, value in local.settings.items()},
+        },
+        image_size=local.image_size,
+        fields={"global_descriptor": Field(shape=(settings.vlad_dim,), dtype="float16")},
+        shard_size=settings.shard_size,
+        compression=settings.compression,
+        software=version("hfnet-distill"),
+    )
+
+
+def export_places(
+    images: StoredDescriptors, store: RecordStore, advance: Callable[[int], None]
+) -> None:
+    """Fill a store with the global descriptors that its own parameters give, and mark it complete.
+
+    Args:
+        advance: called with the number of photographs of each finished shard.
+    """
+    vlad = VLAD.from_arrays(store.parameters)
+    for number in store.pending_shards():
+        rows = [vlad.encode(images[index]) for index in store.shard(number)]
+        store.write_shard(number, {"global_descriptor": np.stack(rows).astype(np.float16)})
+        advance(len(rows))
+    store.finish()
 
 
 def export_shards(
@@ -105,8 +156,9 @@ def export_shards(
             for start in range(0, count, settings.batch_size):
                 batch = list(islice(photographs, min(settings.batch_size, count - start)))
                 arrays = teacher.export(_to_images(batch), settings.fields, choice)
-                for name, array in arrays.items():
-                    shard[name][start : start + len(batch)] = array
+                tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
+                for name, values in quantise(store.schema.fields, tensors).items():
+                    shard[name][start : start + len(batch)] = values.cpu().numpy()
                 advance(len(batch))
             writes.append(writer.submit(store.write_shard, number, shard))
             if len(writes) >= SHARDS_IN_FLIGHT:

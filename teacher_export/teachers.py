@@ -1,8 +1,10 @@
 """The registry of teachers: name -> a Teacher, which turns images into records and features."""
 
+import dataclasses
 from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,12 +14,18 @@ from data.console import autocast
 from data.geometry import CELL_MAP, average_map, resample_map, sample_map
 from data.keypoints import KeypointChoice
 from data.records import Features
-from data.store import Field
+from data.store import Field, RecordStore, StoreError
+from teacher_export.netvlad import load_netvlad
+from teacher_export.sift import ROOTSIFT_DIM, root_sift
 from teacher_export.silk import SiLKOutput, load_silk
 from teacher_export.superpoint import SuperPoint, score_map_from_cells
+from teacher_export.vlad import VLAD, flatten_map
 from teacher_export.weights import OfficialWeights, find_weights, load_arrays, load_strictly
 
-__all__ = ["TEACHERS", "SiLKTeacher", "SuperPointTeacher", "Teacher"]
+__all__ = ["TEACHERS", "SiLKTeacher", "SuperPointTeacher", "Teacher", "VladTeacher"]
+
+
+LOCAL_MAPS = ("score_map", "descriptor_map")
 
 
 class Teacher(Protocol):
@@ -26,7 +34,8 @@ class Teacher(Protocol):
     Attributes:
         name: as ``--model`` names it.
         channels: 1 or 3, of the images it takes.
-        weights: SHA-256 of its weights.
+        weights: SHA-256 of its weights, or what its values depend on where it has none.
+        usual_fields: the groups that are exported when none are named.
 
     It is made of where its weights are (None for where it looks itself), a device, and the
     precision of its network: float32, or bfloat16, which is coarser and on many processors faster.
@@ -35,6 +44,7 @@ class Teacher(Protocol):
     name: str
     channels: int
     weights: str
+    usual_fields: tuple[str, ...]
 
     def fields(self, groups: list[str], size: tuple[int, int], top_k: int) -> dict[str, Field]:
         """The schema fields of the groups asked for, at an image size (width, height).
@@ -57,12 +67,13 @@ class SuperPointTeacher:
 
     name = "superpoint"
     channels = 1
+    usual_fields = LOCAL_MAPS
     descriptor_dim = 256
     official = OfficialWeights(
         model="SuperPoint",
         file="superpoint_v1.pth",
         url="https://github.com/magicleap/SuperPointPretrainedNetwork/raw/master/superpoint_v1.pth",
-        git_blob="107a444ca318d487390137d619d49f2f0a3b1ad8",
+        digest="git:107a444ca318d487390137d619d49f2f0a3b1ad8",
         licence="Magic Leap, academic or non-profit non-commercial research only",
     )
 
@@ -136,6 +147,7 @@ class SiLKTeacher:
 
     name = "silk"
     channels = 1
+    usual_fields = LOCAL_MAPS
     PACKAGED = Path(__file__).parent / "packaged" / "silk.safetensors"
 
     def __init__(self, weights: str | None, device: torch.device, precision: str = "float32"):
@@ -213,6 +225,139 @@ class SiLKTeacher:
         return Features(size, keypoints, scores, chosen.cpu().numpy())
 
 
+class SiftTeacher:
+    """RootSIFT: keypoints alone, to compare with and to learn places from."""
+
+    name = "sift"
+    channels = 1
+    usual_fields = ("sparse",)
+    weights = f"opencv {cv2.__version__}"
+
+    def __init__(self, weights: str | None, device: torch.device, precision: str = "float32"):
+        """It has no weights, and runs on the CPU in OpenCV's own precision."""
+
+    def fields(self, groups: list[str], size: tuple[int, int], top_k: int) -> dict[str, Field]:
+        return _select_fields(self, groups, {}, sparse_fields(top_k, ROOTSIFT_DIM))
+
+    def export(
+        self, images: Tensor, groups: list[str], choice: KeypointChoice
+    ) -> dict[str, np.ndarray]:
+        found = [self.extract(image, choice) for image in images]
+        return pack_sparse(found, choice.top_k, ROOTSIFT_DIM)
+
+    def extract(self, image: Tensor, choice: KeypointChoice) -> Features:
+        return root_sift((image[0] * 255).round().byte().numpy(), choice)
+
+
+class NetVLADTeacher:
+    """NetVLAD with the official weights, trained on Pitts30K."""
+
+    name = "netvlad"
+    channels = 3
+    usual_fields = ("global_descriptor",)
+    official = OfficialWeights(
+        model="NetVLAD",
+        file="VGG16-NetVLAD-Pitts30K.mat",
+        url="https://cvg-data.inf.ethz.ch/hloc/netvlad/Pitts30K_struct.mat",
+        # As two projects that use this file publish it; the authors give none.
+        digest="sha256:a67d9d897d3b7942f206478e3a22a4c4c9653172ae2447041d35f6cb278fdc67",
+        licence="not stated by its authors; 0.5 GB",
+    )
+
+    def __init__(self, weights: str | None, device: torch.device, precision: str = "float32"):
+        self.network, self.weights = load_netvlad(find_weights(self.official, weights))
+        self.network.to(device, memory_format=torch.channels_last)
+        self.device, self.precision = device, precision
+
+    def fields(self, groups: list[str], size: tuple[int, int], top_k: int) -> dict[str, Field]:
+        dim = self.network.whitening.out_features
+        place = {"global_descriptor": Field(shape=(dim,), dtype="float16")}
+        return _select_fields(self, groups, place, {})
+
+    @torch.inference_mode()
+    def export(
+        self, images: Tensor, groups: list[str], choice: KeypointChoice
+    ) -> dict[str, np.ndarray]:
+        return {"global_descriptor": self._forward(images).half().cpu().numpy()}
+
+    @torch.inference_mode()
+    def extract(self, image: Tensor, choice: KeypointChoice) -> Features:
+        place = self._forward(image[None])[0].cpu().numpy()
+        return without_keypoints((image.shape[2], image.shape[1]), place)
+
+    def _forward(self, images: Tensor) -> Tensor:
+        images = images.to(self.device, memory_format=torch.channels_last)
+        with autocast(self.device, self.precision):
+            features = self.network.features(images)
+        return self.network.describe(features.float())
+
+
+class VladTeacher:
+    """What a store of ``--model vlad`` holds, for images that are not in it.
+
+    It runs the local teacher with the settings that the store's own local descriptors were made
+    with, whatever the size of the image; keypoints that it gives are the best of those.
+
+    Raises:
+        StoreError: the store is of another teacher.
+        ValueError: the weights here are not those that the store was made with.
+    """
+
+    name = "vlad"
+
+    def __init__(self, store: RecordStore, weights: str | None, device: torch.device):
+        schema = store.schema
+        if schema.teacher != self.name:
+            raise StoreError(
+                f"{store.path}: made with --model {schema.teacher}; expected a store of "
+                "export-teacher --model vlad"
+            )
+        settings = {
+            key.removeprefix("local_"): value
+            for key, value in schema.settings.items()
+            if key.startswith("local_")
+        }
+        precision = settings.get("precision", "float32")
+        self.local = TEACHERS[schema.settings["local"]](weights, device, precision)
+        if self.local.weights != schema.weights:
+            raise ValueError(
+                f"{store.path}: learnt from {self.local.name} with the weights {schema.weights}, "
+                f"here are {self.local.weights}; name those weights, or export the store anew"
+            )
+        self.weights, self.channels = schema.weights, self.local.channels
+        self.group = schema.settings["descriptors"]
+        self.choice = KeypointChoice(
+            **{
+                field.name: settings.get(field.name, 0)
+                for field in dataclasses.fields(KeypointChoice)
+            }
+        )
+        self.vlad = VLAD.from_arrays(store.parameters)
+
+    @torch.inference_mode()
+    def extract(self, image: Tensor, choice: KeypointChoice) -> Features:
+        if self.group != "sparse":
+            arrays = self.local.export(image[None], [self.group], self.choice)
+            descriptors = flatten_map(arrays["descriptor_map"][0])
+            size = (image.shape[2], image.shape[1])
+            return without_keypoints(size, self.vlad.encode(descriptors))
+        found = self.local.extract(image, self.choice)
+        best = slice(choice.top_k)
+        return Features(
+            found.image_size,
+            found.keypoints[best],
+            found.scores[best],
+            found.descriptors[best],
+            self.vlad.encode(found.descriptors),
+        )
+
+
+def without_keypoints(size: tuple[int, int], global_descriptor: np.ndarray) -> Features:
+    """The features of an image that is only described as a whole."""
+    nothing = np.zeros((0, 2), np.float32), np.zeros(0, np.float32)
+    return Features(size, *nothing, global_descriptor=global_descriptor)
+
+
 def sparse_fields(top_k: int, descriptor_dim: int) -> dict[str, Field]:
     """Fields of up to ``top_k`` keypoints, padded with zeros; ``count`` says how many are real."""
     return {
@@ -240,7 +385,7 @@ def pack_sparse(features: list[Features], top_k: int, descriptor_dim: int) -> di
 
 def _select_fields(teacher: Teacher, groups: list[str], maps, sparse) -> dict[str, Field]:
     """The fields of the groups asked for; a group ``field:form`` is stored as ``field``."""
-    offered = [*maps, "sparse"]
+    offered = [*maps, *(["sparse"] if sparse else [])]
     fields = {}
     for group in groups:
         if group not in offered:
@@ -255,4 +400,7 @@ def _select_fields(teacher: Teacher, groups: list[str], maps, sparse) -> dict[st
     return fields
 
 
-TEACHERS: dict[str, type] = {"superpoint": SuperPointTeacher, "silk": SiLKTeacher}
+TEACHERS: dict[str, type] = {
+    teacher.name: teacher
+    for teacher in (SuperPointTeacher, SiLKTeacher, SiftTeacher, NetVLADTeacher)
+}

@@ -25,15 +25,15 @@ class OfficialWeights:
         model: as the licence's owner calls it.
         file: its name; ``.npz`` in place of its suffix is found as well.
         url: the official address.
-        git_blob: the id under which the official repository keeps the file (SHA-1 over git's
-            blob header and the bytes).
+        digest: of the file, in hexadecimal: ``sha256:...``, or ``git:...``, the id under which a
+            repository keeps it (SHA-1 over git's blob header and the bytes).
         licence: in a few words.
     """
 
     model: str
     file: str
     url: str
-    git_blob: str
+    digest: str
     licence: str
 
 
@@ -77,11 +77,12 @@ def _download(official: OfficialWeights, folder: Path) -> Path:
             f"no {official.model} weights here, and their download failed ({reason}); "
             f"{_where(official)}"
         ) from error
-    found = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-    if found != official.git_blob:
+    kind = official.digest.partition(":")[0]
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data) if kind == "git" else hashlib.sha256(data)
+    if (found := f"{kind}:{blob.hexdigest()}") != official.digest:
         raise FileNotFoundError(
-            f"{official.url} gave {len(data)} bytes with git blob id {found}, expected "
-            f"{official.git_blob}; {_where(official)}"
+            f"{official.url} gave {len(data)} bytes with the digest {found}, expected "
+            f"{official.digest}; {_where(official)}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, delete=False) as partial:

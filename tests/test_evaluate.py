@@ -109,6 +109,35 @@ def test_the_matching_protocol(run_command, sequences, tmp_path):
     assert "| all | RANSAC 1 px |" in output
 
 
+def test_places(run_command, tmp_path):
+    """Four places, one seen again by each query; the third query's descriptor is of another."""
+    rng = np.random.default_rng(0)
+    places = np.eye(4, dtype=np.float32)
+    with h5py.File(tmp_path / "global.h5", "w") as file:
+        for number in range(4):
+            for folder in ("database", "queries"):
+                (tmp_path / "root" / folder).mkdir(parents=True, exist_ok=True)
+                name = f"{folder}/{number}.png"
+                cv2.imwrite(str(tmp_path / "root" / name), rng.integers(0, 255, (30, 40), np.uint8))
+                shown = 0 if name == "queries/2.png" else number
+                file.create_group(name)["global_descriptor"] = places[shown]
+    rows = "".join(f"{number},{number}\n" for number in range(4))
+    (tmp_path / "root" / "ground_truth.csv").write_text("query,positives\n" + rows)
+    output = run_command(
+        evaluate,
+        *("--dataset", "places", "--root", tmp_path / "root", "--output", tmp_path / "report"),
+        *("--model", f"features:{tmp_path / 'global.h5'}", "--quiet"),
+    )
+    assert "| all | R@1 | R@5 | R@10 | R@20 | s a query | index kB |" in output
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["dataset"]["queries"] == 4
+    (row,) = report["results"]
+    assert (row["recall@1"], row["recall@5"], row["index_bytes"]) == (0.75, 1, 64)
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("<img") == 4
+    assert "4 database, 4 queries" in page
+
+
 def test_features_from_a_file_are_scaled_to_the_view(sequences, tmp_path):
     path = write_features(tmp_path / "sift.h5", sequences)
     name, image = next(iter(HPatches(sequences).images.items()))
@@ -158,7 +187,7 @@ def test_the_best_of_each_column_is_bold():
 
 def test_an_unknown_model(run_command, sequences, tmp_path):
     output = judge(run_command, sequences, tmp_path / "report", "surf", code=1)
-    assert "--model surf: neither a run folder nor one of default, silk, superpoint, sift" in output
+    assert "--model surf: neither a run folder nor one of default, netvlad, sift, silk" in output
 
 
 def test_a_folder_that_is_no_run(run_command, sequences, tmp_path):

@@ -183,7 +183,7 @@ def test_a_download_is_verified(run_command, photographs, tmp_path, monkeypatch)
         "urllib.request.urlopen", lambda *_, **__: (tmp_path / "download").open("rb")
     )
     output = export(run_command, photographs, tmp_path / "store")
-    assert "expected 107a444ca318d487390137d619d49f2f0a3b1ad8" in output
+    assert "expected git:107a444ca318d487390137d619d49f2f0a3b1ad8" in output
     assert not (tmp_path / "superpoint_v1.pth").exists()
 
 

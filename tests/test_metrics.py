@@ -6,6 +6,7 @@ HF-Net calls image k of a sequence 1 and image 1 of it 2; here they are view 1 a
 import math
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -19,8 +20,10 @@ from evaluation.metrics import (
     matching_score,
     repeatability,
     score_pair,
+    score_scenes,
     summarize,
 )
+from evaluation.ransac import find_homography
 
 FULL = ["superpoint", "sift", "orb"]
 
@@ -129,6 +132,19 @@ def test_full_reference(golden, name):
     }
     recorded = {key: float(vectors[f"ref/agg/{value}"]) for key, value in expected.items()}
     assert summarize(pairs) == pytest.approx(recorded, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_homographies_are_opencvs(golden, name):
+    vectors = dict(golden(f"metrics_{name}"))
+    for i, (name0, name1) in enumerate(
+        zip(vectors["pair_image2"], vectors["pair_image1"], strict=True)
+    ):
+        rows0 = vectors["ref/matches1"][i][:, 1]
+        points0 = features_of(vectors, name0).keypoints[rows0]
+        points1 = features_of(vectors, name1).keypoints
+        expected, _ = cv2.findHomography(points0, points1, cv2.RANSAC, 3.0)
+        np.testing.assert_array_equal(find_homography(points0, points1), expected)
 
 
 def square_and_outlier(outlier_first=False):
@@ -262,3 +278,22 @@ def test_binary_descriptors_use_hamming_distance():
 def test_unlike_descriptors_are_refused(rows0, rows1):
     with pytest.raises(ValueError, match="extract both views alike"):
         match_descriptors(rows0, rows1)
+
+
+def test_scenes_in_workers_are_those_in_this_process(excerpt):
+    vectors = dict(excerpt("metrics_orb"))
+    names = [vectors["pair_image2"][0], vectors["pair_image1"][0]]
+    pair = (*(features_of(vectors, n) for n in names), vectors["pair_homography_2to1"][0])
+    asked = []
+
+    def scenes():
+        for number in range(8):
+            asked.append(number)
+            yield [pair] * (number % 2 + 1)
+
+    here = [summarize(scene) for scene in score_scenes(scenes(), workers=1)]
+    asked.clear()
+    found = score_scenes(scenes(), workers=2)
+    first = summarize(next(found))
+    assert len(asked) == 5  # two for each worker ahead of the one that is handed out
+    assert [first, *map(summarize, found)] == here

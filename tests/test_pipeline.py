@@ -12,19 +12,23 @@ from student.pack import pack_student
 from teacher_export.cli import export_teacher
 
 
-@pytest.mark.parametrize("format", ["zarr", "hdf5"])
-def test_photographs_to_table(run_command, tmp_path, format):
+@pytest.mark.parametrize(
+    ("teacher", "format", "start", "descriptor_dim"),
+    [("superpoint", "zarr", (), 256), ("silk", "hdf5", ("--init", "default"), 128)],
+)
+def test_photographs_to_table(run_command, tmp_path, teacher, format, start, descriptor_dim):
     copy_samples(tmp_path)
     store, run, report = (tmp_path / name for name in ("store", "run", "report"))
     run_command(
         export_teacher,
-        *("--model", "superpoint", "--images", tmp_path / "train", "--store", store),
+        *("--model", teacher, "--images", tmp_path / "train", "--store", store),
         *("--format", format, "--size", "160x120", "--device", "cpu", "--quiet"),
     )
     run_command(
         train_student,
         *("--store", store, "--images", tmp_path / "train", "--output", run),
         *("--epochs", 2, "--crop", "128x96", "--num-workers", 1, "--device", "cpu", "--quiet"),
+        *start,
     )
     run_command(
         evaluate,
@@ -36,4 +40,5 @@ def test_photographs_to_table(run_command, tmp_path, format):
     assert (report / "index.html").stat().st_size > 10_000
     pack_student(run, tmp_path / "packed.safetensors")
     assert (tmp_path / "packed.safetensors").stat().st_size < 1.2e6
-    assert load_student(tmp_path / "packed.safetensors")[0].config.descriptor_dim == 256
+    student, _, _ = load_student(tmp_path / "packed.safetensors")
+    assert student.config.descriptor_dim == descriptor_dim

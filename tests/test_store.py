@@ -83,6 +83,25 @@ def test_what_is_written_is_read(tmp_path, kind):
         assert store.corrupt_records(number) == []
 
 
+def test_parameters_are_kept_beside_the_records(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    parameters = {
+        "words": rng.standard_normal((4, 3)).astype(np.float32),
+        "mean": rng.standard_normal(12),
+    }
+    arguments = (make_schema(kind[1]), NAMES, kind[0])
+    RecordStore.create(tmp_path / "store", *arguments, parameters)
+    again = fill(RecordStore.create(tmp_path / "store", *arguments))
+    found = RecordStore.open(again.path).parameters
+    assert found.keys() == parameters.keys()
+    for name, array in parameters.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+    assert create(tmp_path / "without", kind).parameters == {}
+    fill(RecordStore.create(tmp_path / "second", *arguments, parameters))
+    assert digest(tmp_path / "second") == digest(tmp_path / "store")
+
+
 def test_sparse_fields_come_without_their_padding(tmp_path, kind):
     store = fill(create(tmp_path / "store", kind))
     record = store.record(NAMES[4])

@@ -1,19 +1,25 @@
-"""SiLK as a teacher: packaged weights, fields, and training one's own."""
+"""The teachers beside SuperPoint: SiLK and its training, RootSIFT, VLAD over another's store."""
 
+import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from data.config import load_settings
 from data.geometry import CELL_MAP, MapGeometry
+from data.images import fit_image, read_image
 from data.keypoints import KeypointChoice
-from data.store import RecordStore
+from data.store import RecordStore, StoreError
+from evaluation.extractors import make_extractor
 from teacher_export.cli import export_teacher, train_teacher
+from teacher_export.sift import root_sift
 from teacher_export.silk import load_silk
-from teacher_export.teachers import SiLKTeacher
+from teacher_export.teachers import SiftTeacher, SiLKTeacher, VladTeacher
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +151,153 @@ def test_what_cannot_be_trained_from(run_command, photographs, tmp_path):
     output = train(run_command, photographs, tmp_path / "run", "--resume", code=1)
     assert "no such checkpoint" in output
     assert not os.path.exists(tmp_path / "run" / "silk.safetensors")
+
+
+SMALL = ("--size", "64x48", "--device", "cpu", "--quiet")
+SIZE, DIM = (64, 48), 4
+
+
+def test_rootsift_sees_the_pixels_of_the_photograph():
+    rng = np.random.default_rng(0)
+    pixels = np.kron(rng.integers(0, 256, (12, 16)), np.ones((8, 8))).astype(np.uint8)
+    choice = KeypointChoice(threshold=0, nms_radius=4, border=4, top_k=30)
+    image = torch.from_numpy(pixels)[None].float() / 255
+    found = SiftTeacher(None, torch.device("cpu")).extract(image, choice)
+    wanted = root_sift(pixels, choice)
+    for array in ("keypoints", "scores", "descriptors"):
+        np.testing.assert_array_equal(getattr(found, array), getattr(wanted, array))
+    assert len(found.keypoints) == 30
+    np.testing.assert_allclose(np.linalg.norm(found.descriptors, axis=1), 1, atol=1e-5)
+    flat = root_sift(np.zeros((48, 64), np.uint8), choice)
+    assert flat.descriptors.shape == (0, 128)
+
+
+@pytest.fixture(params=["sift", "silk"])
+def local(request, run_command, photographs, tmp_path) -> Path:
+    """A store of RootSIFT's keypoints, or one of SiLK's descriptor maps."""
+    path = tmp_path / "local.zarr"
+    run_command(
+        export_teacher,
+        *("--model", request.param, "--images", photographs, "--store", path, *SMALL),
+        *(("--fields", "descriptor_map:averaged") if request.param == "silk" else ()),
+    )
+    return path
+
+
+def learn_places(run_command, local, path, *arguments, code=0) -> str:
+    return run_command(
+        export_teacher,
+        *("--model", "vlad", "--from-store", local, "--store", path),
+        *("--words", 3, "--dim", DIM, "--quiet", *arguments),
+        code=code,
+    )
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_places_from_a_local_store(run_command, photographs, local, tmp_path, format):
+    learn_places(run_command, local, tmp_path / "places", "--format", format)
+    store = RecordStore.open(tmp_path / "places").require_complete()
+    assert store.names == RecordStore.open(local).names
+    assert store.schema.image_size == SIZE
+    assert set(store.parameters) == {"words", "mean", "projection"}
+    # A photograph that comes later gets the descriptor that it would have had in the store.
+    teacher = VladTeacher(store, None, torch.device("cpu"))
+    image = fit_image(read_image(photographs / "walk/5.png", channels=1), SIZE)
+    choice = KeypointChoice(threshold=0.5, nms_radius=0, border=0, top_k=3)
+    features = teacher.extract(torch.from_numpy(image)[None].float() / 255, choice)
+    np.testing.assert_allclose(np.linalg.norm(features.global_descriptor), 1, atol=1e-5)
+    assert len(features.keypoints) <= 3
+    stored = store.record("walk/5.png").global_descriptor
+    np.testing.assert_allclose(features.global_descriptor, stored, atol=5e-3)
+
+
+def test_places_go_on_to_the_same_bytes(run_command, local, tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "pipeline.toml").read_text()
+    (tmp_path / "small.toml").write_text(text.replace("shard_size = 16", "shard_size = 2"))
+    config = ("--config", tmp_path / "small.toml")
+    learn_places(run_command, local, tmp_path / "whole", *config)
+    write = RecordStore.write_shard
+
+    def full(store, number, arrays):
+        if number == 1:
+            raise OSError(28, "No space left on device", str(store.path))
+        write(store, number, arrays)
+
+    monkeypatch.setattr(RecordStore, "write_shard", full)
+    output = learn_places(run_command, local, tmp_path / "half", *config, code=1)
+    assert "No space left" in output
+    monkeypatch.setattr(RecordStore, "write_shard", write)
+    assert RecordStore.open(tmp_path / "half").pending_shards() == [1, 2]
+    learn_places(run_command, local, tmp_path / "half", *config)
+    first, second = (
+        [p.read_bytes() for p in sorted((tmp_path / name).rglob("*")) if p.is_file()]
+        for name in ("whole", "half")
+    )
+    assert first == second
+
+
+def test_places_of_another_local_store(run_command, photographs, local, tmp_path):
+    learn_places(run_command, local, tmp_path / "places")
+    other = tmp_path / "other.zarr"
+    run_command(
+        export_teacher,
+        *("--model", "superpoint", "--images", photographs, "--store", other),
+        *(*SMALL, "--fields", "sparse"),
+    )
+    output = learn_places(run_command, other, tmp_path / "places", code=1)
+    assert "made with other settings: weights is" in output
+    output = learn_places(run_command, local, tmp_path / "places", "--dim", 3, code=1)
+    assert "settings.dim is 4 there and 3 here" in output
+
+
+def test_what_places_cannot_be_learnt_from(run_command, photographs, local, tmp_path):
+    output = learn_places(run_command, local, tmp_path / "places", "--dim", 6, code=1)
+    assert "dim 6: 6 photographs have 5 axes at most; lower --dim" in output
+    output = learn_places(run_command, local, tmp_path / "places", "--fields", "sparse", code=1)
+    assert "vlad offers global_descriptor, nothing else" in output
+    output = learn_places(run_command, local, local, "--overwrite", code=1)
+    assert "are the same" in output
+    (photographs / "0.png").rename(photographs / "new.png")
+    output = learn_places(run_command, local, tmp_path / "places", "--images", photographs, code=1)
+    assert "first difference 0.png" in output
+    (local / "complete/c/0").unlink()
+    (local / "done/c/0").unlink()
+    output = learn_places(run_command, local, tmp_path / "places", code=1)
+    assert "1 of 1 shards are not written yet" in output
+    assert not (tmp_path / "places").exists()
+    arguments = ("--model", "vlad", "--store", tmp_path / "places")
+    assert "--from-store" in run_command(export_teacher, *arguments, code=2)
+
+
+def test_places_need_local_descriptors(run_command, photographs, tmp_path):
+    path = tmp_path / "scores.zarr"
+    arguments = ("--images", photographs, "--store", path, "--fields", "score_map", *SMALL)
+    run_command(export_teacher, "--model", "silk", *arguments)
+    output = learn_places(run_command, path, tmp_path / "places", code=1)
+    assert "has no local descriptors, only score_map" in output
+
+
+def test_queries_need_the_weights_of_the_store(run_command, photographs, tmp_path):
+    path = tmp_path / "local.zarr"
+    run_command(
+        export_teacher,
+        *("--model", "superpoint", "--images", photographs, "--store", path, *SMALL),
+        *("--fields", "sparse"),
+    )
+    with pytest.raises(StoreError, match="made with --model superpoint; expected"):
+        VladTeacher(RecordStore.open(path), None, torch.device("cpu"))
+    learn_places(run_command, path, tmp_path / "places")
+    official = Path(os.environ["HFNET_DISTILL_WEIGHTS"]) / "superpoint_v1.npz"
+    with np.load(official) as arrays:
+        np.savez(tmp_path / "other.npz", **{name: arrays[name] + 1 for name in arrays.files})
+    places = RecordStore.open(tmp_path / "places")
+    digest = hashlib.sha256(official.read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match=f"with the weights {digest}, here are"):
+        VladTeacher(places, str(tmp_path / "other.npz"), torch.device("cpu"))
+    extractor = make_extractor(
+        f"vlad:{tmp_path / 'places'}",
+        load_settings().predict,
+        num_keypoints=5,
+        device=torch.device("cpu"),
+    )
+    assert extractor.channels == 1

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from data.config import load_settings, override
-from data.geometry import MapGeometry
 from data.images import fit_image, read_image
 from data.store import Field, RecordStore, Schema
 from data.tensors import CheckpointError, read_tensors, write_tensors
@@ -103,9 +103,10 @@ def test_image_and_targets_are_of_the_same_crop(store, photographs):
         ]
         assert len(places) == 1
         row, column = places[0]
-        cells = (slice(None), slice(row, row + 2), slice(column, column + 3))
-        np.testing.assert_array_equal(item["score_map"], score_map[cells])
-        np.testing.assert_array_equal(item["descriptor_map"], descriptors[cells])
+        corner = item["H_view_to_photo"][:2, 2]
+        np.testing.assert_array_equal(corner, [8 * column, 8 * row])
+        np.testing.assert_array_equal(item["score_map"], score_map)
+        np.testing.assert_array_equal(item["descriptor_map"], descriptors)
 
 
 def test_an_item_follows_from_seed_epoch_and_index(store, photographs):
@@ -257,14 +258,22 @@ def test_stores_that_do_not_fit(train, store, tmp_path):
     assert "a second store of the same kind" in train(stores=(store, store), code=1)
     places = write_global_store(tmp_path / "only.zarr", names)
     assert "holds only global descriptors" in train(stores=(places,), code=1)
-    fields = {
-        "score_map": Field(shape=(1, 30, 46), dtype="float16", geometry=MapGeometry(1, 9)),
-        "descriptor_map": Field(shape=(8, 6, 8), dtype="float16", geometry=MapGeometry(8, 3.5)),
-    }
-    dense = write_global_store(tmp_path / "dense.zarr", names, fields=fields)
-    assert "its score_map lies on MapGeometry(stride=1.0, offset=9.0)" in train(
-        stores=(dense,), code=1
+
+
+def test_a_global_branch_alone(train, store, tmp_path):
+    train("--epochs", 1)
+    places = write_global_store(tmp_path / "places.zarr", RecordStore.open(store).names)
+    train("--init", tmp_path / "run", "--epochs", 2, stores=(places,), output="places")
+    first, second = (
+        load_student(tmp_path / run / "last.safetensors")[0] for run in ("run", "places")
     )
+    assert second.config == replace(first.config, global_dim=16, global_rank=128)
+    image = torch.rand(1, 1, 48, 64)
+    with torch.inference_mode():
+        before, after = first(image), second(image)
+        assert torch.equal(second.describe_places(image), after.global_descriptor)
+    assert torch.equal(before.score_logits, after.score_logits)
+    assert torch.equal(before.descriptor_map, after.descriptor_map)
 
 
 def test_a_store_that_is_not_finished(train, store):

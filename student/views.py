@@ -1,0 +1,134 @@
+"""Views of a photograph through a homography, and what a teacher's maps say of them.
+
+A teacher sees each photograph once. A view of it (a crop, or a turned, tilted and zoomed part) gets
+its targets by taking the teacher's maps along: the student learns to say of every view what the
+teacher said of the one it saw.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data.geometry import CELL_MAP, random_homography, resize_matrix, sample_map
+
+__all__ = ["random_crop", "random_view", "to_cells", "view_descriptors", "view_scores"]
+
+NEGLIGIBLE = 1e-3
+"""Probabilities up to this are left to "no keypoint"."""
+
+
+def random_crop(
+    rng: np.random.Generator, size: tuple[int, int], crop: tuple[int, int]
+) -> np.ndarray:
+    """``H_view_to_photo`` (3, 3) of an upright crop that starts at a whole cell.
+
+    Args:
+        size, crop: (width, height) of the photograph and of the view, in multiples of 8.
+    """
+    left, top = (
+        8 * int(rng.integers(0, (of - to) // 8 + 1)) for of, to in zip(size, crop, strict=True)
+    )
+    return np.array([[1, 0, left], [0, 1, top], [0, 0, 1]], np.float64)
+
+
+def random_view(
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    crop: tuple[int, int],
+    *,
+    zoom: tuple[float, float],
+    rotation: float,
+    perspective: float,
+) -> np.ndarray:
+    """``H_view_to_photo`` (3, 3) of a random view that lies inside the photograph.
+
+    Args:
+        size, crop: (width, height) of the photograph and of the view.
+        zoom: range of the photograph's pixels for one of the view, as far as the photograph goes.
+        rotation, perspective: see ``random_homography``.
+    """
+    share = max(to / of for to, of in zip(crop, size, strict=True))
+    scale = (min(share * zoom[0], 1.0), min(share * zoom[1], 1.0))
+    H_whole_to_photo = random_homography(
+        rng, size, scale=scale, rotation=rotation, perspective=perspective
+    )
+    return H_whole_to_photo @ resize_matrix(crop, size)
+
+
+def view_descriptors(
+    descriptor_map: Tensor, H_view_to_photo: Tensor, shape: tuple[int, int]
+) -> Tensor:
+    """The teacher's descriptors at the centres of the views' cells.
+
+    Args:
+        descriptor_map: (B, D, h, w) float at ``CELL_MAP`` of the photographs.
+        H_view_to_photo: (B, 3, 3) float64.
+        shape: (height, width) of the views in cells.
+
+    Returns:
+        (B, D, *shape) of unit length along D.
+    """
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in shape), indexing="ij")
+    centres = CELL_MAP.to_image(torch.stack([columns, rows], -1).flatten(0, 1).double())
+    points = _warp(centres.to(H_view_to_photo), H_view_to_photo).float()
+    samples = sample_map(descriptor_map, points, CELL_MAP)
+    return F.normalize(samples, dim=2).transpose(1, 2).unflatten(2, shape)
+
+
+def view_scores(score_map: Tensor, H_view_to_photo: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The teacher's distributions over the views' cells.
+
+    Every pixel's probability moves whole to the pixel where the view shows it, so that peaks stay
+    as sharp as they are.
+
+    Args:
+        score_map: (B, 65, h, w) distributions over the cells of the photographs, see ``to_cells``.
+        H_view_to_photo, shape: see ``view_descriptors``.
+
+    Returns:
+        (B, 65, *shape) float32, distributions.
+    """
+    pixels = F.pixel_shuffle(score_map[:, :64], 8)[:, 0]
+    height, width = (8 * side for side in shape)
+    item, row, column = (pixels > NEGLIGIBLE).nonzero(as_tuple=True)
+    points = torch.stack([column, row], 1).to(H_view_to_photo)[:, None]
+    H_photo_to_view = torch.linalg.inv(H_view_to_photo)[item]
+    x, y = _warp(points, H_photo_to_view)[:, 0].round().long().unbind(1)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    moved = torch.zeros(len(pixels) * height * width).to(pixels)
+    index = (item * height + y) * width + x
+    moved.index_add_(0, index[inside], pixels[item, row, column][inside])
+    cells = F.pixel_unshuffle(moved.view(-1, 1, height, width), 8)
+    # Where the view shrinks the photograph, one cell may get the keypoints of several.
+    cells = cells / cells.sum(1, keepdim=True).clamp(min=1)
+    nothing = (1 - cells.sum(1, keepdim=True)).clamp(min=0)
+    return torch.cat([cells, nothing], dim=1)
+
+
+def to_cells(score_map: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A teacher's scores as a distribution over each 8x8 cell and "no keypoint".
+
+    Args:
+        score_map: (B, 65, h, w), such a distribution already, or (B, 1, H, W), for each pixel
+            inside a border its own probability of being a keypoint. Of a cell whose pixels are
+            independent, the distribution says which one is the keypoint where one or none is: each
+            pixel's odds against 1.
+        shape: (height, width) of the photographs in cells.
+
+    Returns:
+        (B, 65, *shape) float.
+    """
+    if score_map.shape[1] == 65:
+        return score_map
+    border = (8 * shape[0] - score_map.shape[2]) // 2
+    probability = F.pad(score_map.float().clamp(max=0.999), [border] * 4)
+    odds = F.pixel_unshuffle(probability / (1 - probability), 8)
+    cells = torch.cat([odds, torch.ones_like(odds[:, :1])], dim=1)
+    return cells / cells.sum(1, keepdim=True)
+
+
+def _warp(points: Tensor, H_0to1: Tensor) -> Tensor:
+    """Points (N, 2) or (B, N, 2) of views 0 in views 1, (B, N, 2)."""
+    warped = points @ H_0to1[:, :, :2].mT + H_0to1[:, None, :, 2]
+    return warped[..., :2] / warped[..., 2:]

@@ -1,0 +1,207 @@
+"""Place recognition: what the folder may hold, the ranking, recall, the pictures."""
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data.records import Features
+from evaluation import places as module
+from evaluation.places import (
+    Places,
+    draw_places,
+    judge_places,
+    mark_positives,
+    recall_at,
+    search_nearest,
+    summarize_places,
+)
+from evaluation.report import RIGHT, WRONG
+
+
+class MeanBrightness:
+    """A global descriptor that points where the brightness of a photograph says."""
+
+    channels = 1
+    origin = "test"
+
+    def __init__(self, **replaced):
+        self.replaced = replaced
+
+    def extract(self, view, name):
+        angle = view.image.mean() / 255 * np.pi / 2
+        place = 3 * np.array([np.cos(angle), np.sin(angle)], np.float32)  # not of unit length
+        empty = np.zeros((0, 2), np.float32), np.zeros(0, np.float32)
+        return Features(view.size, *empty, None, self.replaced.get(Path(name).stem, place))
+
+
+def write_photograph(path, brightness):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((30, 40), brightness, np.uint8))
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three places of two photographs each; the query of the third lies nearer to the second."""
+    for place, brightness in enumerate((10, 100, 200)):
+        for number in range(2):
+            write_photograph(
+                tmp_path / "database" / f"hall{place}" / f"{place}{number}.png",
+                brightness + number,
+            )
+    for name, brightness in (("a", 12), ("b", 102), ("c", 140), ("lost", 50), ("unnamed", 60)):
+        write_photograph(tmp_path / "queries" / f"{name}.png", brightness)
+    lines = ["query,positives", "a,00 01", "b.png,hall1/10 11.png", "queries/c,database/hall2/20"]
+    (tmp_path / "ground_truth.csv").write_text("\n".join([*lines, "lost,", ""]))
+    return tmp_path
+
+
+def judge(root, **replaced):
+    """What the model answers; ``replaced``: global descriptors of photographs, by their stem."""
+    return judge_places(Places(root), MeanBrightness(**replaced), longest=0, advance=lambda: None)
+
+
+def test_the_folder(root):
+    places = Places(root)
+    assert places.database[:3] == [
+        f"database/{n}.png" for n in ("hall0/00", "hall0/01", "hall1/10")
+    ]
+    assert places.queries == ["queries/a.png", "queries/b.png", "queries/c.png"]
+    assert places.positives == [{0, 1}, {2, 3}, {4}]
+    assert places.skipped == ["queries/lost.png", "queries/unnamed.png"]
+    assert list(places.images) == places.database + places.queries
+    assert all(path.is_file() for path in places.images.values())
+
+
+def test_recall_by_hand(root):
+    judged = judge(root)
+    assert judged.hits[:, :2].tolist() == [[1, 0], [3, 2], [3, 2]]
+    assert judged.hits.shape == (3, 6)
+    row = summarize_places("mean", judged)
+    assert row.pop("seconds_per_query") > 0
+    assert row == {
+        "model": "mean",
+        "split": "all",
+        "recall@1": 2 / 3,
+        "recall@5": 1,
+        "recall@10": 1,
+        "recall@20": 1,
+        "index_bytes": 6 * 2 * 4,
+        "global_dim": 2,
+    }
+
+
+def test_recall_of_known_hits():
+    right = mark_positives(np.array([[4, 2, 0], [1, 0, 3]]), [frozenset({0}), frozenset({0, 5})])
+    assert right.tolist() == [[False, False, True], [False, True, False]]
+    assert [recall_at(right, k) for k in (1, 2, 3, 20)] == [0, 0.5, 1, 1]
+
+
+def test_the_search_is_a_stable_sort_whatever_the_block(monkeypatch):
+    rng = np.random.default_rng(0)
+    # Few different values, exact in float32: many ties.
+    database = rng.integers(-1, 2, (50, 4)).astype(np.float32)
+    queries = rng.integers(-1, 2, (23, 4)).astype(np.float32)
+    expected = np.argsort(-(queries @ database.T), axis=1, kind="stable")
+    for block in (1, 200, 2**24):
+        monkeypatch.setattr(module, "BLOCK", block)
+        for count in (1, 7, 50, 60):
+            np.testing.assert_array_equal(
+                search_nearest(database, queries, count), expected[:, :count]
+            )
+
+
+def test_pictures(root):
+    judged = judge(root)
+    drawings = draw_places("mean", judged, 2)
+    assert [drawing.title for drawing in drawings] == ["queries/a.png", "queries/c.png"]
+    assert drawings[0].caption == "the first positive is hit 1"
+    image = drawings[1].image
+    slot = image.shape[1] // 6
+    frames = [tuple(image[1, slot * number + 1].tolist()) for number in range(6)]
+    assert frames[0] == (255, 255, 255)
+    assert frames[1:] == [RIGHT if row == 4 else WRONG for row in judged.hits[2, :5]]
+    assert len(draw_places("mean", judged, 99)) == 3
+    assert draw_places("mean", judged, 0) == []
+
+
+def test_a_small_database_has_a_small_picture(root):
+    for number in (1, 2):
+        shutil.rmtree(root / "database" / f"hall{number}")
+    (root / "ground_truth.csv").write_text("query,positives\na,00\n")
+    judged = judge(root)
+    assert judged.hits.shape == (1, 2)
+    assert draw_places("mean", judged, 1)[0].image.shape[2] == 3
+
+
+@pytest.mark.parametrize("part", ["database", "queries", "ground_truth.csv"])
+def test_a_missing_part(root, part):
+    (root / part).rename(root / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=f"{part}: missing; expected a folder with databas"):
+        Places(root)
+
+
+@pytest.mark.parametrize(
+    ("lines", "error", "message"),
+    [
+        ("", ValueError, "no column positives and query, found an empty file"),
+        ("query;positives\na;00\n", ValueError, "found query;positives; expected the first line"),
+        ("query,positives\nd,00\n", FileNotFoundError, "line 2: queries/ has no photograph 'd'"),
+        ("query,positives\na,00 9\n", FileNotFoundError, "database/ has no photograph '9'"),
+        ("query,positives\na,00\na.png,01\n", ValueError, "line 3: queries/a.png has a row alr"),
+        ("query,positives\na,\n", ValueError, "none of 5 queries has positives"),
+    ],
+)
+def test_a_ground_truth_that_does_not_fit(root, lines, error, message):
+    (root / "ground_truth.csv").write_text(lines)
+    with pytest.raises(error, match=message):
+        Places(root)
+
+
+def test_a_ground_truth_that_is_no_text(root):
+    (root / "ground_truth.csv").write_bytes(b"query,positives\n\xff\xfe,\n")
+    with pytest.raises(ValueError, match="not a CSV file in UTF-8"):
+        Places(root)
+
+
+def test_a_ground_truth_that_a_spreadsheet_wrote(root):
+    text = '\ufeff"query","positives","note"\r\n"a","00 01","x"\r\n'
+    (root / "ground_truth.csv").write_bytes(text.encode())
+    assert Places(root).positives == [{0, 1}]
+
+
+def test_an_ambiguous_name(root):
+    shutil.copytree(root / "database" / "hall0", root / "database" / "again")
+    with pytest.raises(ValueError, match=r"00 fits 2 photographs, as database/again/00.png and"):
+        Places(root)
+    # A path from the top is exact, though a deeper file has the same name.
+    shutil.copytree(root / "database" / "hall0", root / "database", dirs_exist_ok=True)
+    places = Places(root)
+    found = {places.database[row] for row in places.positives[0]}
+    assert found == {"database/00.png", "database/01.png"}
+
+
+def test_an_unreadable_photograph(root):
+    (root / "queries" / "a.png").write_text("no photograph")
+    with pytest.raises(ValueError, match=r"a\.png: not a readable photograph"):
+        judge(root)
+
+
+def test_a_model_without_global_descriptors(root):
+    with pytest.raises(ValueError, match=r"hall1/11.png: the model gives no global descriptor; "):
+        judge(root, **{"11": None})
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "message"),
+    [
+        ([1, 0, 0], "a global descriptor of 3 numbers, the others have 2"),
+        ([0, 0], "zero or not finite"),
+        ([np.nan, 0], "zero or not finite"),
+    ],
+)
+def test_a_descriptor_that_does_not_fit(root, descriptor, message):
+    with pytest.raises(ValueError, match=f"queries/b.png: .*{message}"):
+        judge(root, b=np.array(descriptor, np.float32))
