@@ -105,7 +105,7 @@ def peak_rss() -> float:
 @click.option("--model", type=click.Choice(sorted(TEACHERS)), default="superpoint")
 @click.option("--weights", help="Of the teacher, if kept elsewhere.")
 @click.option("--images", "folder", type=click.Path(path_type=Path), help="Photographs.")
-@click.option("--photographs", "count", default=32, help="Of a round.")
+@click.option("--photographs", "count", default=48, help="Of a round.")
 @click.option("--rounds", default=3)
 @click.option("--device", default="auto")
 @click.option("--precision", default="auto")

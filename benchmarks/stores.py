@@ -306,7 +306,7 @@ def main(count: int, passes: int, folder: Path | None, output: Path | None) -> N
     }
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         paths = {name: Path(temporary) / name for name in contenders}
-        written = measure_writes(contenders, paths, passes=3)
+        written = measure_writes(contenders, paths, passes=5)
         sizes = {
             name: sum(file.stat().st_size for file in files_of(path)) / count
             for name, path in paths.items()

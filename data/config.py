@@ -151,6 +151,7 @@ class EvaluateSettings(_Section):
     longest_side: NotNegative
     split: Literal["all", "illumination", "viewpoint"]
     pictures: NotNegative
+    workers: Count
 
 
 class Settings(_Section):

@@ -25,10 +25,18 @@ from data.geometry import warp_points
 from data.records import Features
 from evaluation.matching import match_mutual
 from evaluation.metrics import corner_error
+from evaluation.ransac import THRESHOLD, find_homography
+from evaluation.statistics import bootstrap_interval, mean_statistic
 
-__all__ = ["ESTIMATORS", "MatchedPair", "error_auc", "match_pair", "summarize_matching"]
+__all__ = [
+    "ESTIMATORS",
+    "MatchedPair",
+    "error_auc",
+    "match_pair",
+    "matching_intervals",
+    "summarize_matching",
+]
 
-INLIER_THRESHOLD = 3.0
 THRESHOLDS = (1, 3, 5)
 """In pixels, of the corner error."""
 MATCH_THRESHOLDS = tuple(range(1, 11))
@@ -83,10 +91,7 @@ def summarize_matching(pairs: Sequence[MatchedPair]) -> dict:
             **{f"accuracy@{t}px": float((errors < t).mean()) for t in THRESHOLDS},
             **{f"auc@{t}px": error_auc(errors, t) for t in THRESHOLDS},
         }
-    shares = [
-        [(p.match_errors <= t).mean() if len(p.matches) else 0.0 for t in MATCH_THRESHOLDS]
-        for p in pairs
-    ]
+    shares = [[_share_right(pair, t) for t in MATCH_THRESHOLDS] for pair in pairs]
     return {
         "homography": homography,
         "mean_matching_accuracy": {
@@ -95,6 +100,37 @@ def summarize_matching(pairs: Sequence[MatchedPair]) -> dict:
         },
         "mean_matches": float(np.mean([len(pair.matches) for pair in pairs])),
     }
+
+
+def matching_intervals(pairs: Sequence[tuple[str, MatchedPair]]) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the shares in ``summarize_matching``, by their keys with dots between.
+
+    Args:
+        pairs: (sequence, what is known of a pair).
+    """
+    values = {
+        f"homography.{name}.accuracy@{t}px": lambda p, name=name, t=t: p.corner_errors[name] < t
+        for name in ESTIMATORS
+        for t in THRESHOLDS
+    }
+    values |= {
+        f"mean_matching_accuracy.@{t}px": lambda p, t=t: _share_right(p, t)
+        for t in MATCH_THRESHOLDS
+    }
+    sequences: dict[str, list[MatchedPair]] = {}
+    for sequence, pair in pairs:
+        sequences.setdefault(sequence, []).append(pair)
+    return {
+        key: bootstrap_interval(
+            mean_statistic([[value(pair) for pair in group] for group in sequences.values()]),
+            len(sequences),
+        )
+        for key, value in values.items()
+    }
+
+
+def _share_right(pair: MatchedPair, threshold: float) -> float:
+    return float((pair.match_errors <= threshold).mean()) if len(pair.matches) else 0.0
 
 
 def error_auc(errors: np.ndarray, threshold: float) -> float:
@@ -111,31 +147,22 @@ def error_auc(errors: np.ndarray, threshold: float) -> float:
     return float(np.trapezoid(y, x) / threshold)
 
 
-def _ransac(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
-    return _find_homography(points0, points1, cv2.RANSAC)
-
-
 def _magsac(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
-    return _find_homography(points0, points1, cv2.USAC_MAGSAC)
-
-
-def _find_homography(points0: np.ndarray, points1: np.ndarray, method: int) -> np.ndarray | None:
     if len(points0) < 4:
         return None
-    cv2.setRNGSeed(0)
-    return cv2.findHomography(points0, points1, method, INLIER_THRESHOLD)[0]
+    return cv2.findHomography(points0, points1, cv2.USAC_MAGSAC, THRESHOLD)[0]
 
 
 def _poselib(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
     if len(points0) < 4:
         return None
-    options = {"max_reproj_error": INLIER_THRESHOLD, "seed": 0}
+    options = {"max_reproj_error": THRESHOLD, "seed": 0}
     H_0to1, info = poselib.estimate_homography(points0, points1, options, {})
     return H_0to1 if info["num_inliers"] >= 4 else None
 
 
 ESTIMATORS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray | None]] = {
-    "ransac": _ransac,
+    "ransac": find_homography,
     "magsac": _magsac,
     "poselib": _poselib,
 }

@@ -1,7 +1,8 @@
 """From models and a dataset to results: extract once per image, compare once per pair."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from data.records import Features
 from evaluation.datasets import SPLITS, HPatches, Pair, View, load_view, scale_homography
 from evaluation.extractors import Extractor
+from evaluation.metrics import score_scenes
 from evaluation.protocols import Protocol
 from evaluation.report import Drawing, draw_matches
 
@@ -31,36 +33,42 @@ def judge(
     protocol: Protocol,
     *,
     longest: int,
+    workers: int,
     pictured: set[str],
     advance: Callable[[], None],
 ) -> Judged:
-    """Run one model over a dataset, one sequence in memory at a time.
+    """Run one model over a dataset, a few sequences in memory at a time.
 
     Args:
         longest: pixels of the longest side that views are resized to; 0 leaves them.
+        workers: processes that compare, while this one extracts; 1 for this one alone.
         pictured: pairs (named by their second image) to be kept for pictures.
         advance: called after each image.
     """
-    results, kept, counts = [], {}, []
-    for sequence in dataset.sequences:
-        pairs = [pair for pair in dataset.pairs if pair.sequence == sequence]
-        views: dict[str, View] = {}
-        features: dict[str, Features] = {}
-        for name in dict.fromkeys(n for pair in pairs for n in (pair.name0, pair.name1)):
-            views[name] = load_view(
-                dataset.images[name], longest=longest, channels=extractor.channels
-            )
-            features[name] = extractor.extract(views[name], name)
-            counts.append(len(features[name].keypoints))
-            advance()
-        for pair in pairs:
-            view0, view1 = views[pair.name0], views[pair.name1]
-            found0, found1 = features[pair.name0], features[pair.name1]
-            H_0to1 = scale_homography(pair.H_0to1, view0, view1)
-            results.append((pair, protocol.score(found0, found1, H_0to1)))
-            if pair.name1 in pictured:
-                kept[pair.name1] = (view0, view1, found0, found1)
-    return Judged(protocol, results, float(np.mean(counts)), kept)
+    kept, counts = {}, []
+
+    def scenes() -> Iterator[list[tuple[Features, Features, np.ndarray]]]:
+        for sequence in dataset.sequences:
+            pairs = [pair for pair in dataset.pairs if pair.sequence == sequence]
+            seen: dict[str, tuple[View, Features]] = {}
+            for name in dict.fromkeys(n for pair in pairs for n in (pair.name0, pair.name1)):
+                path = dataset.images[name]
+                view = load_view(path, longest=longest, channels=extractor.channels)
+                seen[name] = view, extractor.extract(view, name)
+                counts.append(len(seen[name][1].keypoints))
+                advance()
+            scene = []
+            for pair in pairs:
+                (view0, features0), (view1, features1) = seen[pair.name0], seen[pair.name1]
+                H_0to1 = scale_homography(pair.H_0to1, view0, view1)
+                scene.append((features0, features1, H_0to1))
+                if pair.name1 in pictured:
+                    kept[pair.name1] = (view0, view1, features0, features1)
+            yield scene
+
+    scores = chain.from_iterable(score_scenes(scenes(), workers, protocol.score))
+    judged = list(zip(dataset.pairs, scores, strict=True))
+    return Judged(protocol, judged, float(np.mean(counts)), kept)
 
 
 def summarize_splits(model: str, judged: Judged, num_keypoints: int, split: str) -> list[dict]:
@@ -68,15 +76,16 @@ def summarize_splits(model: str, judged: Judged, num_keypoints: int, split: str)
     wanted = SPLITS if split == "all" else [split]
     results = []
     for name in wanted:
-        pairs = [s for p, s in judged.pairs if p.sequence.startswith(SPLITS[name])]
-        if pairs:
+        found = [(p.sequence, s) for p, s in judged.pairs if p.sequence.startswith(SPLITS[name])]
+        if found:
             results.append(
                 {
                     "model": model,
                     "split": name,
                     "num_keypoints": num_keypoints,
                     "mean_keypoints": judged.mean_keypoints,
-                    **judged.protocol.summarize(pairs),
+                    **judged.protocol.summarize([scores for _, scores in found]),
+                    "intervals": judged.protocol.intervals(found),
                 }
             )
     return results

@@ -12,15 +12,20 @@ results can be laid beside its tables:
 * the average precision leaves out the first point of its curve, and breaks ties by input order.
 """
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
+from joblib.externals.loky import get_reusable_executor
+from scipy.spatial.distance import cdist
+from threadpoolctl import ThreadpoolController
 
 from data.geometry import warp_points
 from data.records import Features
+from evaluation.ransac import THRESHOLD, find_homography
 
 __all__ = [
     "Matches",
@@ -35,11 +40,9 @@ __all__ = [
     "matching_score",
     "repeatability",
     "score_pair",
+    "score_scenes",
     "summarize",
 ]
-
-THRESHOLD = 3.0
-"""In pixels: of correct matches, of repeated keypoints, of homographies and of RANSAC's inliers."""
 
 
 @dataclass(frozen=True)
@@ -131,13 +134,54 @@ def score_pair(features0: Features, features1: Features, H_0to1: np.ndarray) -> 
         matched = match_descriptors(features0.descriptors, features1.descriptors)
         matches0 = _judge_matches(*matched[0], warped0, visible0, points1)
         matches1 = _judge_matches(*matched[1], warped1, visible1, points0)
-        H_0to1_estimated = _estimate_homography(points0[matches1.indices], points1)
+        H_0to1_estimated = find_homography(points0[matches1.indices], points1)
     return PairScores(
         ViewScores(features0.scores, visible0, offsets0, repeated0, matches0),
         ViewScores(features1.scores, visible1, offsets1, repeated1, matches1),
         H_0to1_estimated,
         corner_error(H_0to1_estimated, H_0to1, features0.image_size),
     )
+
+
+def score_scenes(
+    scenes: Iterable[Sequence[tuple[Features, Features, np.ndarray]]],
+    workers: int,
+    score: Callable = score_pair,
+) -> Iterator[list]:
+    """Score scene by scene in worker processes, while the next scenes are still being made.
+
+    Args:
+        scenes: the arguments of ``score`` for each pair of a scene. They are asked for in the
+            caller's thread, one scene at a time, at most two for each worker ahead of the results.
+        workers: processes; 1 scores in this one. They start once and stay for later calls.
+        score: a function that a module names, for one pair.
+
+    Yields:
+        For each scene, in order, what ``score`` returned for its pairs.
+    """
+    if workers == 1:
+        for scene in scenes:
+            yield _score_scene(score, scene)
+        return
+    executor = get_reusable_executor(workers)
+    waiting = deque()
+    for scene in scenes:
+        waiting.append(executor.submit(_score_scene, score, list(scene)))
+        if len(waiting) > 2 * workers:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _score_scene(score: Callable, scene: Sequence[tuple]) -> list:
+    # The matrices are so small that more threads would mostly wait for one another.
+    with _linear_algebra().limit(limits=1, user_api="blas"):
+        return [score(*pair) for pair in scene]
+
+
+@functools.cache
+def _linear_algebra() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def match_descriptors(
@@ -264,12 +308,7 @@ def _nearest_keypoints(warped: np.ndarray, points: np.ndarray) -> tuple[np.ndarr
     """For each warped keypoint: how far the nearest of ``points`` is, and if it is repeated."""
     if not len(warped) or not len(points):
         return np.full(len(warped), np.inf), np.zeros(len(warped), bool)
-    x, y = np.ascontiguousarray(points.T, np.float64)
-    squared = np.subtract.outer(warped[:, 0], x)
-    squared *= squared
-    dy = np.subtract.outer(warped[:, 1], y)
-    dy *= dy
-    squared += dy
+    squared = cdist(warped, points, "sqeuclidean")
     rows = np.arange(len(warped))
     nearest = squared.argmin(axis=1)
     offsets = np.sqrt(squared[rows, nearest])
@@ -289,12 +328,12 @@ def _squared_distances(rows0: np.ndarray, rows1: np.ndarray) -> np.ndarray:
     """
     norms0 = np.einsum("nd,nd->n", rows0, rows0)
     norms1 = np.einsum("nd,nd->n", rows1, rows1)
-    squared = rows0 @ rows1.T
-    squared *= -2
+    squared = (-2 * rows0) @ rows1.T
     squared += norms0[:, None]
     squared += norms1
-    squared[squared < 1e-13 * (norms0.max() + norms1.max())] = 0
-    return squared.astype(np.float32, copy=False)
+    squared = squared.astype(np.float32, copy=False)
+    np.copyto(squared, 0, where=squared < 1e-13 * (norms0.max() + norms1.max()))
+    return squared
 
 
 def _two_nearest(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -308,14 +347,6 @@ def _two_nearest(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ratios = np.ones(len(distances), np.float32)
     np.divide(nearest, second, out=ratios, where=(second > 0) & np.isfinite(second))
     return indices, ratios
-
-
-def _estimate_homography(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
-    if len(points0) < 4:
-        return None
-    cv2.setRNGSeed(0)
-    H_0to1, _ = cv2.findHomography(points0, points1, cv2.RANSAC, THRESHOLD)
-    return H_0to1
 
 
 def corner_error(

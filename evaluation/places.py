@@ -21,6 +21,7 @@ from data.images import list_images
 from evaluation.datasets import load_view
 from evaluation.extractors import Extractor
 from evaluation.report import RIGHT, WRONG, Drawing
+from evaluation.statistics import bootstrap_interval, mean_statistic
 
 __all__ = [
     "RECALLS",
@@ -237,7 +238,12 @@ def summarize_places(model: str, judged: JudgedPlaces) -> dict:
         "seconds_per_query": judged.seconds_per_query,
         "index_bytes": judged.index_bytes,
         "global_dim": judged.global_dim,
+        "intervals": {f"recall@{k}": _recall_interval(judged.right, k) for k in RECALLS},
     }
+
+
+def _recall_interval(right: np.ndarray, k: int) -> tuple[float, float]:
+    return bootstrap_interval(mean_statistic(right[:, :k].any(axis=1)[:, None]), len(right))
 
 
 def draw_places(model: str, judged: JudgedPlaces, count: int) -> list[Drawing]:

@@ -7,8 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.records import Features
-from evaluation.homography import THRESHOLDS, MatchedPair, match_pair, summarize_matching
+from evaluation.homography import (
+    THRESHOLDS,
+    MatchedPair,
+    match_pair,
+    matching_intervals,
+    summarize_matching,
+)
 from evaluation.metrics import PairScores, score_pair, summarize
+from evaluation.statistics import intervals
 
 __all__ = ["PROTOCOLS", "Column", "Picture", "Protocol"]
 
@@ -44,7 +51,14 @@ class Column:
 
     def text(self, result: dict) -> str:
         """The number as the table shows it."""
-        value = self.value(result)
+        return self._text(self.value(result))
+
+    def interval(self, result: dict) -> str:
+        """Its 95 % interval, empty where there is none."""
+        low, high = result.get("intervals", {}).get(self.key, (np.nan, np.nan))
+        return "" if np.isnan(low) else f"{self._text(low)}–{self._text(high)}"
+
+    def _text(self, value: float) -> str:
         return "–" if np.isnan(value) else f"{value / self.unit:.{self.digits}f}"
 
 
@@ -65,6 +79,7 @@ class Protocol:
         columns: of the table.
         score: features of view 0 and view 1 and ``H_0to1`` -> what is known of the pair.
         summarize: what is known of many pairs -> the numbers.
+        intervals: (sequence, what is known of a pair), many -> number by key -> (low, high).
         picture: what is known of a pair -> what its picture shows.
     """
 
@@ -72,6 +87,7 @@ class Protocol:
     columns: tuple[Column, ...]
     score: Callable[[Features, Features, np.ndarray], Any]
     summarize: Callable[[Sequence], dict]
+    intervals: Callable[[Sequence[tuple[str, Any]]], dict[str, tuple[float, float]]]
     picture: Callable[[Any], Picture]
 
 
@@ -110,6 +126,7 @@ PROTOCOLS = {
         ),
         score_pair,
         summarize,
+        intervals,
         _picture_nearest,
     ),
     "matching": Protocol(
@@ -130,6 +147,7 @@ PROTOCOLS = {
         ),
         match_pair,
         summarize_matching,
+        matching_intervals,
         _picture_mutual,
     ),
 }

@@ -76,6 +76,7 @@ class HomographySuite:
             extractor,
             self.rules,
             longest=self.settings.longest_side,
+            workers=self.settings.workers,
             pictured=self.pictured,
             advance=advance,
         )

@@ -18,6 +18,9 @@ __all__ = ["VLAD", "StoredDescriptors", "fit_vlad", "flatten_map", "pool_residua
 SAMPLE = 100_000  # descriptors that the words are learnt from
 MOST_IMAGES = 4096  # that the whitening is learnt from
 SMALLEST_ENERGY = 1e-6  # of an axis, relative to the largest: below it is float32's noise
+# Of the largest axis, added to all: weak axes of few images are chance, and full whitening to
+# nearly as many axes as images would put all of them equally far apart.
+SHRINKAGE = 0.1
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class VLAD:
     Attributes:
         words: (K, D) float32, the centres of the local descriptors.
         mean: (K * D,) float32, of the images' residuals.
-        projection: (G, K * D) float32, onto their principal axes, each divided by its deviation.
+        projection: (G, K * D) float32, onto their principal axes, the strongest first, each divided
+            by its deviation, which counts for more than it is (``SHRINKAGE``).
     """
 
     words: np.ndarray
@@ -161,8 +165,9 @@ def _learn_projection(centred: np.ndarray, dim: int) -> np.ndarray:
             f"dim {dim}: {len(centred)} photographs differ in {rank} directions only; lower --dim "
             "to that, or export other photographs"
         )
-    deviations = energies / np.sqrt(len(centred))  # of the sum over images below
-    return (vectors / deviations).T.astype(np.float32) @ centred
+    axes = (vectors / np.sqrt(energies)).T.astype(np.float32) @ centred
+    variances = (energies + SHRINKAGE * energies[0]) / len(centred)
+    return axes / np.sqrt(variances).astype(np.float32)[:, None]
 
 
 def pool_residuals(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:

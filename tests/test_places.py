@@ -81,6 +81,7 @@ def test_recall_by_hand(root):
     assert judged.hits.shape == (3, 6)
     row = summarize_places("mean", judged)
     assert row.pop("seconds_per_query") > 0
+    assert row.pop("intervals")["recall@5"] == (1, 1)
     assert row == {
         "model": "mean",
         "split": "all",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from teacher_export.vlad import VLAD, fit_vlad, pool_residuals
+from teacher_export.vlad import SHRINKAGE, VLAD, fit_vlad, pool_residuals
 
 
 def make_images(count: int, seed: int = 0, places: int = 5) -> list[np.ndarray]:
@@ -29,13 +29,16 @@ def test_residuals_by_hand():
     np.testing.assert_array_equal(nothing, np.zeros(6))
 
 
-def test_whitened_axes_are_alike_and_apart():
+def test_whitened_axes_are_apart_and_more_alike():
     images = make_images(40)
     vlad = fit_vlad(images, num_words=4, dim=6)
     pooled = np.stack([pool_residuals(image, vlad.words) for image in images])
     np.testing.assert_allclose(vlad.mean, pooled.mean(axis=0), atol=1e-6)
     axes = (pooled - vlad.mean) @ vlad.projection.T
-    np.testing.assert_allclose(axes.T @ axes / len(axes), np.eye(6), atol=1e-3)
+    covariance = axes.T @ axes / len(axes)
+    energies = np.linalg.svd(pooled - vlad.mean, compute_uv=False)[:6] ** 2
+    expected = energies / (energies + SHRINKAGE * energies[0])
+    np.testing.assert_allclose(covariance, np.diag(expected), atol=1e-4)
 
 
 def test_images_of_a_place_are_near():

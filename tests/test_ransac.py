@@ -1,0 +1,126 @@
+"""The replayed RANSAC against OpenCV's own: not near it, but the same to the last bit."""
+
+import cv2
+import numpy as np
+import pytest
+
+from data.geometry import random_homography, warp_points
+from evaluation import ransac
+from evaluation.ransac import find_homography
+
+
+def ask_opencv(points0, points1):
+    return cv2.findHomography(points0, points1, cv2.RANSAC, 3.0)[0]
+
+
+def draw_matches(seed, num=300, share_correct=0.3, noise=1.0):
+    """Points (num, 2) float32 of two views, the first of them matched right."""
+    rng = np.random.default_rng(seed)
+    points0 = rng.uniform(0, 640, (num, 2))
+    points1 = warp_points(points0, random_homography(rng, (640, 480)))
+    points1 += noise * rng.standard_normal(points1.shape)
+    wrong = round(num * share_correct)
+    points1[wrong:] = rng.uniform(0, 640, (num - wrong, 2))
+    return points0.astype(np.float32), points1.astype(np.float32)
+
+
+@pytest.fixture
+def unasked(monkeypatch):
+    """OpenCV's RANSAC must not be needed."""
+    assert ransac._replays_this_opencv()
+    monkeypatch.delattr(ransac, "_ask_opencv")
+
+
+@pytest.mark.parametrize("share_correct", [0, 0.05, 0.15, 0.4, 0.9])
+@pytest.mark.parametrize("num", [100, 300, 1000])
+def test_random_matches(unasked, share_correct, num):
+    for seed in range(3):
+        points = draw_matches(seed, num, share_correct)
+        np.testing.assert_array_equal(find_homography(*points), ask_opencv(*points))
+
+
+def test_whole_pixels_and_matches_that_come_twice(unasked):
+    points0, points1 = (np.round(points) for points in draw_matches(0))
+    points0[100:150], points1[100:150] = points0[:50], points1[:50]
+    np.testing.assert_array_equal(find_homography(points0, points1), ask_opencv(points0, points1))
+
+
+@pytest.mark.parametrize("num", [4, 5, 8, 20])
+def test_few_matches(num):
+    points = draw_matches(1, num, share_correct=0.8)
+    np.testing.assert_array_equal(find_homography(*points), ask_opencv(*points))
+
+
+def test_fewer_than_four_matches_have_no_homography():
+    assert find_homography(*draw_matches(2, 3)) is None
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_points_on_a_line(side):
+    points = draw_matches(3)
+    points[side][:, 1] = points[side][:, 0]
+    assert ask_opencv(*points) is None
+    assert find_homography(*points) is None
+
+
+def test_all_matches_go_to_four_places():
+    points0, points1 = draw_matches(4)
+    points1[:] = points1[np.arange(300) % 4]
+    expected = ask_opencv(points0, points1)
+    np.testing.assert_array_equal(find_homography(points0, points1), expected)
+
+
+def draws_in_another_order(num, draws=ransac._draws):
+    return draws(num)[:, ::-1]
+
+
+def errors_in_float64(H_0to1, pixels):
+    return ((warp_points(pixels[:2].T, H_0to1) - pixels[2:].T) ** 2).sum(axis=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("_squared_errors", errors_in_float64),
+        ("_draws", draws_in_another_order),
+        ("MAX_ITERATIONS", 10),
+    ],
+)
+def test_another_opencv_is_noticed_and_asked(monkeypatch, name, other):
+    points = draw_matches(5)
+    expected = ask_opencv(*points)
+    with monkeypatch.context() as patch:
+        patch.setattr(ransac, name, other)
+        patch.setattr(ransac, "_ask_opencv", ask_opencv)
+        assert not ransac._replays_this_opencv.__wrapped__()
+    monkeypatch.setattr(ransac, "_replays_this_opencv", lambda: False)
+    monkeypatch.delattr(ransac, "_replay")
+    np.testing.assert_array_equal(find_homography(*points), expected)
+
+
+def test_draws_are_the_generators():
+    """Four numbers each, none twice in a subset, as drawing one by one gives them."""
+    numbers = iter(ransac._random_numbers().tolist())
+    for drawn in ransac._draws(40)[:, :2000].T.tolist():
+        subset = []
+        while len(subset) < 4:
+            row = next(numbers) % 40
+            if row not in subset:
+                subset.append(row)
+        assert drawn == subset
+
+
+def test_counts_are_never_too_few():
+    """Even where a subset is nearly degenerate, and so its model uncertain."""
+    points0, points1 = draw_matches(6, num=120, share_correct=0.5)
+    points0[:40, 1] = points0[:40, 0] + np.float32(1e-3) * points0[::-1][:40, 1]
+    pixels = np.concatenate([points0, points1], axis=1).T.copy()
+    units, threshold = ransac._to_units(pixels.astype(np.float64))
+    subsets = ransac._draws(120)[:, :1500]
+    subsets = subsets[:, ransac._usable(pixels.astype(np.float64).take(subsets, axis=1))]
+    conditions = ransac._conditions(units, threshold)
+    likely, near = ransac._likely(units.take(subsets, axis=1), conditions, best=-1)
+    assert likely.tolist() == list(range(subsets.shape[1]))
+    for rows, most in zip(subsets.T, near, strict=True):
+        H_0to1 = cv2.findHomography(points0[rows], points1[rows], 0)[0]
+        assert (ransac._squared_errors(H_0to1, pixels) <= 9).sum() <= most
