@@ -109,6 +109,7 @@ class TrainSettings(_Section):
     """[train]: see pipeline.toml for the meaning of each key."""
 
     width: Annotated[float, Field(gt=0)]
+    global_pooling: Literal["auto", "deep"]
     global_rank: NotNegative
     epochs: Count
     batch_size: Count

@@ -129,25 +129,41 @@ def _make_student(
 
     Without local targets it learns the global branch alone; the rest is that of ``init``.
     """
-    dims = {}
-    for target in targets:
-        if isinstance(target, GlobalTargets):
-            dims |= {"global_dim": target.global_dim, "global_rank": settings.global_rank}
-        else:
-            dims["descriptor_dim"] = target.descriptor_dim
-    if "descriptor_dim" in dims:
-        student = HFNet(HFNetConfig(width=settings.width, **dims))
-        return student, init_student(student, student_path(init)) if init else ""
-    if init is None:
+    local = next((t for t in targets if isinstance(t, CellTargets)), None)
+    place = next((t for t in targets if isinstance(t, GlobalTargets)), None)
+    if local is not None:
+        config = HFNetConfig(width=settings.width, descriptor_dim=local.descriptor_dim)
+    elif init is None:
         raise ValueError(
             f"{targets[0].store.path}: holds only global descriptors; give a store with score_map "
             "and descriptor_map beside it, or with --init the student whose local part stays"
         )
-    other, _, _ = load_student(student_path(init))
-    student = HFNet(replace(other.config, **dims))
-    digest = init_student(student, student_path(init))
-    student.freeze_local()
+    else:
+        config = load_student(student_path(init))[0].config
+    if place is not None:
+        config = replace(config, **_global_settings(place, config, settings))
+    student = HFNet(config)
+    if config.global_pooling == "local":
+        student.vlad.start_from(student.projection, place.store.parameters)
+    digest = init_student(student, student_path(init)) if init else ""
+    if local is None:
+        student.freeze_local()
     return student, digest
+
+
+def _global_settings(place: GlobalTargets, config: HFNetConfig, settings: TrainSettings) -> dict:
+    """How the student's global branch is built for a teacher."""
+    dims = {"global_dim": place.global_dim}
+    words = place.words
+    if settings.global_pooling == "deep" or words is None:
+        return {**dims, "global_pooling": "deep", "global_rank": settings.global_rank}
+    if words.shape[1] != config.descriptor_dim:
+        raise ValueError(
+            f"{place.store.path}: made from local descriptors of {words.shape[1]} numbers, the "
+            f"student's have {config.descriptor_dim}; make it from the same teacher's store, or "
+            'set global_pooling = "deep" in [train]'
+        )
+    return {**dims, "global_pooling": "local", "global_rank": 0, "clusters": len(words)}
 
 
 def _describe(store: RecordStore) -> dict:

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["HFNet", "HFNetConfig", "HFNetOutput", "load_tensorflow_variables", "score_map"]
+__all__ = [
+    "HFNet",
+    "HFNetConfig",
+    "HFNetOutput",
+    "LocalVLAD",
+    "load_tensorflow_variables",
+    "score_map",
+]
 
 # (channels at width 1, stride) of the blocks up to the local heads, at stride 8, and after them.
 LOCAL_BLOCKS = [(16, 1), (24, 2), (24, 1), (32, 2), (64, 1), (128, 1)]
@@ -37,6 +44,8 @@ class HFNetConfig:
         width: multiplies the channels of the backbone.
         descriptor_dim: of the local descriptors.
         global_dim: of the global descriptor; 0 leaves the global branch out.
+        global_pooling: what the global descriptor is pooled from: ``deep`` layers of its own, as
+            HF-Net has it, or the ``local`` descriptors, which takes fewer weights and no layers.
         clusters: of the NetVLAD layer.
         global_rank: of the projection to the global descriptor, as the product of two matrices; 0
             for HF-Net's own, a single one with most of its weights.
@@ -45,6 +54,7 @@ class HFNetConfig:
     width: float = 0.75
     descriptor_dim: int = 256
     global_dim: int = 0
+    global_pooling: str = "deep"
     clusters: int = 32
     global_rank: int = 0
 
@@ -76,10 +86,13 @@ class HFNet(nn.Module):
             ConvBN(channels, 256, 3), nn.Conv2d(256, config.descriptor_dim, 1)
         )
         self.detector_head = nn.Sequential(ConvBN(channels, 128, 3), nn.Conv2d(128, 65, 1))
-        if config.global_dim:
+        if config.global_dim and config.global_pooling == "deep":
             self.global_blocks, channels = _make_blocks(GLOBAL_BLOCKS, channels, config.width)
             self.vlad = NetVLAD(channels, config.clusters)
             self.projection = _make_projection(channels * config.clusters, config)
+        elif config.global_dim:
+            self.vlad = LocalVLAD(config.descriptor_dim, config.clusters)
+            self.projection = _make_projection(config.descriptor_dim * config.clusters, config)
         self.local_is_frozen = False
         self.apply(_initialize)
 
@@ -92,16 +105,20 @@ class HFNet(nn.Module):
             ValueError: an image of less than 8x8 pixels.
         """
         features = self._features(image)
-        descriptors = self.descriptor_head(features).float()
-        return HFNetOutput(
-            score_logits=self.detector_head(features).float(),
-            descriptor_map=F.normalize(descriptors, dim=1),
-            global_descriptor=self._global(features) if self.config.global_dim else None,
-        )
+        descriptors = F.normalize(self.descriptor_head(features).float(), dim=1)
+        score_logits = self.detector_head(features).float()
+        place = None
+        if self.config.global_dim and self.config.global_pooling == "deep":
+            place = self._project(self.vlad(self.global_blocks(features)))
+        elif self.config.global_dim:
+            place = self._project(self.vlad(score_logits, descriptors))
+        return HFNetOutput(score_logits, descriptors, place)
 
     def describe_places(self, image: Tensor) -> Tensor:
         """Only the global descriptors (B, G) of a batch of images; see ``forward``."""
-        return self._global(self._features(image))
+        if self.config.global_pooling == "local":
+            return self(image).global_descriptor
+        return self._project(self.vlad(self.global_blocks(self._features(image))))
 
     def freeze_local(self) -> None:
         """Train the global branch alone from now on; what it stands on stays as it is."""
@@ -128,8 +145,7 @@ class HFNet(nn.Module):
         centred = image[..., :height, :width] * (255 / 128) - 1  # HF-Net's (x - 128) / 128
         return self.local_blocks(self.stem(centred))
 
-    def _global(self, features: Tensor) -> Tensor:
-        vlad = self.vlad(self.global_blocks(features))
+    def _project(self, vlad: Tensor) -> Tensor:
         return F.normalize(self.projection(vlad).float(), dim=1)
 
 
@@ -200,6 +216,42 @@ class NetVLAD(nn.Module):
         residuals = weights.sum(2, keepdim=True) * self.clusters - sums
         # HF-Net's intra-normalisation runs over the clusters, not over each cluster's channels.
         return F.normalize(F.normalize(residuals, dim=1).flatten(1), dim=1)
+
+
+class LocalVLAD(nn.Module):
+    """Residuals of the local descriptors to words: VLAD (Jegou et al., PAMI 2012) in the network.
+
+    Each position counts as much as its cell is likely to have a keypoint, and goes to its nearest
+    words by a softmax that is nearly hard.
+    """
+
+    SHARPNESS = 100.0
+
+    def __init__(self, descriptor_dim: int, clusters: int):
+        super().__init__()
+        self.words = nn.Parameter(F.normalize(torch.randn(clusters, descriptor_dim), dim=1))
+
+    def forward(self, score_logits: Tensor, descriptor_map: Tensor) -> Tensor:
+        """(B, 65, h, w) and (B, D, h, w) -> (B, clusters * D) of unit length, word by word."""
+        descriptors = descriptor_map.flatten(2).transpose(1, 2)
+        closeness = descriptors @ self.words.T - self.words.square().sum(1) / 2
+        weights = (self.SHARPNESS * closeness.float()).softmax(2)
+        likely = 1 - score_logits.softmax(1)[:, 64].flatten(1)
+        weights = (weights * likely[:, :, None]).transpose(1, 2)
+        sums = weights @ descriptors
+        residuals = sums - weights.sum(2, keepdim=True) * self.words
+        return F.normalize(F.normalize(residuals.float(), dim=2).flatten(1), dim=1)
+
+    def start_from(self, projection: nn.Linear, parameters: Mapping[str, np.ndarray]) -> None:
+        """Take over what a VLAD of local descriptors learned: its words, mean and projection."""
+        words, mean, matrix = (
+            torch.from_numpy(np.array(parameters[name], np.float32))
+            for name in ("words", "mean", "projection")
+        )
+        with torch.no_grad():
+            self.words.copy_(words)
+            projection.weight.copy_(matrix)
+            projection.bias.copy_(-matrix @ mean)
 
 
 def scale_channels(channels: int, width: float) -> int:

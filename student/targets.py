@@ -57,6 +57,11 @@ class GlobalTargets:
         self.store = store
         self.global_dim = store.schema.fields["global_descriptor"].shape[0]
 
+    @property
+    def words(self) -> np.ndarray | None:
+        """Those (K, D) of a VLAD of local descriptors; None for any other teacher."""
+        return self.store.parameters.get("words")
+
     def read(self, name: str) -> dict[str, np.ndarray]:
         """The target of any view of a photograph."""
         return {"global_descriptor": np.array(self.store.read(name, "global_descriptor"))}

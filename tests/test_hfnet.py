@@ -14,6 +14,7 @@ from student.hfnet import (
     ConvBN,
     HFNet,
     HFNetConfig,
+    LocalVLAD,
     load_tensorflow_variables,
     scale_channels,
     score_map,
@@ -248,3 +249,23 @@ def test_training_in_bfloat16_gives_float32_maps_of_unit_length_and_gradients():
 def test_an_image_smaller_than_a_cell_is_refused():
     with pytest.raises(ValueError, match="an image of 9x7 pixels is too small"):
         HFNet()(torch.zeros(1, 1, 7, 9))
+
+
+def test_places_from_local_descriptors_are_their_vlad():
+    generator = torch.Generator().manual_seed(0)
+    words = F.normalize(torch.randn(4, 16, generator=generator), dim=1)
+    near = torch.randint(4, (30,), generator=generator)
+    descriptors = words[near] + 0.05 * torch.randn(30, 16, generator=generator)
+    logits = torch.randn(1, 65, 5, 6, generator=generator)
+    mean, matrix = torch.randn(64, generator=generator), torch.randn(8, 64, generator=generator)
+
+    vlad, projection = LocalVLAD(16, 4), torch.nn.Linear(64, 8)
+    arrays = {"words": words.numpy(), "mean": mean.numpy(), "projection": matrix.numpy()}
+    vlad.start_from(projection, arrays)
+    with torch.no_grad():
+        found = projection(vlad(logits, descriptors.T.reshape(1, 16, 5, 6)))[0]
+
+    likely = 1 - logits.softmax(1)[0, 64].flatten()
+    sums = torch.zeros(4, 16).index_add_(0, near, (descriptors - words[near]) * likely[:, None])
+    pooled = F.normalize(F.normalize(sums, dim=1).flatten(), dim=0)
+    torch.testing.assert_close(found, matrix @ (pooled - mean), atol=1e-4, rtol=0)

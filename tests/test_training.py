@@ -23,6 +23,7 @@ from student.loader import Batches, DistillationDataset
 from student.targets import choose_targets
 from student.training import compute_losses, one_cycle
 from teacher_export.cli import export_teacher
+from teacher_export.vlad import VLAD
 
 SIZE = (64, 48)
 
@@ -303,3 +304,20 @@ def test_checkpoints_are_strict(tmp_path):
         load_student(path)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_student(tmp_path / "none.safetensors")
+
+
+def test_places_from_the_students_own_descriptors(train, run_command, store, photographs, tmp_path):
+    places = tmp_path / "vlad.zarr"
+    run_command(
+        export_teacher,
+        *("--model", "vlad", "--from-store", store, "--store", places),
+        *("--words", 4, "--dim", 3, "--quiet"),
+    )
+    train("--epochs", 1)
+    arguments = ("--init", tmp_path / "run", "--epochs", 1, "--learning-rate", 1e-9)
+    train(*arguments, stores=(places,), output="places")
+    student, _, _ = load_student(tmp_path / "places" / "last.safetensors")
+    assert (student.config.global_pooling, student.config.clusters) == ("local", 4)
+    vlad = VLAD.from_arrays(RecordStore.open(places).parameters)
+    torch.testing.assert_close(student.vlad.words, torch.from_numpy(vlad.words))
+    torch.testing.assert_close(student.projection.weight, torch.from_numpy(vlad.projection))
