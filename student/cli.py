@@ -41,6 +41,7 @@ from student.training import RunFolder, train
 @click.option("--epochs", type=int, help="Passes over the training photographs.")
 @click.option("--batch-size", type=int, help="Photographs per step.")
 @click.option("--crop", help='Width x height of a random crop, or "whole".')
+@click.option("--warp", type=float, help="Share of the views through a random homography.")
 @click.option("--learning-rate", type=float, help="The schedule's peak.")
 @click.option("--num-workers", type=int, help="Loader processes.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))

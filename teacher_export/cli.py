@@ -41,6 +41,7 @@ MODELS = sorted([*TEACHERS, VladTeacher.name])
 @click.option(
     "--quantisation", type=click.Choice(["none", "int8"]), help="Of maps and descriptors."
 )
+@click.option("--top-k", type=int, help="Keypoints of sparse, at most.")
 @click.option("--compression", type=click.Choice(["none", "zstd"]), help="Of the store.")
 @click.option("--weights", type=click.Path(), help="The teacher's weights, if kept elsewhere.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
