@@ -91,14 +91,14 @@ def view_scores(score_map: Tensor, H_view_to_photo: Tensor, shape: tuple[int, in
     """
     pixels = F.pixel_shuffle(score_map[:, :64], 8)[:, 0]
     height, width = (8 * side for side in shape)
-    item, row, column = (pixels > NEGLIGIBLE).nonzero(as_tuple=True)
-    points = torch.stack([column, row], 1).to(H_view_to_photo)[:, None]
-    H_photo_to_view = torch.linalg.inv(H_view_to_photo)[item]
-    x, y = _warp(points, H_photo_to_view)[:, 0].round().long().unbind(1)
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    moved = torch.zeros(len(pixels) * height * width).to(pixels)
-    index = (item * height + y) * width + x
-    moved.index_add_(0, index[inside], pixels[item, row, column][inside])
+    moved = pixels.new_zeros(len(pixels), height * width)
+    H_photo_to_view = torch.linalg.inv(H_view_to_photo).to(pixels)
+    for seen, image, H in zip(moved, pixels, H_photo_to_view, strict=True):
+        row, column = (image > NEGLIGIBLE).nonzero(as_tuple=True)
+        points = torch.stack([column, row], 1).to(image)
+        x, y = _warp(points, H[None])[0].round().long().unbind(1)
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        seen.index_add_(0, (y * width + x)[inside], image[row, column][inside])
     cells = F.pixel_unshuffle(moved.view(-1, 1, height, width), 8)
     # Where the view shrinks the photograph, one cell may get the keypoints of several.
     cells = cells / cells.sum(1, keepdim=True).clamp(min=1)
