@@ -177,7 +177,7 @@ PAGE = """<!doctype html>
   figure { margin: 1rem 0; }
   img { max-width: 100%; display: block; }
   figcaption { color: #555; font-size: .9rem; }
-  td small { display: block; color: #777; font-size: .7rem; }
+  td small { display: block; white-space: nowrap; color: #777; font-size: .7rem; }
   code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; }
   .right { color: rgb(40, 150, 40); } .wrong { color: rgb(220, 60, 50); }
   .plain { color: rgb(170, 130, 0); }
@@ -185,7 +185,7 @@ PAGE = """<!doctype html>
 <h1>Features on {{ report.dataset.name }}</h1>
 <p>{% for what, count in suite.size.items() %}{{ count }} {{ what }}{{ ", " if not loop.last }}
 {%- endfor %}; protocol <b>{{ suite.protocol }}</b>: {{ suite.about }}.
-Small: the 95 % interval, by drawing sequences anew.</p>
+Small: the 95 % interval, by drawing sequences or queries anew.</p>
 {% for split in splits %}
 {% set rows = report.results | selectattr("split", "equalto", split) | list %}
 <table>
