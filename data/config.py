@@ -108,12 +108,14 @@ class TeacherSettings(_Section):
 class TrainSettings(_Section):
     """[train]: see pipeline.toml for the meaning of each key."""
 
+    strategy: Literal["downsample", "upsample", "sparse"]
     width: Annotated[float, Field(gt=0)]
     global_pooling: Literal["auto", "deep"]
     global_rank: NotNegative
     epochs: Count
     batch_size: Count
     crop: Crop
+    views: Literal[1, 2]
     warp: Share
     zoom: Range
     rotation: Weight
@@ -124,6 +126,7 @@ class TrainSettings(_Section):
     loss_weights: Literal["uncertainty", "fixed"]
     descriptor_weight: Weight
     detector_weight: Weight
+    correspondence_weight: Weight
     global_weight: Weight
     photometric: Share
     validation: Share

@@ -13,7 +13,7 @@ from data.store import RecordStore
 from student.checkpoint import init_student, load_student, student_path
 from student.hfnet import HFNet, HFNetConfig
 from student.loader import DistillationDataset, Warps
-from student.targets import CellTargets, GlobalTargets, choose_targets
+from student.targets import STRATEGIES, GlobalTargets, Targets, choose_targets
 from student.training import RunFolder, train
 
 
@@ -41,6 +41,9 @@ from student.training import RunFolder, train
 @click.option("--epochs", type=int, help="Passes over the training photographs.")
 @click.option("--batch-size", type=int, help="Photographs per step.")
 @click.option("--crop", help='Width x height of a random crop, or "whole".')
+@click.option(
+    "--strategy", type=click.Choice([*STRATEGIES]), help="Where descriptors are compared."
+)
 @click.option("--warp", type=float, help="Share of the views through a random homography.")
 @click.option("--learning-rate", type=float, help="The schedule's peak.")
 @click.option("--num-workers", type=int, help="Loader processes.")
@@ -68,7 +71,7 @@ def train_student(
     settings = override(load_settings(config).train, **flags)
     device = choose_device(settings.device)
     stores = [RecordStore.open(path) for path in paths]
-    targets = choose_targets(stores)
+    targets = choose_targets(stores, settings.strategy)
     names = _common_names(stores, folder, quiet)
     training_names, validation_names = split_names(names, settings.validation)
     if len(training_names) < settings.batch_size:
@@ -76,6 +79,8 @@ def train_student(
             f"{len(training_names)} training photographs do not fill a batch of "
             f"{settings.batch_size}; lower --batch-size or bring more photographs"
         )
+    torch.manual_seed(settings.seed)
+    student, digest = _make_student(targets, settings, init)
     size = stores[0].schema.image_size
     training = DistillationDataset(
         folder,
@@ -83,13 +88,12 @@ def train_student(
         targets,
         size=size,
         crop=settings.crop,
+        views=1 if student.local_is_frozen else settings.views,
         warps=Warps(settings.warp, settings.zoom, settings.rotation, settings.perspective),
         photometric=settings.photometric,
         seed=settings.seed,
     )
     validation = DistillationDataset(folder, validation_names, targets, size=size)
-    torch.manual_seed(settings.seed)
-    student, digest = _make_student(targets, settings, init)
     info = {
         "init": digest,
         "teachers": [_describe(store) for store in stores],
@@ -124,13 +128,13 @@ def _common_names(stores: list[RecordStore], folder: Path, quiet: bool) -> list[
 
 
 def _make_student(
-    targets: list[CellTargets | GlobalTargets], settings: TrainSettings, init: str | None
+    targets: list[Targets], settings: TrainSettings, init: str | None
 ) -> tuple[HFNet, str]:
     """The student that the targets call for, and the SHA-256 of what it starts from, if anything.
 
     Without local targets it learns the global branch alone; the rest is that of ``init``.
     """
-    local = next((t for t in targets if isinstance(t, CellTargets)), None)
+    local = next((t for t in targets if not isinstance(t, GlobalTargets)), None)
     place = next((t for t in targets if isinstance(t, GlobalTargets)), None)
     if local is not None:
         config = HFNetConfig(width=settings.width, descriptor_dim=local.descriptor_dim)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.augment import augment_photometric
 from data.images import fit_image, read_image
-from student.targets import CellTargets, GlobalTargets
+from student.targets import Targets
 from student.views import random_crop, random_view
 
 __all__ = ["Batches", "DistillationDataset", "Warps", "make_loader"]
@@ -32,16 +32,17 @@ class Warps:
 
 
 class DistillationDataset(Dataset):
-    """A view of one photograph, with all that the stores hold of the photograph.
+    """Views of one photograph, with what the stores hold of the photograph.
 
     An item is asked for as ``(epoch, index)``, and the same pair gives the same item in whichever
-    process: ``image`` (1, h, w) uint8, ``H_view_to_photo`` (3, 3) float64 from its pixels to those
-    that the teacher saw, and the fields of the targets.
+    process: ``image`` (V, 1, h, w) uint8, ``H_view_to_photo`` (V, 3, 3) float64 from their pixels
+    to those that the teacher saw, and the fields of the targets.
 
     Args:
         folder: where the photographs lie under their names.
         size: (width, height) that the teacher saw.
         crop: (width, height) of the views in multiples of 8, or None for that of the photographs.
+        views: how many of each photograph.
         warps: None for upright crops only.
         photometric: strength of photometric augmentation.
 
@@ -53,16 +54,17 @@ class DistillationDataset(Dataset):
         self,
         folder: Path,
         names: list[str],
-        targets: list[CellTargets | GlobalTargets],
+        targets: list[Targets],
         *,
         size: tuple[int, int],
         crop: tuple[int, int] | None = None,
+        views: int = 1,
         warps: Warps | None = None,
         photometric: float = 0.0,
         seed: int = 0,
     ):
         self.folder, self.names, self.targets = folder, names, targets
-        self.size, self.crop = size, crop or size
+        self.size, self.crop, self.views = size, crop or size, views
         self.warps, self.photometric, self.seed = warps, photometric, seed
         if self.crop[0] > size[0] or self.crop[1] > size[1]:
             raise ValueError(
@@ -77,14 +79,17 @@ class DistillationDataset(Dataset):
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         name = self.names[index]
-        image = fit_image(read_image(self.folder / name, channels=1), self.size)
-        H_view_to_photo = self._draw_view(rng)
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        image = cv2.warpPerspective(image, H_view_to_photo, self.crop, flags=flags)
-        image = augment_photometric(image, rng, self.photometric)
-        item = {"image": image[None], "H_view_to_photo": H_view_to_photo}
+        photograph = fit_image(read_image(self.folder / name, channels=1), self.size)
+        images, homographies = [], []
+        for _ in range(self.views):
+            H_view_to_photo = self._draw_view(rng)
+            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            image = cv2.warpPerspective(photograph, H_view_to_photo, self.crop, flags=flags)
+            images.append(augment_photometric(image, rng, self.photometric)[None])
+            homographies.append(H_view_to_photo)
+        item = {"image": np.stack(images), "H_view_to_photo": np.stack(homographies)}
         for target in self.targets:
-            item |= target.read(name)
+            item |= target.read(name, item["H_view_to_photo"], self.crop, rng)
         return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in item.items()}
 
     def _draw_view(self, rng: np.random.Generator) -> np.ndarray:

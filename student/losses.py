@@ -1,11 +1,16 @@
-"""The losses of HF-Net (Sarlin et al., CVPR 2019), one function each, one value per image."""
+"""The losses, one function each, one value per image: HF-Net's (Sarlin et al., CVPR 2019), and one
+between two views."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.geometry import CELL_MAP, sample_map
+from student.views import cell_centres, is_inside, warp
+
 __all__ = [
     "UncertaintyWeights",
+    "correspondence_loss",
     "descriptor_loss",
     "detector_loss",
     "global_descriptor_loss",
@@ -56,6 +61,38 @@ def keypoint_loss(score_logits: Tensor, keypoint_map: Tensor, mask: Tensor | Non
     nothing = torch.full_like(cells[:, :1], 0.5)  # wins where no pixel has a keypoint
     labels = torch.cat([cells, nothing], 1).argmax(1)
     return _mean(F.cross_entropy(score_logits, labels, reduction="none"), mask)
+
+
+def correspondence_loss(
+    descriptor_maps: tuple[Tensor, Tensor],
+    weights: Tensor,
+    H_0to1: Tensor,
+    *,
+    temperature: float = 0.1,
+) -> Tensor:
+    """How surely a point of view 0 is told from all others of view 1, and the other way round.
+
+    InfoNCE (van den Oord et al., 2018) over the similarities of descriptors at the centres of the
+    cells of view 0 and where they are in view 1.
+
+    Args:
+        descriptor_maps: of views 0 and 1, (B, D, h, w) each, of unit length along D.
+        weights: (B, h, w), how much each cell of view 0 counts.
+        H_0to1: (B, 3, 3) float64.
+
+    Returns:
+        (B,), 0 where the views share nothing.
+    """
+    shape = weights.shape[1:]
+    points = warp(cell_centres(shape).to(H_0to1), H_0to1).float()
+    seen = is_inside(points, (8 * shape[1], 8 * shape[0]))
+    descriptors0 = descriptor_maps[0].flatten(2).mT
+    descriptors1 = F.normalize(sample_map(descriptor_maps[1], points, CELL_MAP), dim=2)
+    similarity = descriptors0 @ descriptors1.mT / temperature
+    similarity = similarity.masked_fill(~(seen[:, :, None] & seen[:, None, :]), -1e4)
+    right = similarity.diagonal(dim1=1, dim2=2)
+    surprise = (similarity.logsumexp(1) + similarity.logsumexp(2)) / 2 - right
+    return _mean(surprise.unflatten(1, shape), weights * seen.unflatten(1, shape))
 
 
 def global_descriptor_loss(predicted: Tensor, target: Tensor) -> Tensor:

@@ -1,53 +1,202 @@
-"""How a teacher's record becomes a target on the student's grids; one class per strategy."""
+"""How a teacher's record becomes a target on the student's grids; one class per strategy.
+
+A target is read once for all views of a photograph and compared with what the student said of each.
+``H_view_to_photo`` maps the pixels of a view to those of the photograph as the teacher saw it.
+"""
+
+from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from data.geometry import CELL_MAP
+from data.geometry import CELL_MAP, sample_map, warp_points
 from data.quantize import scale_name
 from data.store import RecordStore, StoreError
+from student.hfnet import HFNetOutput
+from student.losses import (
+    descriptor_loss,
+    detector_loss,
+    global_descriptor_loss,
+    keypoint_loss,
+)
+from student.views import is_inside, to_cells, to_view, view_descriptors, view_scores
 
-__all__ = ["CellTargets", "GlobalTargets", "choose_targets"]
+__all__ = [
+    "STRATEGIES",
+    "DownsampledTargets",
+    "GlobalTargets",
+    "SparseTargets",
+    "Targets",
+    "UpsampledTargets",
+    "choose_targets",
+]
 
 
-class CellTargets:
-    """A teacher's maps over the photograph, from which every view of it gets its targets.
+class Targets(Protocol):
+    """What the student learns from of a photograph."""
 
-    ``descriptor_map`` (D, h, w) lies on the student's own stride-8 grid and has unit length along
-    D. ``score_map`` is the teacher's distribution over each 8x8 cell and "no keypoint" (65, h, w),
-    or the probability of every pixel inside a border (1, 8h - 2 * border, 8w - 2 * border).
+    def read(
+        self, name: str, H_view_to_photo: np.ndarray, size: tuple[int, int], rng
+    ) -> dict[str, np.ndarray]:
+        """The fields of a photograph; copies, as they are stored.
+
+        Args:
+            H_view_to_photo: (V, 3, 3) float64, of its views.
+            size: (width, height) of a view.
+        """
+
+    def losses(
+        self, output: HFNetOutput, fields: dict[str, Tensor], H_view_to_photo: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses by name, each (B * V,).
+
+        Args:
+            output: of all views, those of a photograph one after the other.
+            fields: what was read, in float32, with a leading axis of B photographs.
+            H_view_to_photo: (B, V, 3, 3) float64.
+        """
+
+
+class DownsampledTargets:
+    """``downsample``: the teacher's descriptors on the student's own stride-8 grid.
+
+    ``descriptor_map`` (D, h, w) lies on that grid and has unit length along D. ``score_map`` is the
+    teacher's distribution over each 8x8 cell and "no keypoint" (65, h, w), or the probability of
+    every pixel inside a border (1, 8h - 2 * border, 8w - 2 * border).
+
+    Args:
+        scores, descriptors: the stores of the two; mostly one and the same.
 
     Raises:
-        StoreError: the store's maps are of another kind or on another grid.
+        StoreError: maps of another kind or on another grid.
     """
 
-    def __init__(self, store: RecordStore):
-        self.store = store
-        for name in ("score_map", "descriptor_map"):
-            if name not in store.schema.fields:
-                raise StoreError(
-                    f"{store.path}: has no {name}, which the student learns from; export it with "
-                    "--fields score_map,descriptor_map"
-                )
-        scores, descriptors = (store.schema.fields[n] for n in ("score_map", "descriptor_map"))
-        if descriptors.geometry != CELL_MAP:
-            raise StoreError(
-                f"{store.path}: its descriptor_map lies on {descriptors.geometry}, the student "
-                f"needs {CELL_MAP}; export it without a form behind its name"
-            )
-        per_cell = scores.shape[0] == 65 and scores.geometry == CELL_MAP
-        per_pixel = scores.shape[0] == 1 and scores.geometry.stride == 1
+    needs = ("score_map", "descriptor_map")
+
+    def __init__(self, scores: RecordStore, descriptors: RecordStore):
+        self.scores, self.descriptors = scores, descriptors
+        self.field = descriptors.schema.fields["descriptor_map"]
+        self.descriptor_dim = self.field.shape[0]
+        self.cells = tuple(side // 8 for side in scores.schema.image_size[::-1])
+        self._check_descriptors()
+        field = scores.schema.fields["score_map"]
+        per_cell = field.shape[0] == 65 and field.geometry == CELL_MAP
+        per_pixel = field.shape[0] == 1 and field.geometry.stride == 1
         if not per_cell and not per_pixel:
             raise StoreError(
-                f"{store.path}: its score_map has {scores.shape[0]} channels on {scores.geometry}; "
+                f"{scores.path}: its score_map has {field.shape[0]} channels on {field.geometry}; "
                 f"the student needs 65 on {CELL_MAP} or one on every pixel"
             )
-        self.descriptor_dim = descriptors.shape[0]
-        wanted = ("score_map", "descriptor_map", scale_name("descriptor_map"))
-        self.fields = [name for name in wanted if name in store.schema.fields]
 
-    def read(self, name: str) -> dict[str, np.ndarray]:
-        """The maps of a photograph; copies, as they are stored."""
-        return {field: np.array(self.store.read(name, field)) for field in self.fields}
+    def _check_descriptors(self) -> None:
+        if self.field.geometry != CELL_MAP:
+            raise StoreError(
+                f"{self.descriptors.path}: its descriptor_map lies on {self.field.geometry}, the "
+                f"student needs {CELL_MAP}; export it without a form behind its name, or set "
+                'strategy = "upsample" in [train]'
+            )
+
+    def read(self, name, H_view_to_photo, size, rng):
+        return _read(self.scores, name, "score_map") | _read(
+            self.descriptors, name, "descriptor_map"
+        )
+
+    def losses(self, output, fields, H_view_to_photo):
+        shape = output.descriptor_map.shape[2:]
+        whole = _for_each_view(fields["descriptor_map"], H_view_to_photo)
+        target = view_descriptors(whole, H_view_to_photo.flatten(0, 1), shape)
+        return {
+            "detector": self._detector_loss(output, fields, H_view_to_photo),
+            "descriptor": descriptor_loss(output.descriptor_map, target),
+        }
+
+    def _detector_loss(self, output, fields, H_view_to_photo):
+        shape = output.score_logits.shape[2:]
+        whole = _for_each_view(to_cells(fields["score_map"], self.cells), H_view_to_photo)
+        target = view_scores(whole, H_view_to_photo.flatten(0, 1), shape)
+        return detector_loss(output.score_logits, target)
+
+
+class UpsampledTargets(DownsampledTargets):
+    """``upsample``: the student's map sampled up to the teacher's, at random positions of that.
+
+    ``descriptor_map`` may lie on any grid, also on that of every pixel.
+    """
+
+    POSITIONS = 1024  # of a view
+
+    def _check_descriptors(self) -> None:
+        pass
+
+    def read(self, name, H_view_to_photo, size, rng):
+        geometry, (height, width) = self.field.geometry, self.field.shape[1:]
+        drawn = rng.uniform(0, 1, (len(H_view_to_photo), self.POSITIONS, 2)) * size - 0.5
+        seen = np.stack([warp_points(*pair) for pair in zip(drawn, H_view_to_photo, strict=True)])
+        column, row = np.moveaxis(geometry.to_map(seen).round().astype(int), -1, 0)
+        column, row = column.clip(0, width - 1), row.clip(0, height - 1)
+        arrays = _read(self.scores, name, "score_map")
+        points = geometry.to_image(np.stack([column, row], -1))
+        arrays["keypoints"] = points.astype(np.float32)
+        values = self.descriptors.read(name, "descriptor_map")[:, row, column]
+        arrays["descriptors"] = np.moveaxis(values, 0, -1)
+        if (scales := scale_name("descriptor_map")) in self.descriptors.schema.fields:
+            found = self.descriptors.read(name, scales)[row, column]
+            arrays[scale_name("descriptors")] = found
+        return arrays
+
+    def losses(self, output, fields, H_view_to_photo):
+        points, target = (fields[name].flatten(0, 1) for name in ("keypoints", "descriptors"))
+        return {
+            "detector": self._detector_loss(output, fields, H_view_to_photo),
+            "descriptor": _sparse_loss(output, points, target, H_view_to_photo.flatten(0, 1)),
+        }
+
+
+class SparseTargets:
+    """``sparse``: the teacher's keypoints, and its descriptors where they are.
+
+    Args:
+        scores, descriptors: the stores of ``keypoints`` (K, 2) and of ``descriptors`` (K, D), of
+            which ``count`` are there; one and the same.
+
+    Raises:
+        StoreError: two stores.
+    """
+
+    needs = ("keypoints", "descriptors")
+
+    def __init__(self, scores: RecordStore, descriptors: RecordStore):
+        if scores is not descriptors:
+            raise StoreError(
+                f"{descriptors.path}: its descriptors are not those of the keypoints in "
+                f"{scores.path}; give one store with both"
+            )
+        self.store = scores
+        self.descriptor_dim = scores.schema.fields["descriptors"].shape[1]
+
+    def read(self, name, H_view_to_photo, size, rng):
+        arrays = {field: np.array(self.store.read(name, field)) for field in ("keypoints", "count")}
+        return arrays | _read(self.store, name, "descriptors")
+
+    def losses(self, output, fields, H_view_to_photo):
+        keypoints, target, count = (
+            _for_each_view(fields[name], H_view_to_photo)
+            for name in ("keypoints", "descriptors", "count")
+        )
+        present = torch.arange(keypoints.shape[1], device=count.device) < count[:, None]
+        H_view_to_photo = H_view_to_photo.flatten(0, 1)
+        height, width = (8 * side for side in output.score_logits.shape[2:])
+        points = to_view(keypoints, H_view_to_photo)
+        x, y = points.round().long().unbind(2)
+        view, index = (present & is_inside(points, (width, height))).nonzero(as_tuple=True)
+        keypoint_map = torch.zeros(len(points), height, width, dtype=torch.bool).to(points.device)
+        keypoint_map[view, y[view, index], x[view, index]] = True
+        return {
+            "detector": keypoint_loss(output.score_logits, keypoint_map),
+            "descriptor": _sparse_loss(output, keypoints, target, H_view_to_photo, present),
+        }
 
 
 class GlobalTargets:
@@ -62,18 +211,33 @@ class GlobalTargets:
         """Those (K, D) of a VLAD of local descriptors; None for any other teacher."""
         return self.store.parameters.get("words")
 
-    def read(self, name: str) -> dict[str, np.ndarray]:
-        """The target of any view of a photograph."""
-        return {"global_descriptor": np.array(self.store.read(name, "global_descriptor"))}
+    def read(self, name, H_view_to_photo, size, rng):
+        return _read(self.store, name, "global_descriptor")
+
+    def losses(self, output, fields, H_view_to_photo):
+        target = _for_each_view(fields["global_descriptor"], H_view_to_photo)
+        return {"global": global_descriptor_loss(output.global_descriptor, target)}
 
 
-def choose_targets(stores: list[RecordStore]) -> list[CellTargets | GlobalTargets]:
-    """What the student learns from each store, by the fields that it holds.
+STRATEGIES = {
+    "downsample": DownsampledTargets,
+    "upsample": UpsampledTargets,
+    "sparse": SparseTargets,
+}
+
+
+def choose_targets(stores: list[RecordStore], strategy: str = "downsample") -> list[Targets]:
+    """What the student learns from the stores: a strategy's local targets, global ones, or both.
 
     Raises:
-        StoreError: a store that is not complete, of another image size, or a second one of a kind.
+        StoreError: a store that is not complete, of another image size, that nothing is learned
+            from, or a second one of what one is enough of.
     """
-    targets: list[CellTargets | GlobalTargets] = []
+    local = STRATEGIES[strategy]
+    holders: dict[str, list[RecordStore]] = {
+        field: [store for store in stores if field in store.schema.fields]
+        for field in (*local.needs, "global_descriptor")
+    }
     for store in stores:
         store.require_complete()
         if store.schema.image_size != stores[0].schema.image_size:
@@ -81,11 +245,42 @@ def choose_targets(stores: list[RecordStore]) -> list[CellTargets | GlobalTarget
                 f"{store.path}: image size {store.schema.image_size}, but {stores[0].path} has "
                 f"{stores[0].schema.image_size}; export both with the same --size"
             )
-        is_local = store.schema.fields.keys() & {"score_map", "descriptor_map"}
-        kinds = [CellTargets] if is_local else []
-        kinds += [GlobalTargets] if "global_descriptor" in store.schema.fields else []
-        for kind in kinds or [CellTargets]:
-            if any(isinstance(target, kind) for target in targets):
-                raise StoreError(f"{store.path}: a second store of the same kind; give one of each")
-            targets.append(kind(store))
-    return targets
+        if missing := [field for field in local.needs if not holders[field]]:
+            if store not in holders["global_descriptor"]:
+                raise StoreError(
+                    f"{store.path}: has no {missing[0]}, which the student learns from; export it "
+                    f"with {_export_flag(local)}"
+                )
+        elif not any(store in held for held in holders.values()):
+            raise StoreError(f"{store.path}: the strategy {strategy} learns nothing from it")
+    for held in holders.values():
+        if len(held) > 1:
+            raise StoreError(f"{held[1].path}: a second store of the same kind; give one of each")
+    *of_local, of_places = holders.values()
+    targets: list[Targets] = [local(*(held[0] for held in of_local))] if all(of_local) else []
+    return targets + [GlobalTargets(store) for store in of_places]
+
+
+def _export_flag(local: type) -> str:
+    return "--fields sparse" if local is SparseTargets else "--fields score_map,descriptor_map"
+
+
+def _read(store: RecordStore, name: str, field: str) -> dict[str, np.ndarray]:
+    """A field, and its scales if it has any."""
+    wanted = [part for part in (field, scale_name(field)) if part in store.schema.fields]
+    return {part: np.array(store.read(name, part)) for part in wanted}
+
+
+def _for_each_view(of_photographs: Tensor, H_view_to_photo: Tensor) -> Tensor:
+    """(B, ...) -> (B * V, ...)."""
+    return of_photographs.repeat_interleave(H_view_to_photo.shape[1], 0)
+
+
+def _sparse_loss(output, points, target, H_view_to_photo, present=None) -> Tensor:
+    """The descriptor loss (B,) at points (B, N, 2) of the photographs that the views show."""
+    points = to_view(points, H_view_to_photo)
+    height, width = (8 * side for side in output.descriptor_map.shape[2:])
+    mask = is_inside(points, (width, height))
+    mask = mask if present is None else mask & present
+    found = F.normalize(sample_map(output.descriptor_map, points, CELL_MAP), dim=2)
+    return descriptor_loss(found.mT[..., None], target.mT[..., None], mask[..., None])

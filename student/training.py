@@ -16,16 +16,10 @@ from data.console import choose_precision, deferred_interrupt
 from data.quantize import dequantise
 from data.tensors import load_training, read_description, save_training
 from student.checkpoint import save_student
-from student.hfnet import HFNet
+from student.hfnet import HFNet, HFNetOutput
 from student.loader import Batches, DistillationDataset, make_loader
-from student.losses import (
-    UncertaintyWeights,
-    descriptor_loss,
-    detector_loss,
-    global_descriptor_loss,
-    weighted_mean,
-)
-from student.views import to_cells, view_descriptors, view_scores
+from student.losses import UncertaintyWeights, correspondence_loss, weighted_mean
+from student.targets import Targets
 
 __all__ = ["NotANumberError", "RunFolder", "train"]
 
@@ -107,7 +101,7 @@ def train(
             rate = settings.learning_rate * one_cycle(state["step"] / total, settings.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            losses = compute_losses(student.train(), batch, settings, device)
+            losses = compute_losses(student.train(), batch, training.targets, settings, device)
             loss = weighting(losses)
             if not torch.isfinite(loss):
                 raise NotANumberError(
@@ -144,32 +138,35 @@ def keep(student: HFNet, run: RunFolder, state: dict, epoch: int, scores: dict) 
 
 
 def compute_losses(
-    student: HFNet, batch: dict[str, Tensor], settings: TrainSettings, device
+    student: HFNet,
+    batch: dict[str, Tensor],
+    targets: list[Targets],
+    settings: TrainSettings,
+    device: torch.device,
 ) -> dict[str, Tensor]:
-    """The losses of a batch by name, each a scalar float32 mean over the batch."""
+    """The losses of a batch by name, each a scalar float32 mean over its views."""
     batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
     images, H_view_to_photo = batch.pop("image").float() / 255, batch.pop("H_view_to_photo")
-    images = images.contiguous(memory_format=torch.channels_last)
-    targets = dequantise(batch)
-    if student.local_is_frozen:
-        with _autocast(settings, device):
-            place = student.describe_places(images)
-        return {"global": global_descriptor_loss(place, targets["global_descriptor"]).mean()}
+    images = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     with _autocast(settings, device):
-        output = student(images)
-    shape = output.score_logits.shape[2:]
-    cells = to_cells(targets["score_map"], targets["descriptor_map"].shape[2:])
-    scores = view_scores(cells, H_view_to_photo, shape)
-    descriptors = view_descriptors(targets["descriptor_map"], H_view_to_photo, shape)
-    losses = {
-        "detector": detector_loss(output.score_logits, scores),
-        "descriptor": descriptor_loss(output.descriptor_map, descriptors),
-    }
-    if output.global_descriptor is not None:
-        losses["global"] = global_descriptor_loss(
-            output.global_descriptor, targets["global_descriptor"]
-        )
+        if student.local_is_frozen:
+            output = HFNetOutput(None, None, student.describe_places(images))
+        else:
+            output = student(images)
+    fields, losses = dequantise(batch), {}
+    for target in targets:
+        losses |= target.losses(output, fields, H_view_to_photo)
+    if H_view_to_photo.shape[1] == 2 and not student.local_is_frozen:
+        losses["correspondence"] = _loss_between_views(output, H_view_to_photo)
     return {name: loss.mean() for name, loss in losses.items()}
+
+
+def _loss_between_views(output: HFNetOutput, H_view_to_photo: Tensor) -> Tensor:
+    """The correspondence loss (B,); a cell counts as it is likely to have a keypoint."""
+    H_0to1 = torch.linalg.inv(H_view_to_photo[:, 1]) @ H_view_to_photo[:, 0]
+    maps = output.descriptor_map.unflatten(0, (-1, 2)).unbind(1)
+    likely = 1 - output.score_logits[::2].detach().softmax(1)[:, 64]
+    return correspondence_loss(maps, likely, H_0to1)
 
 
 @torch.no_grad()
@@ -184,7 +181,7 @@ def validate(
     sums: dict[str, float] = {}
     keys = [[(0, index)] for index in range(len(dataset))]
     for batch in make_loader(dataset, keys, settings.num_workers):
-        for name, loss in compute_losses(student, batch, settings, device).items():
+        for name, loss in compute_losses(student, batch, dataset.targets, settings, device).items():
             sums[name] = sums.get(name, 0.0) + loss.item() / len(dataset)
     return {**sums, "loss": sum(sums.values())}
 
@@ -208,6 +205,8 @@ def _autocast(settings: TrainSettings, device: torch.device):
 def make_weighting(settings: TrainSettings, student: HFNet) -> nn.Module:
     names = ["global"] if student.config.global_dim else []
     names += [] if student.local_is_frozen else ["descriptor", "detector"]
+    if settings.views == 2 and not student.local_is_frozen:
+        names.append("correspondence")
     if settings.loss_weights == "uncertainty":
         return UncertaintyWeights(names)
     return FixedWeights({name: getattr(settings, f"{name}_weight") for name in names})
@@ -258,7 +257,7 @@ class Journal:
             self._waited += time.monotonic() - start
             if batch is None:
                 return
-            self._images += len(batch["image"])
+            self._images += batch["image"].shape[:2].numel()
             yield batch
 
     def step(self, step: int, loss: Tensor, losses: dict[str, Tensor], rate: float) -> None:

@@ -12,7 +12,17 @@ from torch.nn import functional as F
 
 from data.geometry import CELL_MAP, random_homography, resize_matrix, sample_map
 
-__all__ = ["random_crop", "random_view", "to_cells", "view_descriptors", "view_scores"]
+__all__ = [
+    "cell_centres",
+    "is_inside",
+    "random_crop",
+    "random_view",
+    "to_cells",
+    "to_view",
+    "view_descriptors",
+    "view_scores",
+    "warp",
+]
 
 NEGLIGIBLE = 1e-3
 """Probabilities up to this are left to "no keypoint"."""
@@ -69,9 +79,7 @@ def view_descriptors(
     Returns:
         (B, D, *shape) of unit length along D.
     """
-    rows, columns = torch.meshgrid(*(torch.arange(side) for side in shape), indexing="ij")
-    centres = CELL_MAP.to_image(torch.stack([columns, rows], -1).flatten(0, 1).double())
-    points = _warp(centres.to(H_view_to_photo), H_view_to_photo).float()
+    points = warp(cell_centres(shape).to(H_view_to_photo), H_view_to_photo).float()
     samples = sample_map(descriptor_map, points, CELL_MAP)
     return F.normalize(samples, dim=2).transpose(1, 2).unflatten(2, shape)
 
@@ -79,8 +87,8 @@ def view_descriptors(
 def view_scores(score_map: Tensor, H_view_to_photo: Tensor, shape: tuple[int, int]) -> Tensor:
     """The teacher's distributions over the views' cells.
 
-    Every pixel's probability moves whole to the pixel where the view shows it, so that peaks stay
-    as sharp as they are.
+    Every pixel's probability moves to where the view shows it, shared by the four pixels around
+    that point, so that peaks keep their place between pixels.
 
     Args:
         score_map: (B, 65, h, w) distributions over the cells of the photographs, see ``to_cells``.
@@ -95,10 +103,13 @@ def view_scores(score_map: Tensor, H_view_to_photo: Tensor, shape: tuple[int, in
     H_photo_to_view = torch.linalg.inv(H_view_to_photo).to(pixels)
     for seen, image, H in zip(moved, pixels, H_photo_to_view, strict=True):
         row, column = (image > NEGLIGIBLE).nonzero(as_tuple=True)
-        points = torch.stack([column, row], 1).to(image)
-        x, y = _warp(points, H[None])[0].round().long().unbind(1)
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        seen.index_add_(0, (y * width + x)[inside], image[row, column][inside])
+        points = warp(torch.stack([column, row], 1).to(image), H[None])[0]
+        for corner in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            pixel = points.floor() + torch.tensor(corner).to(points)
+            share = (1 - (points - pixel).abs()).prod(1)
+            x, y = pixel.long().unbind(1)
+            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            seen.index_add_(0, (y * width + x)[inside], (share * image[row, column])[inside])
     cells = F.pixel_unshuffle(moved.view(-1, 1, height, width), 8)
     # Where the view shrinks the photograph, one cell may get the keypoints of several.
     cells = cells / cells.sum(1, keepdim=True).clamp(min=1)
@@ -128,7 +139,24 @@ def to_cells(score_map: Tensor, shape: tuple[int, int]) -> Tensor:
     return cells / cells.sum(1, keepdim=True)
 
 
-def _warp(points: Tensor, H_0to1: Tensor) -> Tensor:
+def cell_centres(shape: tuple[int, int]) -> Tensor:
+    """Those of a grid of ``shape`` cells in pixels, row by row, (h * w, 2) float64."""
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in shape), indexing="ij")
+    return CELL_MAP.to_image(torch.stack([columns, rows], -1).flatten(0, 1).double())
+
+
+def to_view(points: Tensor, H_view_to_photo: Tensor) -> Tensor:
+    """Points (B, N, 2) of the photographs as the views show them, float32; see ``is_inside``."""
+    return warp(points.double(), torch.linalg.inv(H_view_to_photo)).float()
+
+
+def is_inside(points: Tensor, size: tuple[int, int]) -> Tensor:
+    """Which of the points (..., 2) lie on a view of that (width, height)."""
+    x, y = points.unbind(-1)
+    return (x > -0.5) & (y > -0.5) & (x < size[0] - 0.5) & (y < size[1] - 0.5)
+
+
+def warp(points: Tensor, H_0to1: Tensor) -> Tensor:
     """Points (N, 2) or (B, N, 2) of views 0 in views 1, (B, N, 2)."""
     warped = points @ H_0to1[:, :, :2].mT + H_0to1[:, None, :, 2]
     return warped[..., :2] / warped[..., 2:]

@@ -1,11 +1,15 @@
-"""The losses against the values that HF-Net's code gave."""
+"""The losses against the values that HF-Net's code gave, and by hand."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from student.losses import (
     UncertaintyWeights,
+    correspondence_loss,
     descriptor_loss,
     detector_loss,
     global_descriptor_loss,
@@ -91,3 +95,21 @@ def test_an_image_of_which_nothing_counts_has_no_loss():
     assert loss[0] == 0 < loss[1]
     assert (logits.grad[0] == 0).all()
     assert torch.isfinite(logits.grad).all()
+
+
+def test_corresponding_points_are_told_from_all_others():
+    maps = F.normalize(torch.randn(2, 32, 6, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    shift = torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
+    shift[:, 0, 2] = -8.0  # view 1 begins one cell to the right of view 0
+    weights = torch.ones(2, 6, 8)
+    same = correspondence_loss((maps, maps.roll(-1, 3)), weights, shift)
+    other = correspondence_loss((maps, maps), weights, shift)
+    assert (same < 0.1).all()
+    assert (other > 1).all()
+    # By hand: two cells, seen in both views, whose descriptors are at right angles.
+    pair = torch.eye(2)[None, :, None]
+    loss = correspondence_loss((pair, pair), torch.ones(1, 1, 2), shift[:1] * 0 + torch.eye(3))
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-10)), rel=0.02)
+    nothing = shift.clone()
+    nothing[:, 0, 2] = 1000
+    assert correspondence_loss((maps, maps), weights, nothing).tolist() == [0, 0]

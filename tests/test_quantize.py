@@ -144,6 +144,6 @@ def test_a_student_learns_the_same_from_either(stores, photographs):
             torch, store.schema.fields["descriptor_map"].dtype
         )
         student = HFNet(HFNetConfig(width=0.35, descriptor_dim=256)).eval()
-        losses.append(compute_losses(student, batch, settings, "cpu"))
+        losses.append(compute_losses(student, batch, targets, settings, "cpu"))
     for name in losses[0]:
         assert losses[1][name].item() == pytest.approx(losses[0][name].item(), rel=2e-3)

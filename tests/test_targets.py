@@ -1,17 +1,20 @@
-"""Targets: which stores the student can learn from."""
+"""Targets: what the student can learn from, and that a perfect student has nothing to learn."""
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional as F
 
-from data.geometry import CELL_MAP, MapGeometry
+from data.geometry import CELL_MAP, MapGeometry, resample_map, warp_points
 from data.store import Field, RecordStore, Schema, StoreError
-from student.targets import CellTargets
+from student.hfnet import HFNetOutput
+from student.targets import choose_targets
 
 SIZE = (64, 48)
 
 
-def make_store(path, **fields: Field) -> RecordStore:
-    """A complete store of one random record."""
+def make_store(path, arrays=None, **fields: Field) -> RecordStore:
+    """A complete store of one record, random where no arrays are given."""
     schema = Schema(
         teacher="test",
         weights="0" * 64,
@@ -24,9 +27,8 @@ def make_store(path, **fields: Field) -> RecordStore:
     )
     store = RecordStore.create(path, schema, ["a"], "zarr")
     rng = np.random.default_rng(0)
-    store.write_shard(
-        0, {n: rng.uniform(size=(1, *f.shape)).astype(f.dtype) for n, f in fields.items()}
-    )
+    arrays = arrays or {name: rng.uniform(size=field.shape) for name, field in fields.items()}
+    store.write_shard(0, {n: np.asarray(arrays[n], f.dtype)[None] for n, f in fields.items()})
     store.finish()
     return store
 
@@ -53,4 +55,117 @@ CELLS = Field(shape=(8, 6, 8), dtype="float16", geometry=CELL_MAP)
 def test_stores_that_the_student_cannot_learn_from(tmp_path, fields, message):
     store = make_store(tmp_path / "store", **fields)
     with pytest.raises(StoreError, match=message):
-        CellTargets(store)
+        choose_targets([store])
+
+
+def test_keypoints_of_one_teacher_and_descriptors_of_another(tmp_path):
+    scores = make_store(tmp_path / "scores", score_map=pixels(0))
+    descriptors = make_store(tmp_path / "descriptors", descriptor_map=CELLS)
+    (target,) = choose_targets([descriptors, scores])
+    assert (target.scores, target.descriptors) == (scores, descriptors)
+    both = make_store(tmp_path / "both", score_map=pixels(0), descriptor_map=CELLS)
+    with pytest.raises(StoreError, match="a second store of the same kind"):
+        choose_targets([both, descriptors])
+    sparse = make_store(tmp_path / "sparse", **SPARSE)
+    with pytest.raises(StoreError, match="learns nothing from it"):
+        choose_targets([both, sparse])
+    with pytest.raises(StoreError, match="has no keypoints"):
+        choose_targets([both], "sparse")
+
+
+SPARSE = {
+    "keypoints": Field(shape=(50, 2), dtype="float32"),
+    "scores": Field(shape=(50,), dtype="float32"),
+    "descriptors": Field(shape=(50, 8), dtype="float32"),
+    "count": Field(shape=(), dtype="int32"),
+}
+
+
+def smooth_map() -> torch.Tensor:
+    """Descriptors (1, 8, 6, 8) that turn slowly from left to right and from top to bottom."""
+    y, x = torch.meshgrid(torch.arange(6) / 6, torch.arange(8) / 8, indexing="ij")
+    waves = [f(k * v) for v in (x, y) for f in (torch.sin, torch.cos) for k in (1, 2)]
+    return F.normalize(torch.stack(waves)[None], dim=1)
+
+
+@pytest.mark.parametrize("strategy", ["downsample", "upsample", "sparse"])
+def test_a_perfect_student_has_no_descriptor_loss(tmp_path, strategy):
+    rng = np.random.default_rng(0)
+    cells = smooth_map()
+    full = resample_map(cells, CELL_MAP, MapGeometry(1, 9), (30, 46))
+    keypoints = rng.uniform([20, 12], [44, 36], (50, 2)).astype(np.float32)
+    at = torch.from_numpy(keypoints - 9)[None, None]
+    at = 2 * at / torch.tensor([45, 29]) - 1
+    descriptors = F.grid_sample(full, at, align_corners=True)[0, :, 0].mT
+    fields, arrays = (
+        SPARSE,
+        {
+            "keypoints": keypoints,
+            "scores": np.ones(50),
+            "descriptors": F.normalize(descriptors, dim=1),
+            "count": 40,
+        },
+    )
+    if strategy != "sparse":
+        fields = {"score_map": pixels(9), "descriptor_map": CELLS}
+        arrays = {"score_map": np.zeros((1, 30, 46)), "descriptor_map": cells[0]}
+    if strategy == "upsample":
+        fields["descriptor_map"] = Field(
+            shape=(8, 30, 46), dtype="float16", geometry=MapGeometry(1, 9)
+        )
+        arrays["descriptor_map"] = F.normalize(full[0], dim=0)
+    (target,) = choose_targets([make_store(tmp_path / "s", arrays, **fields)], strategy)
+    crop = np.array([[1, 0, 16], [0, 1, 8], [0, 0, 1.0]])
+    views = np.stack([crop, np.array([[1, 0, 24], [0, 1, 8], [0, 0, 1.0]])])
+    read = target.read("a", views, (32, 32), rng)
+    read = {name: torch.from_numpy(value)[None].float() for name, value in read.items()}
+    maps = torch.cat([cells[:, :, 1:5, 2:6], cells[:, :, 1:5, 3:7]])
+    views = torch.from_numpy(views)[None]
+
+    def loss(maps: torch.Tensor) -> torch.Tensor:
+        output = HFNetOutput(torch.zeros(2, 65, 4, 4), maps, None)
+        return target.losses(output, read, views)["descriptor"]
+
+    assert loss(maps).shape == (2,)
+    assert (loss(maps) < 1e-3).all()
+    assert (loss(maps.mT) > 5 * loss(maps)).all()  # (y, x) where (x, y) is due
+    assert (loss(maps.roll(1, 3)) > 5 * loss(maps)).all()
+
+
+def test_sparse_keypoints_are_where_the_view_shows_them(tmp_path):
+    keypoints = np.array([[20, 13], [23, 15], [41, 30], [60, 40], [22, 12]], np.float32)
+    arrays = {
+        "keypoints": np.resize(keypoints, (50, 2)),
+        "scores": np.ones(50),
+        "descriptors": np.ones((50, 8)),
+        "count": 4,
+    }
+    (target,) = choose_targets([make_store(tmp_path / "s", arrays, **SPARSE)], "sparse")
+    H = np.array([[[1, 0.1, 14.2], [-0.1, 1, 11.3], [0, 0, 1]]])
+    read = target.read("a", H, (32, 24), np.random.default_rng(0))
+    read = {name: torch.from_numpy(value)[None] for name, value in read.items()}
+    logits = torch.zeros(1, 65, 3, 4)
+    logits[:, 64] = 50.0
+    for x, y in warp_points(keypoints[:3], np.linalg.inv(H[0])).round().astype(int):
+        logits[0, 8 * (y % 8) + x % 8, y // 8, x // 8] = 100
+    output = HFNetOutput(logits, torch.ones(1, 8, 3, 4), None)
+    losses = target.losses(output, read, torch.from_numpy(H)[None])
+    assert losses["detector"].item() < 1e-3
+
+
+def test_records_of_every_pixel_are_read_where_the_view_is(tmp_path):
+    field = Field(shape=(2, 30, 46), dtype="float16", geometry=MapGeometry(1, 9))
+    rows, columns = np.indices((30, 46))
+    store = make_store(
+        tmp_path / "s",
+        {"score_map": np.zeros((1, 30, 46)), "descriptor_map": np.stack([columns, rows])},
+        score_map=pixels(9),
+        descriptor_map=field,
+    )
+    (target,) = choose_targets([store], "upsample")
+    H = np.array([[[0.5, 0, 20], [0, 0.5, 15], [0, 0, 1]]])
+    read = target.read("a", H, (32, 24), np.random.default_rng(0))
+    assert read["keypoints"].shape == read["descriptors"].shape == (1, target.POSITIONS, 2)
+    np.testing.assert_array_equal(read["keypoints"], read["descriptors"] + 9.0)
+    assert read["keypoints"].min(1).tolist() == [[20, 15]]
+    assert read["keypoints"].max(1).tolist() == [[36, 27]]
