@@ -90,7 +90,7 @@ class DistillationDataset(Dataset):
         item = {"image": np.stack(images), "H_view_to_photo": np.stack(homographies)}
         for target in self.targets:
             item |= target.read(name, item["H_view_to_photo"], self.crop, rng)
-        return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in item.items()}
+        return {key: torch.from_numpy(np.asarray(value, order="C")) for key, value in item.items()}
 
     def _draw_view(self, rng: np.random.Generator) -> np.ndarray:
         warps = self.warps

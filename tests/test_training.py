@@ -192,6 +192,20 @@ def test_a_resumed_run_gives_the_same_numbers(train, tmp_path, monkeypatch):
             assert torch.equal(whole[key], halves[key]), key
 
 
+def test_the_strategies_that_compare_points(run_command, train, photographs, tmp_path):
+    sparse = tmp_path / "sparse.zarr"
+    run_command(
+        export_teacher,
+        *("--model", "superpoint", "--images", photographs, "--store", sparse, "--fields"),
+        *("sparse", "--top-k", 20, "--size", "64x48", "--quiet", "--device", "cpu"),
+    )
+    train("--epochs", 1, "--strategy", "sparse", output="sparse", stores=(sparse,))
+    train("--epochs", 1, "--strategy", "upsample", output="upsample")
+    for run in ("sparse", "upsample"):
+        assert load_student(tmp_path / run / "best.safetensors")[0].config.descriptor_dim == 256
+    assert "has no keypoints" in train("--strategy", "sparse", output="none", code=1)
+
+
 def test_a_run_is_not_overwritten_or_mixed(train):
     train("--epochs", 1)
     assert "holds a run already; go on with --resume" in train("--epochs", 1, code=1)
