@@ -17,6 +17,7 @@ from data.records import Features
 from data.store import RecordStore
 from evaluation.datasets import View
 from student.checkpoint import load_student, student_path
+from student.hfnet import fold_normalisation
 from student.predict import predict
 from teacher_export.teachers import TEACHERS, VladTeacher, without_keypoints
 
@@ -87,7 +88,8 @@ class StudentExtractor:
 
     def __init__(self, model: str, choice: KeypointChoice, device: torch.device, precision: str):
         student, _, digest = load_student(student_path(model))
-        self.student, self.choice = student.to(device, memory_format=torch.channels_last), choice
+        self.student = fold_normalisation(student).to(device, memory_format=torch.channels_last)
+        self.choice = choice
         self.device, self.precision = device, precision
         self.origin = f"sha256:{digest}"
 

@@ -5,6 +5,7 @@ Scale, CVPR 2019. The layers are those of its TensorFlow code: MobileNetV2's inv
 a table of HF-Net's own, TensorFlow's SAME padding, and a NetVLAD head on the deepest layer.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 __all__ = [
     "HFNet",
     "HFNetConfig",
     "HFNetOutput",
     "LocalVLAD",
+    "fold_normalisation",
     "load_tensorflow_variables",
     "score_map",
 ]
@@ -171,7 +174,7 @@ class ConvBN(nn.Module):
             before = [side % 2 for side in x.shape[-2:]]
             x = F.pad(x, (before[1], 1, before[0], 1))
         x = self.norm(self._convolve(x))
-        return F.relu6(x) if self.activate else x
+        return F.relu6(x, inplace=True) if self.activate else x
 
     def _convolve(self, x: Tensor) -> Tensor:
         strided_depthwise = self.stride == 2 and self.conv.groups > 1
@@ -181,6 +184,26 @@ class ConvBN(nn.Module):
         # oneDNN takes ten times as long for this gradient in bfloat16, a fifth of a whole step.
         with torch.autocast("cpu", enabled=False):
             return self.conv(x.float()).to(x.dtype)
+
+
+class FoldedConv(nn.Module):
+    """A trained ``ConvBN`` as a single convolution, for inference."""
+
+    def __init__(self, trained: ConvBN):
+        super().__init__()
+        self.conv = fuse_conv_bn_eval(trained.conv, trained.norm)
+        self.activate = trained.activate
+        if trained.stride == 2:
+            # SAME pads an even side after its end alone. One on both ends comes to the same with a
+            # kernel that does not look at the first, and needs no padded copy.
+            self.conv.weight = nn.Parameter(F.pad(self.conv.weight, (1, 0, 1, 0)))
+            self.conv.padding = (1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.conv.stride == (2, 2):
+            x = F.pad(x, [x.shape[3] % 2, 0, x.shape[2] % 2, 0])  # an odd side is padded on both
+        x = self.conv(x)
+        return F.relu6(x, inplace=True) if self.activate else x
 
 
 class InvertedResidual(nn.Module):
@@ -252,6 +275,16 @@ class LocalVLAD(nn.Module):
             self.words.copy_(words)
             projection.weight.copy_(matrix)
             projection.bias.copy_(-matrix @ mean)
+
+
+def fold_normalisation(student: HFNet) -> HFNet:
+    """A copy for inference: the same numbers to float32's accuracy in about half the time."""
+    student = copy.deepcopy(student).eval()
+    for module in list(student.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, ConvBN):
+                setattr(module, name, FoldedConv(child))
+    return student.requires_grad_(False)
 
 
 def scale_channels(channels: int, width: float) -> int:

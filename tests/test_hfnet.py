@@ -15,6 +15,7 @@ from student.hfnet import (
     HFNet,
     HFNetConfig,
     LocalVLAD,
+    fold_normalisation,
     load_tensorflow_variables,
     scale_channels,
     score_map,
@@ -244,6 +245,20 @@ def test_training_in_bfloat16_gives_float32_maps_of_unit_length_and_gradients():
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("size", [(64, 48), (40, 24)])
+def test_folding_the_normalisation_changes_no_number(size):
+    torch.manual_seed(0)
+    student = HFNet(HFNetConfig(width=0.35, global_dim=16, clusters=4)).train()
+    for _ in range(20):  # statistics of its own
+        student(torch.rand(2, 1, 48, 64))
+    student.eval()
+    image = torch.rand(1, 1, *size[::-1])
+    with torch.no_grad():
+        for expected, found in zip(student(image), fold_normalisation(student)(image), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert any(p.requires_grad for p in student.parameters())
 
 
 def test_an_image_smaller_than_a_cell_is_refused():
