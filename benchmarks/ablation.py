@@ -42,10 +42,11 @@ from teacher_export.cli import export_teacher
 SIZE = (320, 240)
 CROP = (240, 176)
 STORES = {
-    "superpoint": ("superpoint", "score_map,descriptor_map,sparse"),
-    "silk": ("silk", "score_map,descriptor_map,sparse"),
-    "silk_full": ("silk", "score_map,descriptor_map:full"),
-    "silk_averaged": ("silk", "score_map,descriptor_map:averaged"),
+    "superpoint": ("superpoint", "score_map,descriptor_map,sparse", "none"),
+    "superpoint_int8": ("superpoint", "score_map,descriptor_map", "int8"),
+    "silk": ("silk", "score_map,descriptor_map,sparse", "none"),
+    "silk_full": ("silk", "score_map,descriptor_map:full", "none"),
+    "silk_averaged": ("silk", "score_map,descriptor_map:averaged", "none"),
 }
 
 
@@ -121,10 +122,13 @@ class Row:
     stores: tuple[str, ...]
     trained_as: str = ""
     extractor: type = StudentExtractor
+    seed: int = 0
 
 
 ROWS = (
     Row("superpoint, downsample", STRATEGIES["downsample"], ("superpoint",)),
+    Row("superpoint, downsample, other seed", DownsampledTargets, ("superpoint",), seed=1),
+    Row("superpoint, downsample, int8", DownsampledTargets, ("superpoint_int8",)),
     Row("superpoint, upsample", STRATEGIES["upsample"], ("superpoint",)),
     Row("superpoint, sparse", STRATEGIES["sparse"], ("superpoint",)),
     Row("silk, downsample", STRATEGIES["downsample"], ("silk",)),
@@ -149,12 +153,13 @@ ROWS = (
 
 def export(images: Path, output: Path, photographs: int) -> dict[str, RecordStore]:
     """The stores that the rows learn from."""
-    for name, (model, fields) in STORES.items():
+    for name, (model, fields, quantisation) in STORES.items():
         export_teacher.main(
             [
                 *("--model", model, "--fields", fields, "--images", str(images)),
                 *("--store", str(output / f"{name}.zarr"), "--size", "x".join(map(str, SIZE))),
-                *("--limit", str(photographs), "--precision", "auto"),
+                *("--limit", str(photographs), "--quantisation", quantisation),
+                *("--precision", "auto"),
             ],
             standalone_mode=False,
         )
@@ -165,7 +170,8 @@ def train_row(row: Row, stores: dict[str, RecordStore], images: Path, output: Pa
     """The row's run folder, trained if it is not yet."""
     scores, descriptors = stores[row.stores[0]], stores[row.stores[-1]]
     target = row.targets(scores, descriptors)
-    settings = override(load_settings().train, epochs=epochs, views=1, warp=0.0, crop=CROP)
+    settings = load_settings().train
+    settings = override(settings, epochs=epochs, views=1, warp=0.0, crop=CROP, seed=row.seed)
     common = {"size": SIZE, "seed": settings.seed}
     training = DistillationDataset(
         images, scores.names, [target], crop=CROP, photometric=settings.photometric, **common

@@ -200,8 +200,9 @@ class FoldedConv(nn.Module):
             self.conv.padding = (1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.conv.stride == (2, 2):
-            x = F.pad(x, [x.shape[3] % 2, 0, x.shape[2] % 2, 0])  # an odd side is padded on both
+        odd = [side % 2 for side in x.shape[2:]]
+        if self.conv.stride == (2, 2) and any(odd):
+            x = F.pad(x, (odd[1], 0, odd[0], 0))  # SAME pads an odd side on both ends
         x = self.conv(x)
         return F.relu6(x, inplace=True) if self.activate else x
 
