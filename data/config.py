@@ -73,6 +73,7 @@ class ExportSettings(_Section):
     compression: Literal["none", "zstd"]
     shard_size: Count
     batch_size: Count
+    workers: Count
     device: str
     precision: Precision
     threshold: Share

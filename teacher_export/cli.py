@@ -22,6 +22,7 @@ from teacher_export.silk import SiLKConfig, load_silk
 from teacher_export.silk_training import SiLKTraining, train_silk
 from teacher_export.teachers import TEACHERS, SiLKTeacher, VladTeacher
 from teacher_export.vlad import StoredDescriptors, fit_vlad
+from teacher_export.workers import ShardJob, export_in_workers
 
 MODELS = sorted([*TEACHERS, VladTeacher.name])
 
@@ -47,6 +48,8 @@ MODELS = sorted([*TEACHERS, VladTeacher.name])
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
 @click.option("--batch-size", type=int, help="Photographs per forward pass.")
+@click.option("--workers", type=int, help="Processes that fill shards.")
+@click.option("--scheduler", help="Have a Dask cluster's workers fill them: tcp://HOST:PORT.")
 @click.option(
     "--from-store",
     "local",
@@ -68,6 +71,7 @@ def export_teacher(
     path: Path,
     fields: str | None,
     weights: str | None,
+    scheduler: str | None,
     local: Path | None,
     limit: int | None,
     skip_unreadable: bool,
@@ -136,6 +140,11 @@ def export_teacher(
         with progress(f"export {schema.teacher}", len(store), done=done, quiet=quiet) as advance:
             if places:
                 export_places(images, store, advance)
+            elif scheduler or settings.workers > 1:
+                job = ShardJob(folder.resolve(), path.resolve(), settings, weights)
+                export_in_workers(
+                    job, store, advance, workers=settings.workers, scheduler=scheduler
+                )
             else:
                 export_shards(teacher, folder, store, settings, advance)
     say(

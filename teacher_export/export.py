@@ -20,6 +20,7 @@ from teacher_export.vlad import VLAD, StoredDescriptors
 __all__ = [
     "export_places",
     "export_shards",
+    "fill_shards",
     "find_unreadable",
     "make_places_schema",
     "make_schema",
@@ -119,7 +120,20 @@ def export_shards(
     settings: ExportSettings,
     advance: Callable[[int], None],
 ) -> None:
-    """Fill the shards of a store that are not done yet, and mark it complete.
+    """Fill the shards of a store that are not done yet, and mark it complete; see fill_shards."""
+    fill_shards(teacher, folder, store, settings, store.pending_shards(), advance)
+    store.finish()
+
+
+def fill_shards(
+    teacher: Teacher,
+    folder: Path,
+    store: RecordStore,
+    settings: ExportSettings,
+    numbers: list[int],
+    advance: Callable[[int], None],
+) -> None:
+    """Fill some shards of a store and mark each done.
 
     Threads decode ahead of the network and one writes behind it, so that the network does not
     wait; at most ``SHARDS_IN_FLIGHT`` shards are held in memory.
@@ -137,17 +151,16 @@ def export_shards(
         border=settings.border,
         top_k=settings.top_k,
     )
-    pending = store.pending_shards()
 
     def decode(index: int) -> np.ndarray:
         image = read_image(folder / store.names[index], channels=teacher.channels)
         return fit_image(image, settings.size)
 
     with ThreadPoolExecutor(DECODERS) as decoders, ThreadPoolExecutor(1) as writer:
-        indices = [index for number in pending for index in store.shard(number)]
+        indices = [index for number in numbers for index in store.shard(number)]
         photographs = _ahead(decoders, decode, indices, settings.batch_size * 2 + DECODERS)
         writes: list[Future] = []
-        for number in pending:
+        for number in numbers:
             count = len(store.shard(number))
             shard = {
                 name: np.empty((count, *field.shape), field.dtype)
@@ -165,7 +178,6 @@ def export_shards(
                 writes.pop(0).result()
         for write in writes:
             write.result()
-    store.finish()
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable, items: list, depth: int) -> Iterator:

@@ -1,0 +1,142 @@
+"""Exports by several processes: of this machine, and of a Dask cluster that loses one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from test_faults import digest
+
+from data.store import RecordStore
+from teacher_export.cli import export_teacher
+from teacher_export.workers import _fill_shard
+
+EXPORT = (sys.executable, "-c", "from teacher_export.cli import export_teacher; export_teacher()")
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory) -> list:
+    """An export of SIFT's keypoints in twelve shards of two photographs."""
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        image = rng.integers(0, 255, (60, 80)).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{number:02d}.png"), cv2.resize(image, (640, 480)))
+    text = (Path(__file__).parent.parent / "pipeline.toml").read_text()
+    config = tmp_path_factory.mktemp("config") / "small.toml"
+    config.write_text(text.replace("shard_size = 16", "shard_size = 2"))
+    return ["--model", "sift", "--images", folder, "--config", config, "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def alone(arguments, tmp_path_factory) -> dict[str, str]:
+    """What one process writes, by format."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name in ("zarr", "hdf5"):
+        command = [*arguments, "--store", folder / name, "--format", name]
+        export_teacher([str(part) for part in command], standalone_mode=False)
+    return {name: digest(folder / name) for name in ("zarr", "hdf5")}
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_two_processes_write_what_one_writes(run_command, arguments, alone, tmp_path, format):
+    store = tmp_path / "store"
+    options = ("--store", store, "--format", format, "--workers", 2)
+    run_command(export_teacher, *arguments, *options)
+    assert digest(store) == alone[format]
+
+
+def test_a_photograph_that_breaks_meanwhile_is_named(run_command, arguments, tmp_path, monkeypatch):
+    broken = Path(arguments[3]) / "17.png"
+    whole = broken.read_bytes()
+    # Called after every photograph was looked at and before the workers start.
+    monkeypatch.setattr("teacher_export.cli._check_space", lambda *_: broken.write_bytes(b"PNG"))
+    options = ("--store", tmp_path / "store", "--workers", 2)
+    try:
+        output = run_command(export_teacher, *arguments, *options, code=1)
+    finally:
+        broken.write_bytes(whole)
+    assert "17.png: not a readable photograph" in output
+    assert "Traceback" not in output
+
+
+def test_a_worker_that_is_killed(run_command, arguments, alone, tmp_path, monkeypatch):
+    monkeypatch.setattr("teacher_export.workers._fill_shard", _die)
+    options = ("--store", tmp_path / "store", "--workers", 2)
+    output = run_command(export_teacher, *arguments, *options, code=1)
+    assert "a worker was killed" in output
+    monkeypatch.undo()
+    run_command(export_teacher, *arguments, *options)
+    assert digest(tmp_path / "store") == alone["zarr"]
+
+
+def _die(job, number):
+    if number == 11:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _fill_shard(job, number)
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """The address of a Dask scheduler on this machine, and its two workers."""
+    pytest.importorskip("distributed", reason="install hfnet-distill[cluster]")
+    file = tmp_path / "scheduler.json"
+    common = ("--scheduler-file", file, "--no-dashboard")
+    worker = ("dask", "worker", *common, "--nthreads", "1", "--no-nanny")
+    commands = [
+        ("dask", "scheduler", *common, "--port", "0", "--host", "127.0.0.1"),
+        worker,
+        worker,
+    ]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    processes = [
+        subprocess.Popen(
+            [str(Path(sys.executable).parent / program), *map(str, rest)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=tmp_path,
+            env=environment,
+        )
+        for program, *rest in commands
+    ]
+    from distributed import Client
+
+    deadline = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    with Client(scheduler_file=str(file)) as client:
+        client.wait_for_workers(2, timeout=60)
+        address = client.scheduler.address
+    yield address, processes[1:]
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_a_cluster_that_loses_a_worker_writes_the_same_bytes(cluster, arguments, alone, tmp_path):
+    address, workers = cluster
+    store = tmp_path / "store"
+    command = [*EXPORT, *arguments, "--store", store, "--scheduler", address]
+    export = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True)
+    done = store / "done" / "c"
+    deadline = time.monotonic() + 60
+    while not (done.is_dir() and len(list(done.iterdir())) >= 2) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    workers[0].send_signal(signal.SIGKILL)
+    pending = RecordStore.open(store).pending_shards()
+    _, errors = export.communicate(timeout=120)
+    assert export.returncode == 0, errors
+    assert pending, "the worker died too late for this to be a test"
+    assert RecordStore.open(store).complete
+    assert digest(store) == alone["zarr"]
+
+
+def test_a_scheduler_that_does_not_answer(run_command, arguments, tmp_path):
+    pytest.importorskip("distributed", reason="install hfnet-distill[cluster]")
+    options = ("--store", tmp_path / "store", "--scheduler", "tcp://127.0.0.1:9")
+    assert "no Dask scheduler answers" in run_command(export_teacher, *arguments, *options, code=1)
