@@ -11,6 +11,7 @@ from data.console import choose_device, choose_precision, progress, say, user_er
 from data.images import list_images, split_names
 from data.store import RecordStore
 from student.checkpoint import init_student, load_student, student_path
+from student.distributed import join, rank
 from student.hfnet import HFNet, HFNetConfig
 from student.loader import DistillationDataset, Warps
 from student.targets import STRATEGIES, GlobalTargets, Targets, choose_targets
@@ -66,10 +67,12 @@ def train_student(
     """Train HF-Net to say what the teachers in the stores said.
 
     Flags override the [train] table of pipeline.toml. The run folder gets best.safetensors and
-    last.safetensors with JSON beside them, log.jsonl and TensorBoard curves.
+    last.safetensors with JSON beside them, log.jsonl and TensorBoard curves. torchrun starts it on
+    several devices or machines; --batch-size stays that of all of them together.
     """
     settings = override(load_settings(config).train, **flags)
-    device = choose_device(settings.device)
+    device = join(choose_device(settings.device))
+    quiet = quiet or rank() > 0
     stores = [RecordStore.open(path) for path in paths]
     targets = choose_targets(stores, settings.strategy)
     names = _common_names(stores, folder, quiet)

@@ -109,12 +109,30 @@ class DistillationDataset(Dataset):
 class Batches(Sampler):
     """The keys ``(epoch, index)`` of every batch from step ``start`` on, epoch after epoch.
 
+    ``part`` (number, of so many) leaves of each batch one of equal contiguous parts.
+
     Each epoch is shuffled by (seed, epoch); what does not fill its last batch is left out, so a
     step's batch follows from its number alone and a run can go on at any step.
     """
 
-    def __init__(self, count: int, batch_size: int, *, epochs: int, seed: int, start: int = 0):
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        epochs: int,
+        seed: int,
+        start: int = 0,
+        part: tuple[int, int] = (0, 1),
+    ):
+        number, parts = part
+        if batch_size % parts:
+            raise ValueError(
+                f"batch_size {batch_size} cannot be shared equally by {parts} processes; make it "
+                f"a multiple of {parts}"
+            )
         self.count, self.batch_size = count, batch_size
+        self.part = slice(number * batch_size // parts, (number + 1) * batch_size // parts)
         self.epochs, self.seed, self.start = epochs, seed, start
         self.steps_per_epoch = count // batch_size
 
@@ -127,7 +145,7 @@ class Batches(Sampler):
             order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
             for step in range(skipped, self.steps_per_epoch):
                 rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-                yield [(epoch, int(row)) for row in rows]
+                yield [(epoch, int(row)) for row in rows[self.part]]
             skipped = 0
 
 

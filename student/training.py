@@ -16,6 +16,7 @@ from data.console import choose_precision, deferred_interrupt
 from data.quantize import dequantise
 from data.tensors import load_training, read_description, save_training
 from student.checkpoint import save_student
+from student.distributed import average, average_gradients, rank, synchronise_norms, world_size
 from student.hfnet import HFNet, HFNetOutput
 from student.loader import Batches, DistillationDataset, make_loader
 from student.losses import UncertaintyWeights, correspondence_loss, weighted_mean
@@ -50,8 +51,9 @@ class RunFolder:
                     f"{path}: the run was started with other {' and '.join(different)} (see "
                     "run.json there); repeat them, or choose another --output"
                 )
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "run.json").write_text(json.dumps(info, indent=2))
+        if rank() == 0:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "run.json").write_text(json.dumps(info, indent=2))
 
     @property
     def steps_done(self) -> int:
@@ -82,6 +84,7 @@ def train(
     """
     weighting = make_weighting(settings, student).to(device)
     student.to(device, memory_format=torch.channels_last)
+    synchronise_norms(student)
     modules = {"student": student, "weighting": weighting}
     optimizer = torch.optim.AdamW(parameter_groups(student, weighting, settings))
     state = {"step": 0, "best": math.inf}
@@ -93,38 +96,45 @@ def train(
         epochs=settings.epochs,
         seed=settings.seed,
         start=state["step"],
+        part=(rank(), world_size()),
     )
     total = batches.steps_per_epoch * settings.epochs
     saved = time.monotonic()
-    with Journal(run.path, state["step"]) as journal, deferred_interrupt() as interrupted:
+    first = rank() == 0
+    journal_path = run.path if first else None
+    with Journal(journal_path, state["step"]) as journal, deferred_interrupt() as interrupted:
         for batch in journal.timed(make_loader(training, batches, settings.num_workers)):
             rate = settings.learning_rate * one_cycle(state["step"] / total, settings.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             losses = compute_losses(student.train(), batch, training.targets, settings, device)
             loss = weighting(losses)
+            optimizer.zero_grad()
+            loss.backward()
+            average_gradients(student, weighting)
+            # Of all processes, so that they agree on what to log and when to stop.
+            stop = torch.tensor(float(interrupted()), device=device)
+            loss, stop, *values = average(torch.stack([loss, stop, *losses.values()]).detach())
             if not torch.isfinite(loss):
                 raise NotANumberError(
                     f"the loss became {loss.item()} at step {state['step']}; the checkpoints in "
                     f"{run.path} are sound; train again with a lower learning_rate"
                 )
-            optimizer.zero_grad()
-            loss.backward()
             nn.utils.clip_grad_norm_(student.parameters(), 10.0)
             optimizer.step()
             state["step"] += 1
-            journal.step(state["step"], loss, losses, rate)
+            journal.step(state["step"], loss, dict(zip(losses, values, strict=True)), rate)
             advance(1, f"loss {loss.item():.3f}")
             epoch, within = divmod(state["step"], batches.steps_per_epoch)
-            if within == 0:
+            if within == 0 and first:
                 scores = validate(student, validation, settings, device)
                 journal.epoch(epoch, state["step"], scores)
                 keep(student, run, state, epoch, scores)
             due = time.monotonic() - saved > settings.checkpoint_minutes * 60
-            if within == 0 or due or interrupted():
+            if (within == 0 or due or stop) and first:
                 save_training(run.resume_file, modules, optimizer, state)
                 saved = time.monotonic()
-            if interrupted():
+            if stop:
                 raise KeyboardInterrupt
 
 
@@ -238,14 +248,17 @@ def parameter_groups(student: HFNet, weighting: nn.Module, settings: TrainSettin
 class Journal:
     """What a run writes down: JSON lines, one for 20 steps or an epoch, and TensorBoard's curves.
 
-    ``wait`` is the share of the time since the line before that the loop waited for a batch.
+    Nothing where ``output`` is None. ``wait`` is the share of the time since the line before that
+    the loop waited for a batch.
     """
 
     EVERY = 20
 
-    def __init__(self, output: Path, start: int):
-        self._file = open(output / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        self._board = SummaryWriter(str(output / "tensorboard"), purge_step=start)
+    def __init__(self, output: Path | None, start: int):
+        self._file = self._board = None
+        if output is not None:
+            self._file = open(output / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+            self._board = SummaryWriter(str(output / "tensorboard"), purge_step=start)
         self._since, self._waited, self._images = time.monotonic(), 0.0, 0
 
     def timed(self, loader):
@@ -284,6 +297,8 @@ class Journal:
         self._since, self._waited, self._images = time.monotonic(), 0.0, 0
 
     def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        if self._file is None:
+            return
         rounded = {name: float(f"{value:.5g}") for name, value in values.items()}
         self._file.write(json.dumps({"kind": kind, "step": step, **rounded}) + "\n")
         self._file.flush()
@@ -294,5 +309,6 @@ class Journal:
         return self
 
     def __exit__(self, *error) -> None:
-        self._file.close()
-        self._board.close()
+        if self._file is not None:
+            self._file.close()
+            self._board.close()

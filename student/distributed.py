@@ -1,0 +1,105 @@
+"""Training by several processes (``torchrun``): each takes its part of every batch.
+
+What they compute together is what one process computes of the whole batch: gradients are averaged,
+and batch normalisation sees all of it. Without torchrun nothing here changes anything.
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+__all__ = ["average", "average_gradients", "join", "rank", "synchronise_norms", "world_size"]
+
+
+def join(device: torch.device) -> torch.device:
+    """Meet the other processes that torchrun started. Returns this one's device."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def rank() -> int:
+    """This process's number; the first one, 0, writes files and talks to the user."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def average(values: Tensor) -> Tensor:
+    """The mean of a tensor over all processes, of each element."""
+    if world_size() == 1:
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values / world_size()
+
+
+def average_gradients(*modules: nn.Module) -> None:
+    """Replace every gradient by its mean over all processes."""
+    if world_size() == 1:
+        return
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    averaged = average(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, values in zip(
+        gradients, averaged.split([gradient.numel() for gradient in gradients]), strict=True
+    ):
+        gradient.copy_(values.view_as(gradient))
+
+
+def synchronise_norms(module: nn.Module) -> None:
+    """Have every batch normalisation of a module see the batches of all processes."""
+    if world_size() == 1:
+        return
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.BatchNorm2d:
+                synchronised = SyncedBatchNorm2d(
+                    child.num_features, eps=child.eps, momentum=child.momentum
+                )
+                synchronised.weight, synchronised.bias = child.weight, child.bias
+                synchronised.load_state_dict(child.state_dict())
+                setattr(parent, name, synchronised.to(child.weight.device).train(child.training))
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over the batches of all processes; torch's own needs CUDA."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        values = x.float()
+        count = world_size() * values.numel() / values.shape[1]
+        mean = _Sum.apply(values.sum((0, 2, 3))) / count
+        centred = values - mean[:, None, None]
+        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, which each of them may differentiate."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient.contiguous())
