@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import click
 import torch
@@ -22,6 +23,7 @@ from rich.progress import (
 from rich.text import Text
 
 __all__ = [
+    "StorePath",
     "autocast",
     "choose_device",
     "choose_precision",
@@ -32,6 +34,15 @@ __all__ = [
 ]
 
 _console = Console(stderr=True)
+
+
+class StorePath(click.ParamType):
+    """A store's path, or its URL on object storage as a string."""
+
+    name = "path"
+
+    def convert(self, value, param, context):
+        return value if isinstance(value, str) and "://" in value else Path(value)
 
 
 def user_errors(command: Callable) -> Callable:

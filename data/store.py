@@ -30,6 +30,7 @@ from pydantic import ValidationError
 from data.layouts import HDF5Layout, ZarrLayout
 from data.quantize import dequantise
 from data.records import TeacherRecord
+from data.remote import RemoteZarrLayout, is_url
 from data.schema import FORMAT_VERSION, Field, Schema, StoreError
 
 __all__ = ["Field", "RecordStore", "Schema", "StoreError"]
@@ -39,13 +40,13 @@ class RecordStore:
     """A store on disk. ``open`` reads one, ``create`` starts or continues one.
 
     Attributes:
-        path: the folder (Zarr) or file (HDF5).
+        path: the folder (Zarr) or file (HDF5), or the URL as a string.
         schema: what it holds.
         names: the images, in record order.
     """
 
     def __init__(
-        self, path: Path, layout: ZarrLayout | HDF5Layout, schema: Schema, names: list[str]
+        self, path: Path | str, layout: ZarrLayout | HDF5Layout, schema: Schema, names: list[str]
     ):
         self.path, self.schema, self.names = path, schema, names
         self._layout = layout
@@ -53,15 +54,18 @@ class RecordStore:
 
     @classmethod
     def open(cls, path: str | Path) -> "RecordStore":
-        """Open a store for reading, whole or not yet.
+        """Open a store for reading, whole or not yet, or by its URL a whole one.
 
         Raises:
             StoreError: nothing there, not a store, or of another layout version.
         """
-        path = Path(path)
-        if not path.exists():
-            raise StoreError(f"{path}: no such store; make it with export-teacher")
-        layout = ZarrLayout(path) if path.is_dir() else HDF5Layout(path)
+        if is_url(path):
+            layout = RemoteZarrLayout(str(path))
+        else:
+            path = Path(path)
+            if not path.exists():
+                raise StoreError(f"{path}: no such store; make it with export-teacher")
+            layout = ZarrLayout(path) if path.is_dir() else HDF5Layout(path)
         try:
             header, names = layout.read_header()
         except (OSError, KeyError, ValueError) as error:
@@ -125,13 +129,18 @@ class RecordStore:
         return cls.open(path)
 
     def __reduce__(self):
-        # A worker process maps the file itself instead of receiving a copy of it.
+        # Another process maps the file itself instead of receiving a copy of it.
         return RecordStore.open, (self.path,)
 
     @property
     def format(self) -> str:
         """zarr or hdf5."""
         return self._layout.format
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies on object storage: other processes have to open it anew."""
+        return is_url(self.path)
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import click
 import torch
 
 from data.config import TrainSettings, load_settings, override
-from data.console import choose_device, choose_precision, progress, say, user_errors
+from data.console import StorePath, choose_device, choose_precision, progress, say, user_errors
 from data.images import list_images, split_names
 from data.store import RecordStore
 from student.checkpoint import init_student, load_student, student_path
@@ -22,10 +22,11 @@ from student.training import RunFolder, train
 @click.option(
     "--store",
     "paths",
-    type=click.Path(path_type=Path),
+    type=StorePath(),
     multiple=True,
     required=True,
-    help="A teacher's store: a local one, a global one beside it, or with --init that alone.",
+    help="A teacher's store or its s3:// URL: a local one, a global one beside it, or with --init "
+    "that alone.",
 )
 @click.option(
     "--images",
@@ -55,7 +56,7 @@ from student.training import RunFolder, train
 @click.option("--quiet", is_flag=True, help="No progress bar, only errors.")
 @user_errors
 def train_student(
-    paths: tuple[Path, ...],
+    paths: tuple[Path | str, ...],
     folder: Path,
     output: Path,
     init: str | None,

@@ -155,10 +155,13 @@ def make_loader(dataset: DistillationDataset, batches, num_workers: int) -> Data
     Args:
         batches: lists of keys ``(epoch, index)``.
     """
+    remote = any(store.is_remote for target in dataset.targets for store in target.stores)
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
+        # A connection to object storage does not survive a fork.
+        multiprocessing_context="spawn" if remote and num_workers else None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_use_one_thread,
         prefetch_factor=4 if num_workers else None,

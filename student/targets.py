@@ -35,7 +35,13 @@ __all__ = [
 
 
 class Targets(Protocol):
-    """What the student learns from of a photograph."""
+    """What the student learns from of a photograph.
+
+    Attributes:
+        stores: that it is read from.
+    """
+
+    stores: tuple[RecordStore, ...]
 
     def read(
         self, name: str, H_view_to_photo: np.ndarray, size: tuple[int, int], rng
@@ -76,7 +82,7 @@ class DownsampledTargets:
     needs = ("score_map", "descriptor_map")
 
     def __init__(self, scores: RecordStore, descriptors: RecordStore):
-        self.scores, self.descriptors = scores, descriptors
+        self.scores, self.descriptors = self.stores = scores, descriptors
         self.field = descriptors.schema.fields["descriptor_map"]
         self.descriptor_dim = self.field.shape[0]
         self.cells = tuple(side // 8 for side in scores.schema.image_size[::-1])
@@ -173,7 +179,7 @@ class SparseTargets:
                 f"{descriptors.path}: its descriptors are not those of the keypoints in "
                 f"{scores.path}; give one store with both"
             )
-        self.store = scores
+        self.store, self.stores = scores, (scores,)
         self.descriptor_dim = scores.schema.fields["descriptors"].shape[1]
 
     def read(self, name, H_view_to_photo, size, rng):
@@ -203,7 +209,7 @@ class GlobalTargets:
     """A global descriptor (G,) of unit length; a view keeps that of its photograph."""
 
     def __init__(self, store: RecordStore):
-        self.store = store
+        self.store, self.stores = store, (store,)
         self.global_dim = store.schema.fields["global_descriptor"].shape[0]
 
     @property

@@ -7,7 +7,7 @@ import click
 import numpy as np
 
 from data.config import ExportSettings, load_settings, override
-from data.console import choose_device, choose_precision, progress, say, user_errors
+from data.console import StorePath, choose_device, choose_precision, progress, say, user_errors
 from data.images import list_images, split_names
 from data.store import RecordStore, StoreError
 from data.tensors import read_description
@@ -30,9 +30,7 @@ MODELS = sorted([*TEACHERS, VladTeacher.name])
 @click.command(context_settings={"show_default": True})
 @click.option("--model", type=click.Choice(MODELS), help="The teacher to run.")
 @click.option("--images", "folder", type=click.Path(path_type=Path), help="Photographs.")
-@click.option(
-    "--store", "path", type=click.Path(path_type=Path), required=True, help="Where to write."
-)
+@click.option("--store", "path", type=StorePath(), required=True, help="Where to write.")
 @click.option("--format", type=click.Choice(["zarr", "hdf5"]), help="Of the store.")
 @click.option("--size", help="Width x height of every photograph, such as 640x480.")
 @click.option(
@@ -53,7 +51,7 @@ MODELS = sorted([*TEACHERS, VladTeacher.name])
 @click.option(
     "--from-store",
     "local",
-    type=click.Path(path_type=Path),
+    type=StorePath(),
     help="vlad: the store of a local teacher; no photograph is read again.",
 )
 @click.option("--words", "vlad_words", type=int, help="vlad: centres of the local descriptors.")
@@ -72,7 +70,7 @@ def export_teacher(
     fields: str | None,
     weights: str | None,
     scheduler: str | None,
-    local: Path | None,
+    local: Path | str | None,
     limit: int | None,
     skip_unreadable: bool,
     overwrite: bool,
@@ -99,6 +97,11 @@ def export_teacher(
     alone. vlad learns from the records of another store, given with --from-store instead of
     --images and --size; it needs no weights.
     """
+    if isinstance(path, str):
+        raise ValueError(
+            f"{path}: stores are written to a file system; export to one and upload the store when "
+            "it is complete, such as with `aws s3 sync`"
+        )
     if verify and not repair:
         _verify(path, quiet)
         return
@@ -221,12 +224,12 @@ def train_teacher(
 
 
 def _local_descriptors(
-    local: Path | None, path: Path, folder: Path | None, limit: int | None
+    local: Path | str | None, path: Path, folder: Path | None, limit: int | None
 ) -> StoredDescriptors:
     """What vlad learns from and encodes: the records of the store that ``--from-store`` names."""
     if local is None:
         raise click.UsageError("--model vlad: name the store of a local teacher with --from-store")
-    if local.resolve() == path.resolve():
+    if Path(local).resolve() == path.resolve():
         raise ValueError(f"{path}: --store and --from-store are the same; choose another --store")
     store = RecordStore.open(local)
     if folder is not None and (changed := sorted(set(store.names) ^ set(list_images(folder)))):

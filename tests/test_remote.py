@@ -1,0 +1,127 @@
+"""Stores on object storage, against a real S3 server on this machine."""
+
+import json
+import multiprocessing
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_targets import CELLS, make_store, pixels
+from test_training import store, train  # noqa: F401  (fixtures)
+
+from data.store import RecordStore, StoreError
+from teacher_export.cli import export_teacher
+
+obstore = pytest.importorskip("obstore", reason="install hfnet-distill[s3]")
+pytest.importorskip("moto.server", reason="install moto[server]")
+
+
+@pytest.fixture(scope="module")
+def server():
+    """An S3 server that lists what it was asked for in ``requests``."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server, monkeypatch, tmp_path):
+    """``bucket(folder, "name")`` uploads a folder and returns its URL."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": server,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    request = urllib.request.Request(f"{server}/bucket", method="PUT")
+    urllib.request.urlopen(request).close()
+
+    def upload(folder: Path, name: str) -> str:
+        url = f"s3://bucket/{tmp_path.name}/{name}"
+        remote = obstore.store.from_url(url, client_options={"allow_http": True})
+        for path in folder.rglob("*"):
+            if path.is_file():
+                obstore.put(remote, path.relative_to(folder).as_posix(), path.read_bytes())
+        return url
+
+    return upload
+
+
+def cached(tmp_path: Path) -> list[str]:
+    return sorted(p.name for p in (tmp_path / "cache").rglob("c/**/*") if p.is_file())
+
+
+def test_records_are_those_of_the_folder_and_fetched_once(bucket, tmp_path, monkeypatch):
+    local = make_store(tmp_path / "store", score_map=pixels(0), descriptor_map=CELLS)
+    url = bucket(local.path, "store.zarr")
+    remote = RecordStore.open(url)
+    assert (remote.names, remote.schema) == (local.names, local.schema)
+    assert remote.complete
+    folder = remote._layout.path
+    assert not (folder / "score_map" / "c").exists()
+    np.testing.assert_array_equal(remote.read("a", "score_map"), local.read("a", "score_map"))
+    assert not (folder / "descriptor_map" / "c").exists()
+    assert remote.corrupt_records(0) == []
+    again = RecordStore.open(url)
+    monkeypatch.setattr(again._layout._obstore, "get", None)  # nothing is asked for again
+    np.testing.assert_array_equal(again.read("a", "score_map"), local.read("a", "score_map"))
+
+
+def test_a_store_that_was_uploaded_anew_is_fetched_anew(bucket, tmp_path):
+    first = make_store(
+        tmp_path / "first", {"score_map": np.zeros((1, 48, 64))}, score_map=pixels(0)
+    )
+    second = make_store(
+        tmp_path / "second", {"score_map": np.ones((1, 48, 64))}, score_map=pixels(0)
+    )
+    url = bucket(first.path, "store.zarr")
+    assert RecordStore.open(url).read("a", "score_map").max() == 0
+    metadata = json.loads((second.path / "zarr.json").read_text())
+    (second.path / "zarr.json").write_text(json.dumps(metadata, indent=1))
+    bucket(second.path, "store.zarr")
+    assert RecordStore.open(url).read("a", "score_map").max() == 1
+
+
+def read_in_process(url: str, queue) -> None:
+    queue.put(float(RecordStore.open(url).read("a", "score_map").sum()))
+
+
+def test_two_processes_fetch_the_same_shard(bucket, tmp_path):
+    local = make_store(tmp_path / "store", score_map=pixels(0))
+    url = bucket(local.path, "store.zarr")
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=read_in_process, args=(url, queue)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    sums = [queue.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sums == [float(local.read("a", "score_map").sum())] * 2
+
+
+def test_training_from_object_storage(bucket, store, train, tmp_path):  # noqa: F811
+    train("--epochs", 1, output="local")
+    url = bucket(store, "superpoint.zarr")
+    train("--epochs", 1, "--num-workers", 1, output="remote", stores=(url,))
+    runs = [json.loads((tmp_path / run / "best.json").read_text()) for run in ("local", "remote")]
+    assert runs[0]["validation"] == runs[1]["validation"]
+
+
+def test_what_is_wrong_is_said(bucket, store, train, run_command, tmp_path, monkeypatch):  # noqa: F811
+    url = bucket(store, "superpoint.zarr")
+    assert "no complete Zarr store there" in train(stores=(url + "x",), code=1)
+    output = run_command(
+        export_teacher, "--model", "sift", "--images", tmp_path, "--store", url, code=1
+    )
+    assert "upload the store when it is complete" in output
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StoreError, match="object storage does not give it"):
+        RecordStore.open(url)
