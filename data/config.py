@@ -111,6 +111,7 @@ class TrainSettings(_Section):
 
     strategy: Literal["downsample", "upsample", "sparse"]
     width: Annotated[float, Field(gt=0)]
+    detector_skip: bool
     global_pooling: Literal["auto", "deep"]
     global_rank: NotNegative
     epochs: Count
@@ -151,7 +152,7 @@ class PredictSettings(_Section):
 class EvaluateSettings(_Section):
     """[evaluate]: see pipeline.toml for the meaning of each key."""
 
-    protocol: Literal["hfnet", "matching"]
+    protocol: Literal["hfnet", "matching", "silk"]
     num_keypoints: Count
     longest_side: NotNegative
     split: Literal["all", "illumination", "viewpoint"]

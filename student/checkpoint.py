@@ -18,7 +18,7 @@ from student.hfnet import HFNet, HFNetConfig
 
 __all__ = ["init_student", "load_student", "save_student", "student_path"]
 
-LAST_DESCRIPTOR = "descriptor_head.1."
+NEW = ("global_blocks.", "vlad.", "projection.", "detector_skip.", "descriptor_head.1.")
 DEFAULT = Path(__file__).parent / "weights" / "default.safetensors"
 
 
@@ -61,7 +61,8 @@ def load_student(path: str | Path) -> tuple[HFNet, dict, str]:
 def init_student(student: HFNet, path: str | Path) -> str:
     """Start a student from another's weights. Returns their SHA-256.
 
-    Its global branch may be new, and the last layer of its descriptors where their size differs.
+    Its global branch and detector_skip may be new, and the last layer of its descriptors where
+    their size differs.
 
     Raises:
         CheckpointError: the other one differs in more.
@@ -69,7 +70,7 @@ def init_student(student: HFNet, path: str | Path) -> str:
     other, _, digest = load_student(path)
     theirs, ours = other.state_dict(), student.state_dict()
     for name, tensor in ours.items():
-        may_be_new = name.startswith(("global_blocks.", "vlad.", "projection.", LAST_DESCRIPTOR))
+        may_be_new = name.startswith(NEW)
         if name in theirs and theirs[name].shape == tensor.shape:
             ours[name] = theirs[name]
         elif not may_be_new:

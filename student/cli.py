@@ -141,7 +141,11 @@ def _make_student(
     local = next((t for t in targets if not isinstance(t, GlobalTargets)), None)
     place = next((t for t in targets if isinstance(t, GlobalTargets)), None)
     if local is not None:
-        config = HFNetConfig(width=settings.width, descriptor_dim=local.descriptor_dim)
+        config = HFNetConfig(
+            width=settings.width,
+            descriptor_dim=local.descriptor_dim,
+            detector_skip=settings.detector_skip,
+        )
     elif init is None:
         raise ValueError(
             f"{targets[0].store.path}: holds only global descriptors; give a store with score_map "

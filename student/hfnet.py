@@ -46,6 +46,8 @@ class HFNetConfig:
     Attributes:
         width: multiplies the channels of the backbone.
         descriptor_dim: of the local descriptors.
+        detector_skip: lets the detector also see the first block's map, at stride 2, which knows
+            better where within a cell a corner is; HF-Net has none.
         global_dim: of the global descriptor; 0 leaves the global branch out.
         global_pooling: what the global descriptor is pooled from: ``deep`` layers of its own, as
             HF-Net has it, or the ``local`` descriptors, which takes fewer weights and no layers.
@@ -56,6 +58,7 @@ class HFNetConfig:
 
     width: float = 0.75
     descriptor_dim: int = 256
+    detector_skip: bool = False
     global_dim: int = 0
     global_pooling: str = "deep"
     clusters: int = 32
@@ -85,6 +88,9 @@ class HFNet(nn.Module):
         channels = scale_channels(32, config.width)
         self.stem = ConvBN(1, channels, 3, stride=2)
         self.local_blocks, channels = _make_blocks(LOCAL_BLOCKS, channels, config.width)
+        if config.detector_skip:
+            fine = 16 * scale_channels(LOCAL_BLOCKS[0][0], config.width)
+            self.detector_skip = ConvBN(fine, channels, 1, activate=False)
         self.descriptor_head = nn.Sequential(
             ConvBN(channels, 256, 3), nn.Conv2d(256, config.descriptor_dim, 1)
         )
@@ -98,6 +104,8 @@ class HFNet(nn.Module):
             self.projection = _make_projection(config.descriptor_dim * config.clusters, config)
         self.local_is_frozen = False
         self.apply(_initialize)
+        if config.detector_skip:  # nothing at first, so that it can be added to a trained student
+            nn.init.zeros_(self.detector_skip.norm.weight)
 
     def forward(self, image: Tensor) -> HFNetOutput:
         """Run a batch of images (B, 1, H, W) float32 in [0, 1].
@@ -107,9 +115,12 @@ class HFNet(nn.Module):
         Raises:
             ValueError: an image of less than 8x8 pixels.
         """
-        features = self._features(image)
+        features, fine = self._features(image)
         descriptors = F.normalize(self.descriptor_head(features).float(), dim=1)
-        score_logits = self.detector_head(features).float()
+        seen = features
+        if self.config.detector_skip:
+            seen = features + self.detector_skip(F.pixel_unshuffle(fine, 4))
+        score_logits = self.detector_head(seen).float()
         place = None
         if self.config.global_dim and self.config.global_pooling == "deep":
             place = self._project(self.vlad(self.global_blocks(features)))
@@ -121,7 +132,7 @@ class HFNet(nn.Module):
         """Only the global descriptors (B, G) of a batch of images; see ``forward``."""
         if self.config.global_pooling == "local":
             return self(image).global_descriptor
-        return self._project(self.vlad(self.global_blocks(self._features(image))))
+        return self._project(self.vlad(self.global_blocks(self._features(image)[0])))
 
     def freeze_local(self) -> None:
         """Train the global branch alone from now on; what it stands on stays as it is."""
@@ -138,15 +149,18 @@ class HFNet(nn.Module):
         return self
 
     def _local_modules(self) -> list[nn.Module]:
-        return [self.stem, self.local_blocks, self.descriptor_head, self.detector_head]
+        skip = [self.detector_skip] if self.config.detector_skip else []
+        return [self.stem, self.local_blocks, self.descriptor_head, self.detector_head, *skip]
 
-    def _features(self, image: Tensor) -> Tensor:
+    def _features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The maps at stride 8 and, of the first block, at stride 2."""
         height, width = (side // 8 * 8 for side in image.shape[-2:])
         if not (height and width):
             found = "x".join(map(str, image.shape[:-3:-1]))
             raise ValueError(f"an image of {found} pixels is too small for HF-Net: 8x8 at least")
         centred = image[..., :height, :width] * (255 / 128) - 1  # HF-Net's (x - 128) / 128
-        return self.local_blocks(self.stem(centred))
+        fine = self.local_blocks[0](self.stem(centred))
+        return self.local_blocks[1:](fine), fine
 
     def _project(self, vlad: Tensor) -> Tensor:
         return F.normalize(self.projection(vlad).float(), dim=1)

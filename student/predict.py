@@ -1,15 +1,15 @@
 """The student's maps -> Features."""
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from data.geometry import CELL_MAP, sample_map
+from data.geometry import sample_descriptors
 from data.keypoints import KeypointChoice
 from data.records import Features
-from student.hfnet import HFNet, score_map
+from student.hfnet import HFNet, HFNetOutput, score_map
 
-__all__ = ["predict"]
+__all__ = ["describe", "predict"]
 
 
 @torch.inference_mode()
@@ -24,15 +24,23 @@ def predict(student: HFNet, image: Tensor, choice: KeypointChoice) -> Features:
         Keypoints in pixels of ``image``, best first, with unit descriptors, and the global
         descriptor of a student that has one.
     """
-    output = student(image[None].to(next(student.parameters()).device))
+    output = _forward(student, image)
     keypoints, scores = choice(score_map(output.score_logits)[0].cpu().numpy())
-    points = torch.from_numpy(keypoints).to(output.descriptor_map.device)
-    descriptors = sample_map(output.descriptor_map, points[None], CELL_MAP)[0]
     place = output.global_descriptor
     return Features(
         image_size=(image.shape[2], image.shape[1]),
         keypoints=keypoints,
         scores=scores,
-        descriptors=F.normalize(descriptors, dim=1).cpu().numpy(),
+        descriptors=sample_descriptors(output.descriptor_map[0], keypoints),
         global_descriptor=None if place is None else place[0].cpu().numpy(),
     )
+
+
+@torch.inference_mode()
+def describe(student: HFNet, image: Tensor, keypoints: np.ndarray) -> np.ndarray:
+    """The descriptors (N, D) float32 of keypoints (N, 2) float32 that others found in an image."""
+    return sample_descriptors(_forward(student, image).descriptor_map[0], keypoints)
+
+
+def _forward(student: HFNet, image: Tensor) -> HFNetOutput:
+    return student(image[None].to(next(student.parameters()).device))

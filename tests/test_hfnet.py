@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from data.geometry import MapGeometry, sample_map
 from data.keypoints import KeypointChoice
+from student.checkpoint import init_student, save_student
 from student.hfnet import (
     ConvBN,
     HFNet,
@@ -87,7 +88,7 @@ def test_every_recorded_output(golden, variables, size):
     kept = keep_layers(
         network,
         layer_1=network.stem,
-        layer_7=network.local_blocks,
+        layer_7=network.local_blocks[-1],
         layer_18=network.global_blocks,
     )
     output = network(to_image(recorded["image_u8"]))
@@ -247,10 +248,22 @@ def test_training_in_bfloat16_gives_float32_maps_of_unit_length_and_gradients():
             assert torch.isfinite(parameter.grad).all(), name
 
 
+def test_a_detector_skip_changes_nothing_until_it_is_trained(tmp_path):
+    plain = HFNet(HFNetConfig(width=0.35))
+    save_student(tmp_path / "plain.safetensors", plain, {})
+    student = HFNet(HFNetConfig(width=0.35, detector_skip=True))
+    init_student(student, tmp_path / "plain.safetensors")
+    image = torch.rand(1, 1, 48, 64)
+    expected, found = plain.eval()(image), student.eval()(image)
+    torch.testing.assert_close(found.score_logits, expected.score_logits)
+    student.train()(image).score_logits.logsumexp(1).sum().backward()
+    assert student.detector_skip.norm.weight.grad.abs().max() > 0
+
+
 @pytest.mark.parametrize("size", [(64, 48), (40, 24)])
 def test_folding_the_normalisation_changes_no_number(size):
     torch.manual_seed(0)
-    student = HFNet(HFNetConfig(width=0.35, global_dim=16, clusters=4)).train()
+    student = HFNet(HFNetConfig(width=0.35, detector_skip=True, global_dim=16, clusters=4)).train()
     for _ in range(20):  # statistics of its own
         student(torch.rand(2, 1, 48, 64))
     student.eval()
