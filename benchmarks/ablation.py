@@ -1,8 +1,9 @@
 """Why distilling SiLK failed before: one mistake put back at a time.
 
-Every row is a student trained from scratch, on the same photographs, views and steps, and judged
-on the same sequences. The strategies are those of ``[train] strategy``, aligned as they should be;
-each mistake is a few lines of this script and nothing that the product knows.
+Every row is a student with new heads on the packaged student's backbone, trained on the same
+photographs, views and steps, and judged on the same sequences. The strategies are those of
+``[train] strategy``, aligned as they should be; each mistake is a few lines of this script and
+nothing that the product knows.
 
     python benchmarks/ablation.py --images photos/ --root sequences/ --output ablation/
 
@@ -33,6 +34,7 @@ from evaluation.extractors import StudentExtractor
 from evaluation.judge import judge, summarize_splits
 from evaluation.protocols import PROTOCOLS
 from evaluation.report import markdown_table
+from student.checkpoint import load_student, student_path
 from student.hfnet import HFNet, HFNetConfig
 from student.loader import DistillationDataset
 from student.targets import STRATEGIES, DownsampledTargets, UpsampledTargets
@@ -126,17 +128,9 @@ class Row:
 
 
 ROWS = (
-    Row("superpoint, downsample", STRATEGIES["downsample"], ("superpoint",)),
-    Row("superpoint, downsample, other seed", DownsampledTargets, ("superpoint",), seed=1),
-    Row("superpoint, downsample, int8", DownsampledTargets, ("superpoint_int8",)),
-    Row("superpoint, upsample", STRATEGIES["upsample"], ("superpoint",)),
-    Row("superpoint, sparse", STRATEGIES["sparse"], ("superpoint",)),
     Row("silk, downsample", STRATEGIES["downsample"], ("silk",)),
     Row("silk, upsample", STRATEGIES["upsample"], ("silk_full",)),
     Row("silk, sparse", STRATEGIES["sparse"], ("silk",)),
-    Row("scores of superpoint, descriptors of silk", DownsampledTargets, ("superpoint", "silk")),
-    Row("silk, downsample: mean over each cell", DownsampledTargets, ("silk_averaged",)),
-    Row("silk, downsample: joined by position", NextRecord, ("silk",)),
     Row(
         "silk, downsample: judged in [0, 255]",
         DownsampledTargets,
@@ -144,10 +138,18 @@ ROWS = (
         "silk, downsample",
         In255,
     ),
+    Row("silk, downsample: mean over each cell", DownsampledTargets, ("silk_averaged",)),
+    Row("silk, downsample: joined by position", NextRecord, ("silk",)),
     Row("silk, upsample: half a cell off", WithoutOffset, ("silk_full",)),
     Row("silk, upsample: border forgotten", WithoutBorder, ("silk_full",)),
     Row("silk, upsample: (n - 1) and align_corners=False", MixedScaling, ("silk_full",)),
     Row("silk, upsample: (y, x) for (x, y)", Swapped, ("silk_full",)),
+    Row("scores of superpoint, descriptors of silk", DownsampledTargets, ("superpoint", "silk")),
+    Row("superpoint, downsample", STRATEGIES["downsample"], ("superpoint",)),
+    Row("superpoint, downsample, other seed", DownsampledTargets, ("superpoint",), seed=1),
+    Row("superpoint, downsample, int8", DownsampledTargets, ("superpoint_int8",)),
+    Row("superpoint, upsample", STRATEGIES["upsample"], ("superpoint",)),
+    Row("superpoint, sparse", STRATEGIES["sparse"], ("superpoint",)),
 )
 
 
@@ -179,6 +181,8 @@ def train_row(row: Row, stores: dict[str, RecordStore], images: Path, output: Pa
     validation = DistillationDataset(images, scores.names[:4], [target], **common)
     torch.manual_seed(settings.seed)
     student = HFNet(HFNetConfig(descriptor_dim=target.descriptor_dim))
+    trained = load_student(student_path("default"))[0]
+    student.stem, student.local_blocks = trained.stem, trained.local_blocks
     path = output / "".join(c if c.isalnum() else "_" for c in row.name)
     run = RunFolder(path, {"row": row.name, "epochs": epochs}, resume=True)
     steps = len(training) // settings.batch_size * epochs
@@ -216,7 +220,7 @@ def judge_row(row: Row, run: Path, root: Path) -> dict:
 @click.option("--root", type=click.Path(path_type=Path), required=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 @click.option("--photographs", default=160, show_default=True, help="The first so many.")
-@click.option("--epochs", default=20, show_default=True)
+@click.option("--epochs", default=10, show_default=True)
 @user_errors
 def main(images: Path, root: Path, output: Path, photographs: int, epochs: int) -> None:
     """Train and judge every row; ``table.md`` and ``table.json`` go into --output."""
