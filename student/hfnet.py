@@ -35,6 +35,11 @@ GLOBAL_BLOCKS = [
 ]
 EXPANSION = 6
 BN_EPSILON = 1e-3
+# oneDNN's convolution that ends with ReLU6 while its results are still in the cache: what
+# torch.compile calls, which would need a C++ compiler at hand.
+FUSES_ACTIVATION = torch.backends.mkldnn.is_available() and hasattr(
+    torch.ops.mkldnn, "_convolution_pointwise"
+)
 # TF-slim's decay of 0.997 needs thousands of steps to settle; this averages over a few hundred.
 BN_MOMENTUM = 0.01
 
@@ -217,6 +222,12 @@ class FoldedConv(nn.Module):
         odd = [side % 2 for side in x.shape[2:]]
         if self.conv.stride == (2, 2) and any(odd):
             x = F.pad(x, (odd[1], 0, odd[0], 0))  # SAME pads an odd side on both ends
+        if x.device.type == "cpu" and FUSES_ACTIVATION and not torch.is_autocast_enabled("cpu"):
+            conv = self.conv
+            return torch.ops.mkldnn._convolution_pointwise(
+                *(x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups),
+                *(("hardtanh", [0.0, 6.0], "") if self.activate else ("none", [], "")),
+            )
         x = self.conv(x)
         return F.relu6(x, inplace=True) if self.activate else x
 
