@@ -1,82 +1,79 @@
 """Views per second of the training loop, of the loader alone and of the network alone.
 
-    python benchmarks/train.py --store superpoint.zarr --images photos/ --json train.json
+    python benchmarks/train.py --json train.json
 
 The network gets one batch again and again: forward pass, losses, gradients, step. ``wait`` is the
-share of the loop's time in which it waited for a batch. Settings are those of ``[train]``.
+share of the loop's time in which it waited for a batch. Settings are those of ``[train]``. Without
+--store and --images both are made up: 128 photographs and SuperPoint's records of them.
 """
 
 import contextlib
 import json
 import tempfile
 import time
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
 import torch
+from export import make_photographs
+from stores import FIELDS, SHARD, make_records
 
-from data.config import load_settings, override
-from data.console import choose_device, choose_precision, user_errors
-from data.store import RecordStore
+from data.config import TrainSettings, load_settings, override
+from data.console import StorePath, choose_device, choose_precision, user_errors
+from data.images import list_images
+from data.store import RecordStore, Schema
 from student.hfnet import HFNet, HFNetConfig
 from student.loader import Batches, DistillationDataset, Warps, make_loader
 from student.targets import choose_targets
-from student.training import RunFolder, compute_losses, make_weighting, train
+from student.training import Journal, RunFolder, compute_losses, make_weighting, train
+
+ENDLESS = 1_000_000  # epochs
+
+
+def make_store(path: Path, names: list[str]) -> RecordStore:
+    """A store as large as SuperPoint's; the same records in every shard."""
+    schema = Schema(
+        teacher="made up",
+        weights="0" * 64,
+        settings={},
+        image_size=(640, 480),
+        fields=FIELDS,
+        shard_size=SHARD,
+        compression="none",
+        software="0",
+    )
+    store, records = RecordStore.create(path, schema, names, "zarr"), make_records(SHARD)
+    for number in store.pending_shards():
+        store.write_shard(number, records)
+    store.finish()
+    return store
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--store", "path", type=click.Path(path_type=Path), required=True)
-@click.option("--images", type=click.Path(path_type=Path), required=True)
-@click.option("--steps", default=120, help="Of each measurement, the first tenth not counted.")
+@click.option("--store", "path", type=StorePath(), help="With --images: of its photographs.")
+@click.option("--images", "folder", type=click.Path(path_type=Path))
+@click.option("--seconds", default=30.0, help="Of each measurement, the first fifth not counted.")
 @click.option("--num-workers", type=int)
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
 @click.option("--device")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Where numbers go.")
 @user_errors
-def main(path: Path, images: Path, steps: int, output: Path | None, **flags) -> None:
-    """Measure; takes a minute or two on a processor."""
-    settings = override(load_settings().train, **flags, global_pooling="deep", validation=0.0)
+def main(path, folder: Path | None, seconds: float, output: Path | None, **flags) -> None:
+    """Measure; takes less than two minutes."""
+    if (path is None) != (folder is None):
+        raise click.UsageError("give both --store and --images, or neither")
+    settings = override(load_settings().train, **flags, epochs=ENDLESS)
     device = choose_device(settings.device)
-    store = RecordStore.open(path)
-    targets = choose_targets([store], settings.strategy)
-    dataset = DistillationDataset(
-        images,
-        store.names,
-        targets,
-        size=store.schema.image_size,
-        crop=settings.crop,
-        views=settings.views,
-        warps=Warps(settings.warp, settings.zoom, settings.rotation, settings.perspective),
-        photometric=settings.photometric,
-    )
-    per_epoch = len(dataset) // settings.batch_size
-    settings = override(settings, epochs=-(-steps // per_epoch))
-    views = settings.batch_size * settings.views
-    student = HFNet(HFNetConfig(width=settings.width, descriptor_dim=targets[0].descriptor_dim))
-    batches = Batches(len(dataset), settings.batch_size, epochs=settings.epochs, seed=0)
-
-    speeds = {
-        "loader": views * rate(make_loader(dataset, batches, settings.num_workers), steps),
-        "network": views * rate(repeat_step(student, dataset, settings, device), steps),
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        run = RunFolder(Path(folder), {}, resume=False)
-        ticks: list[float] = []
-
-        def advance(count: int, note: str) -> None:
-            ticks.append(time.perf_counter())
-            if len(ticks) == steps:
-                raise StopIteration
-
-        empty = DistillationDataset(images, [], targets, size=store.schema.image_size)
-        with contextlib.suppress(StopIteration):
-            train(student, dataset, empty, run, settings, device, advance=advance)
-        lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-    first = len(ticks) // 10
-    speeds["loop"] = views * (len(ticks) - 1 - first) / (ticks[-1] - ticks[first])
-    waits = [line["wait"] for line in lines if line["kind"] == "train"][1:]
-    wait = sum(waits) / len(waits)
+    with tempfile.TemporaryDirectory() as temporary:
+        if path is None:
+            folder = Path(temporary) / "photographs"
+            folder.mkdir()
+            make_photographs(folder, 128)
+            store = make_store(Path(temporary) / "store", list_images(folder))
+        else:
+            store = RecordStore.open(path)
+        speeds, wait = measure(store, folder, settings, device, seconds, Path(temporary) / "run")
     click.echo(
         f"{device.type}, {choose_precision(settings.precision, device)}: "
         + ", ".join(f"{name} {speed:.1f} views/s" for name, speed in speeds.items())
@@ -86,22 +83,93 @@ def main(path: Path, images: Path, steps: int, output: Path | None, **flags) -> 
         output.write_text(json.dumps({"images_per_s": speeds, "wait": wait}, indent=2))
 
 
-def rate(iterable, steps: int) -> float:
-    """How many a second of the first ``steps``, without the first tenth."""
-    first = steps // 10
-    for number, _ in enumerate(islice(iterable, steps)):
-        if number == first:
-            start = time.perf_counter()
-    return (number - first) / (time.perf_counter() - start)
+def measure(
+    store: RecordStore,
+    folder: Path,
+    settings: TrainSettings,
+    device: torch.device,
+    seconds: float,
+    output: Path,
+) -> tuple[dict[str, float], float]:
+    """Views per second of loader, network and loop; the share of its time that the loop waits."""
+    targets = choose_targets([store], settings.strategy)
+    dataset = DistillationDataset(
+        folder,
+        store.names,
+        targets,
+        size=store.schema.image_size,
+        crop=settings.crop,
+        views=settings.views,
+        warps=Warps(settings.warp, settings.zoom, settings.rotation, settings.perspective),
+        photometric=settings.photometric,
+    )
+    nothing = DistillationDataset(folder, [], targets, size=store.schema.image_size)
+    batches = Batches(len(dataset), settings.batch_size, epochs=ENDLESS, seed=settings.seed)
+    if not batches.steps_per_epoch:
+        raise ValueError(
+            f"{store.path}: {len(store)} records do not fill a batch of {settings.batch_size}"
+        )
+    student = HFNet(
+        HFNetConfig(
+            width=settings.width,
+            descriptor_dim=targets[0].descriptor_dim,
+            detector_skip=settings.detector_skip,
+        )
+    )
+    loader = ticks(make_loader(dataset, batches, settings.num_workers), seconds)
+    network = ticks(repeat_step(student, dataset, settings, device), seconds)
+    loop: list[float] = []
+
+    def advance(count: int, note: str) -> None:
+        loop.append(time.perf_counter())
+        if loop[-1] - loop[0] > seconds and len(loop) > 2:
+            raise StopIteration
+
+    Journal.EVERY = 1
+    run = RunFolder(output, {}, resume=False)
+    with contextlib.suppress(StopIteration):
+        train(student, dataset, nothing, run, settings, device, advance=advance)
+    views = settings.batch_size * settings.views
+    every = {"loader": loader, "network": network, "loop": loop}
+    speeds = {name: views * rate(times) for name, times in every.items()}
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "train"][counted_from(loop) + 1 :]
+    took = [1 / step["images_per_s"] for step in steps]
+    waited = [step["wait"] * time for step, time in zip(steps, took, strict=True)]
+    return speeds, sum(waited) / sum(took)
 
 
-def repeat_step(student: HFNet, dataset: DistillationDataset, settings, device):
+def ticks(steps: Iterable, seconds: float) -> list[float]:
+    """When each step ended, until ``seconds`` are over."""
+    times: list[float] = []
+    for _ in steps:
+        times.append(time.perf_counter())
+        if times[-1] - times[0] > seconds and len(times) > 2:
+            break
+    return times
+
+
+def counted_from(times: list[float]) -> int:
+    """The first step after a fifth of the time: caches and read-ahead are filled."""
+    begin = times[0] + (times[-1] - times[0]) / 5
+    return min(sum(moment < begin for moment in times), len(times) - 2)
+
+
+def rate(times: list[float]) -> float:
+    """Steps per second."""
+    first = counted_from(times)
+    return (len(times) - 1 - first) / (times[-1] - times[first])
+
+
+def repeat_step(
+    student: HFNet, dataset: DistillationDataset, settings: TrainSettings, device: torch.device
+) -> Iterator[float]:
     """Steps on one batch, without end."""
     keys = [(0, index) for index in range(settings.batch_size)]
     (batch,) = make_loader(dataset, [keys], 0)
     student.to(device, memory_format=torch.channels_last).train()
     weighting = make_weighting(settings, student).to(device)
-    optimizer = torch.optim.AdamW(student.parameters(), 1e-3)
+    optimizer = torch.optim.AdamW(student.parameters(), settings.learning_rate)
     while True:
         loss = weighting(compute_losses(student, batch, dataset.targets, settings, device))
         optimizer.zero_grad()

@@ -2,8 +2,9 @@
 
 The description of a store is fetched when it is opened and each shard when it is first read; from
 then on it is a memory map like any other. A cache belongs to one version of the store: one that was
-uploaded anew is fetched anew. Credentials and addresses come from the usual environment variables
-(``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``).
+uploaded anew is fetched anew. It lies in the folder that ``HFNET_DISTILL_CACHE`` names or in the
+user's cache, and nothing removes it. Credentials and addresses come from the usual environment
+variables (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``).
 """
 
 import contextlib
@@ -21,6 +22,10 @@ from data.schema import Schema, StoreError
 
 __all__ = ["RemoteZarrLayout", "is_url"]
 
+PART = 8 * 2**20  # bytes asked for at once: many such requests run side by side, and are retried
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+INSTANCE_METADATA = "169.254.169.254"  # where credentials are looked for when none are set
+
 
 def is_url(path: str | Path) -> bool:
     """Whether a store's path is an address on object storage."""
@@ -34,61 +39,83 @@ class RemoteZarrLayout(ZarrLayout):
     opened anew in a process of its own, never inherited by a fork.
 
     Raises:
-        StoreError: obstore is not installed, or the storage does not give what is asked for.
+        StoreError: another address than that of a Zarr store, obstore is not installed, or the
+            storage does not give what is asked for.
     """
 
     def __init__(self, url: str):
+        if not url.startswith("s3://"):
+            raise StoreError(f"{url}: expected a path or an address s3://bucket/path")
+        if url.endswith((".h5", ".hdf5")):
+            raise StoreError(
+                f"{url}: on object storage only Zarr stores are read; copy it to a file system, or "
+                "export it with --format zarr"
+            )
         try:
             import obstore
         except ModuleNotFoundError as error:
             raise StoreError(f"{url}: needs obstore; pip install hfnet-distill[s3]") from error
         self.url, self._obstore = url.rstrip("/"), obstore
-        plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+        plain = any(os.environ.get(name, "").startswith("http://") for name in ENDPOINTS)
+        options = {"allow_http": True} if plain else {}
         with self._explained():
-            self._bucket = obstore.store.from_url(self.url, client_options={"allow_http": plain})
+            self._bucket = obstore.store.from_url(self.url, client_options=options)
             version = [self._head("zarr.json"), self._head("name/c/0"), self._head("complete/c/0")]
         digest = hashlib.sha256(repr((self.url, version)).encode()).hexdigest()[:24]
-        super().__init__(platformdirs.user_cache_path("hfnet-distill") / "stores" / digest)
-        with self._explained():
-            self._fetch_description()
+        chosen = os.environ.get("HFNET_DISTILL_CACHE")
+        cache = Path(chosen) if chosen else platformdirs.user_cache_path("hfnet-distill")
+        super().__init__(cache / "stores" / digest)
+        for key in self._description():
+            self._fetch(key)
 
     def _head(self, key: str) -> tuple:
         try:
             found = self._obstore.head(self._bucket, key)
         except FileNotFoundError as error:
             raise StoreError(
-                f"{self.url}: no complete Zarr store there ({key} is missing); upload one after "
-                "its export has ended"
+                f"{self.url}: no complete Zarr store there ({key} is missing), or no such bucket; "
+                "upload a store after its export has ended"
             ) from error
         return found["size"], found["e_tag"], found["last_modified"].isoformat()
 
-    def _fetch_description(self) -> None:
-        self._fetch("zarr.json")
-        self._fetch("complete/c/0")
-        for folder in self._obstore.list_with_delimiter(self._bucket, "")["common_prefixes"]:
-            name = folder.rsplit("/", 1)[-1]
-            if name in ("name", PARAMETERS):
-                for objects in self._obstore.list(self._bucket, name):
-                    for entry in objects:
-                        self._fetch(entry["path"])
-            else:
-                self._fetch(f"{name}/zarr.json")
+    def _description(self) -> list[str]:
+        """The keys of all that is not a shard."""
+        with self._explained():
+            folders = self._obstore.list_with_delimiter(self._bucket, "")["common_prefixes"]
+            names = {folder.rsplit("/", 1)[-1] for folder in folders}
+            whole = names & {"name", PARAMETERS}
+            pages = [page for name in whole for page in self._obstore.list(self._bucket, name)]
+        keys = [entry["path"] for page in pages for entry in page]
+        return ["zarr.json", "complete/c/0", *keys, *(f"{name}/zarr.json" for name in names)]
 
     def _fetch(self, key: str) -> None:
         path = self.path / key
-        if not path.exists():
-            data = self._obstore.get(self._bucket, key).bytes()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, memoryview(data))
+        if path.exists():
+            return
+        with self._explained():
+            size = self._obstore.head(self._bucket, key)["size"]
+            starts = [*range(0, size, PART)]
+            ends = [*starts[1:], size]
+            parts = self._obstore.get_ranges(
+                self._bucket, key, starts=starts, ends=ends, coalesce=0
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, *map(memoryview, parts))
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (self._obstore.exceptions.BaseError, FileNotFoundError) as error:
+        except FileNotFoundError as error:
+            reason = str(error).split(": Error")[0]
+            raise StoreError(f"{self.url}: {reason}; upload the store again") from error
+        except self._obstore.exceptions.BaseError as error:
+            reason = str(error).splitlines()[0]
+            advice = "check the address and the AWS_ variables"
+            if INSTANCE_METADATA in reason:
+                advice = "there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             raise StoreError(
-                f"{self.url}: object storage does not give it ({str(error).splitlines()[0]}); "
-                "check the address and the AWS_ variables"
+                f"{self.url}: object storage does not give it ({reason}); {advice}"
             ) from error
 
     def bind(self, schema: Schema) -> None:
@@ -99,7 +126,6 @@ class RemoteZarrLayout(ZarrLayout):
         number = index // self.schema.shard_size
         if (field, number) not in self._fetched:
             key = self._shard_path(field, number).relative_to(self.path).as_posix()
-            with self._explained():
-                self._fetch(key)
+            self._fetch(key)
             self._fetched.add((field, number))
         return super().read(field, index)

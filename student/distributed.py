@@ -5,12 +5,15 @@ and batch normalisation sees all of it. Without torchrun nothing here changes an
 """
 
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 __all__ = ["average", "average_gradients", "join", "rank", "synchronise_norms", "world_size"]
+
+TIMEOUT = timedelta(hours=6)  # the others wait as long for the first process, which validates
 
 
 def join(device: torch.device) -> torch.device:
@@ -21,7 +24,8 @@ def join(device: torch.device) -> torch.device:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
     return device
 
 
@@ -37,11 +41,7 @@ def world_size() -> int:
 
 def average(values: Tensor) -> Tensor:
     """The mean of a tensor over all processes, of each element."""
-    if world_size() == 1:
-        return values
-    values = values.clone()
-    dist.all_reduce(values)
-    return values / world_size()
+    return values if world_size() == 1 else _sum(values) / world_size()
 
 
 def average_gradients(*modules: nn.Module) -> None:
@@ -96,10 +96,20 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
+        return _sum(values)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        return _Sum.forward(ctx, gradient.contiguous())
+        return _sum(gradient.contiguous())
+
+
+def _sum(values: Tensor) -> Tensor:
+    total = values.clone()
+    try:
+        dist.all_reduce(total)
+    except RuntimeError as error:
+        raise RuntimeError(
+            "another process of this training has ended, its own message says why; the "
+            "checkpoints are sound, go on with --resume"
+        ) from error
+    return total

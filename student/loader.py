@@ -1,5 +1,6 @@
 """Photographs and their targets -> batches, in an order that seed and epoch alone decide."""
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,10 +164,12 @@ def make_loader(dataset: DistillationDataset, batches, num_workers: int) -> Data
         # A connection to object storage does not survive a fork.
         multiprocessing_context="spawn" if remote and num_workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_use_one_thread,
+        worker_init_fn=_prepare_worker,
         prefetch_factor=4 if num_workers else None,
     )
 
 
-def _use_one_thread(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
     cv2.setNumThreads(0)
+    # Ctrl-C reaches every process of a terminal; the loop answers it and still needs its batches.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
