@@ -55,7 +55,8 @@ def user_errors(command: Callable) -> Callable:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
             raise click.ClickException(
-                "interrupted; what was finished is kept, run the same command again to go on"
+                "interrupted; what was finished is kept, run the same command again to go on, a "
+                "training with --resume"
             ) from None
         except KeyError as error:
             raise click.ClickException(str(error.args[0])) from error

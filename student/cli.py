@@ -17,6 +17,9 @@ from student.loader import DistillationDataset, Warps
 from student.targets import STRATEGIES, GlobalTargets, Targets, choose_targets
 from student.training import RunFolder, train
 
+MAY_CHANGE = {"device", "num_workers", "checkpoint_minutes"}
+"""Settings that a resumed run may have otherwise: they change no number."""
+
 
 @click.command()
 @click.option(
@@ -102,7 +105,7 @@ def train_student(
         "init": digest,
         "teachers": [_describe(store) for store in stores],
         "photographs": len(training_names),
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude=MAY_CHANGE),
     }
     run = RunFolder(output, info, resume=resume)
     steps = len(training) // settings.batch_size * settings.epochs
