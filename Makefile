@@ -26,7 +26,7 @@ demo: .venv/ready
 	$(BIN)/export-teacher --model silk --images $(DEMO)/photographs/train \
 		--store $(DEMO)/silk.zarr --precision auto
 	$(BIN)/train-student --store $(DEMO)/silk.zarr --images $(DEMO)/photographs/train \
-		--output $(DEMO)/run --init default --epochs 12 --learning-rate 2e-4
+		--output $(DEMO)/run --init default --epochs 8 --learning-rate 2e-4
 	$(BIN)/evaluate --dataset hpatches --render $(DEMO)/photographs/judge \
 		--root $(DEMO)/sequences --sequences 4 \
 		--model $(DEMO)/run --model default --model silk --model sift --model orb --precision auto \
