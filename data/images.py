@@ -15,6 +15,7 @@ __all__ = [
     "list_images",
     "read_image",
     "resize_longest",
+    "resize_shorter",
     "split_names",
 ]
 
@@ -111,6 +112,12 @@ def resize_longest(image: np.ndarray, longest: int) -> np.ndarray:
         return image
     scale = longest / max(width, height)
     return _resize(image, (max(1, round(width * scale)), max(1, round(height * scale))))
+
+
+def resize_shorter(image: np.ndarray, shorter: int) -> np.ndarray:
+    """Resize a uint8 image so that its shorter side has ``shorter`` pixels."""
+    height, width = image.shape[:2]
+    return resize_longest(image, round(shorter / min(width, height) * max(width, height)))
 
 
 def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data.geometry import resize_homography
-from data.images import SUFFIXES, read_image, resize_longest
+from data.images import SUFFIXES, read_image, resize_longest, resize_shorter
 
 __all__ = ["SPLITS", "HPatches", "Pair", "View", "load_view", "scale_homography"]
 
@@ -99,18 +99,20 @@ class HPatches:
             self.images |= {pair.name0: pair.path0, pair.name1: pair.path1}
 
 
-def load_view(path: str | Path, *, longest: int = 640, channels: int = 1) -> View:
+def load_view(path: str | Path, *, longest: int = 640, shorter: int = 0, channels: int = 1) -> View:
     """Read an image and resize it so that its longest side has ``longest`` pixels.
 
     Args:
         longest: 0 keeps the size of the file.
+        shorter: if not 0, the shorter side gets so many instead.
         channels: 1 for gray, 3 for colour.
 
     Raises:
         FileNotFoundError, UnreadablePhotographError: see ``data.images.read_image``.
     """
     image = read_image(path, channels=channels)
-    return View(resize_longest(image, longest), (image.shape[1], image.shape[0]))
+    resized = resize_shorter(image, shorter) if shorter else resize_longest(image, longest)
+    return View(resized, (image.shape[1], image.shape[0]))
 
 
 def scale_homography(H_0to1: np.ndarray, view0: View, view1: View) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Everything that can be scored: students, teachers, OpenCV's baselines, features from a file."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +19,7 @@ from data.store import RecordStore
 from evaluation.datasets import View
 from student.checkpoint import load_student, student_path
 from student.hfnet import fold_normalisation
-from student.predict import predict
+from student.predict import describe, predict
 from teacher_export.teachers import TEACHERS, VladTeacher, without_keypoints
 
 __all__ = ["Extractor", "FeatureFile", "make_extractor"]
@@ -39,6 +40,13 @@ class Extractor(Protocol):
         """The features of a view in its pixels; ``name`` is the image's name in the dataset."""
 
 
+class Describer(Extractor, Protocol):
+    """An extractor with a descriptor for every place of a view."""
+
+    def describe(self, view: View, keypoints: np.ndarray) -> np.ndarray:
+        """The descriptors (N, D) float32 of keypoints (N, 2) float32 that another one found."""
+
+
 def make_extractor(
     model: str,
     settings: PredictSettings,
@@ -50,29 +58,45 @@ def make_extractor(
     """The extractor that ``--model`` names.
 
     Args:
-        model: ``default``, a run folder, a teacher's name, ``orb``, ``features:FILE.h5``, or
-            ``vlad:STORE``, a store of ``export-teacher --model vlad``.
-        weights: of a teacher, where not in their usual place.
+        model: ``default``, a run folder or its file of weights, a teacher's name or
+            ``TEACHER:WEIGHTS``, ``orb``, ``akaze``, a detector (``harris``, ``fast``) or
+            ``DETECTOR+DESCRIBER``, ``features:FILE.h5``, or ``vlad:STORE``, a store of
+            ``export-teacher --model vlad``.
+        weights: of teachers that do not name their own, where not in their usual place.
 
     Raises:
-        ValueError: none of these.
+        ValueError: none of these, or a describer without a descriptor for every place.
     """
     choice = KeypointChoice(top_k=num_keypoints, **settings.model_dump(exclude={"precision"}))
     precision = choose_precision(settings.precision, device)
-    if model in TEACHERS:
-        return TeacherExtractor(TEACHERS[model](weights, device, precision), choice)
-    if model.startswith("vlad:"):
-        store = RecordStore.open(model.removeprefix("vlad:"))
-        return TeacherExtractor(VladTeacher(store, weights, device), choice)
-    if model == "orb":
-        return Orb(choice)
-    if model.startswith("features:"):
-        return FeatureFile(Path(model.removeprefix("features:")), num_keypoints)
+    name, _, rest = model.partition(":")
+    if name in TEACHERS:
+        teacher = TEACHERS[name](rest or weights, device, precision)
+        kind = TeacherDescriber if hasattr(teacher, "describe") else TeacherExtractor
+        return kind(teacher, choice)
+    if name == "vlad":
+        return TeacherExtractor(VladTeacher(RecordStore.open(rest), weights, device), choice)
+    if name == "features":
+        return FeatureFile(Path(rest), num_keypoints)
+    if model in BINARY:
+        return BinaryExtractor(BINARY[model](choice.top_k), choice)
+    detector, _, described_by = model.partition("+")
+    if detector in DETECTORS:
+        describer = described_by and make_extractor(
+            described_by, settings, num_keypoints=num_keypoints, device=device, weights=weights
+        )
+        if describer and not hasattr(describer, "describe"):
+            raise ValueError(
+                f"--model {model}: {described_by} describes only keypoints of its own; expected "
+                "superpoint, silk or a student behind the +"
+            )
+        return DetectorExtractor(DETECTORS[detector], describer or None, choice)
     if model == "default" or Path(model).exists():
         return StudentExtractor(model, choice, device, precision)
     raise ValueError(
         f"--model {model}: neither a run folder nor one of default, "
-        f"{', '.join(sorted(TEACHERS))}, orb, vlad:STORE, features:FILE.h5"
+        f"{', '.join(sorted(TEACHERS))}, {', '.join([*BINARY, *DETECTORS])}, DETECTOR+DESCRIBER, "
+        "TEACHER:WEIGHTS, vlad:STORE, features:FILE.h5"
     )
 
 
@@ -97,6 +121,10 @@ class StudentExtractor:
         with autocast(self.device, self.precision):
             return predict(self.student, _to_image(view), self.choice)
 
+    def describe(self, view: View, keypoints: np.ndarray) -> np.ndarray:
+        with autocast(self.device, self.precision):
+            return describe(self.student, _to_image(view), keypoints)
+
 
 def origin_of(weights: str) -> str:
     """A teacher's ``weights`` as the report states them."""
@@ -115,25 +143,89 @@ class TeacherExtractor:
         return self.teacher.extract(_to_image(view), self.choice)
 
 
-class Orb:
-    """ORB of OpenCV, thinned out like every other one: Rublee et al., ICCV 2011."""
+class TeacherDescriber(TeacherExtractor):
+    """A teacher with a dense descriptor map."""
+
+    def describe(self, view: View, keypoints: np.ndarray) -> np.ndarray:
+        return self.teacher.describe(_to_image(view), keypoints)
+
+
+class BinaryExtractor:
+    """A detector with binary descriptors of OpenCV, thinned out like every other one."""
 
     channels = 1
     origin = f"opencv {cv2.__version__}"
 
-    def __init__(self, choice: KeypointChoice):
-        self.choice = choice
-        # Suppression thins its clusters out: it needs many more than are kept in the end.
-        self.detector = cv2.ORB_create(nfeatures=10 * choice.top_k)
+    def __init__(self, detector: cv2.Feature2D, choice: KeypointChoice):
+        self.detector, self.choice = detector, choice
 
     def extract(self, view: View, name: str) -> Features:
         found, descriptors = self.detector.detectAndCompute(view.image, None)
         keypoints = np.array([point.pt for point in found], np.float32).reshape(-1, 2)
         scores = np.array([point.response for point in found], np.float32)
         kept = thin_keypoints(keypoints, scores, view.size, self.choice)
-        packed = np.zeros((0, 32), np.uint8) if descriptors is None else descriptors[kept]
+        width = self.detector.descriptorSize()
+        packed = np.zeros((0, width), np.uint8) if descriptors is None else descriptors[kept]
         bits = np.unpackbits(packed, axis=1).astype(bool)
         return Features(view.size, keypoints[kept], scores[kept], bits)
+
+
+def _orb(top_k: int) -> cv2.Feature2D:
+    """ORB: Rublee et al., ICCV 2011."""
+    # Suppression thins its clusters out: it needs many more than are kept in the end.
+    return cv2.ORB_create(nfeatures=10 * top_k)
+
+
+def _akaze(top_k: int) -> cv2.Feature2D:
+    """AKAZE: Alcantarilla et al., BMVC 2013. It finds what it finds, whatever ``top_k``."""
+    home = next(
+        (m for m in (cv2, getattr(cv2, "xfeatures2d", None)) if hasattr(m, "AKAZE_create")), None
+    )
+    if home is None:
+        raise ValueError(
+            f"--model akaze: this OpenCV {cv2.__version__} comes without it; pip install "
+            '"opencv-python<5", or opencv-contrib-python in its place'
+        )
+    return home.AKAZE_create(threshold=1e-4)  # a tenth of the default: enough are left to choose
+
+
+BINARY: dict[str, Callable[[int], cv2.Feature2D]] = {"orb": _orb, "akaze": _akaze}
+
+
+class DetectorExtractor:
+    """Keypoints of a detector, described by another or not at all."""
+
+    def __init__(self, detect: Callable, describer: Describer | None, choice: KeypointChoice):
+        self.detect, self.describer = detect, describer
+        self.choice = replace(choice, refine_radius=0)
+        self.channels = describer.channels if describer else 1
+        origin = f"opencv {cv2.__version__}"
+        self.origin = f"{origin}, {describer.origin}" if describer else origin
+
+    def extract(self, view: View, name: str) -> Features:
+        keypoints, scores = self.detect(view.image, self.choice)
+        described = self.describer and self.describer.describe(view, keypoints)
+        return Features(view.size, keypoints, scores, described)
+
+
+def detect_harris(image: np.ndarray, choice: KeypointChoice) -> tuple[np.ndarray, np.ndarray]:
+    """Keypoints (N, 2) and scores (N,) where Harris' response is high: Alvey conference, 1988.
+
+    Windows of 4x4 pixels and k = 0.04, with which SuperPoint's and HF-Net's papers compare.
+    """
+    return choice(cv2.cornerHarris(image, blockSize=4, ksize=3, k=0.04))
+
+
+def detect_fast(image: np.ndarray, choice: KeypointChoice) -> tuple[np.ndarray, np.ndarray]:
+    """Keypoints (N, 2) and scores (N,) of FAST with a threshold of 10: Rosten, ECCV 2006."""
+    found = cv2.FastFeatureDetector_create(10).detect(image)
+    keypoints = np.array([point.pt for point in found], np.float32).reshape(-1, 2)
+    scores = np.array([point.response for point in found], np.float32)
+    kept = thin_keypoints(keypoints, scores, (image.shape[1], image.shape[0]), choice)
+    return keypoints[kept], scores[kept]
+
+
+DETECTORS = {"harris": detect_harris, "fast": detect_fast}
 
 
 class FeatureFile:

@@ -16,6 +16,7 @@ import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,7 @@ __all__ = [
     "Matches",
     "PairScores",
     "ViewScores",
+    "are_inside",
     "corner_error",
     "descriptor_ap",
     "detector_ap",
@@ -53,13 +55,18 @@ class Matches:
         indices: (N,) intp, the row in the other view.
         ratios: (N,) float32, nearest over second nearest distance; 1 where the second is 0 or
             there is none.
-        correct: (N,) bool, the keypoint is visible in the other view and its match lies within
-            ``THRESHOLD`` of where the homography takes it.
+        errors: (N,) float64, pixels from the match to where the homography takes the keypoint;
+            infinity for a keypoint that is not visible in the other view.
     """
 
     indices: np.ndarray
     ratios: np.ndarray
-    correct: np.ndarray
+    errors: np.ndarray
+
+    @property
+    def correct(self) -> np.ndarray:
+        """(N,) bool, the keypoint is visible and its match errs below ``THRESHOLD``."""
+        return self.errors < THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -124,8 +131,8 @@ def score_pair(features0: Features, features1: Features, H_0to1: np.ndarray) -> 
     points0, points1 = features0.keypoints, features1.keypoints
     warped0 = warp_points(points0, H_0to1)
     warped1 = warp_points(points1, np.linalg.inv(H_0to1))
-    visible0 = _are_inside(warped0, features1.image_size)
-    visible1 = _are_inside(warped1, features0.image_size)
+    visible0 = are_inside(warped0, features1.image_size)
+    visible1 = are_inside(warped1, features0.image_size)
     offsets0, repeated0 = _nearest_keypoints(warped0, points1)
     offsets1, repeated1 = _nearest_keypoints(warped1, points0)
 
@@ -150,27 +157,31 @@ def score_scenes(
 ) -> Iterator[list]:
     """Score scene by scene in worker processes, while the next scenes are still being made.
 
+    This process is one of the workers: what the others cannot take at once it scores itself,
+    without the cost of sending it.
+
     Args:
         scenes: the arguments of ``score`` for each pair of a scene. They are asked for in the
-            caller's thread, one scene at a time, at most two for each worker ahead of the results.
-        workers: processes; 1 scores in this one. They start once and stay for later calls.
+            caller's thread, one scene at a time, at most two for each other worker ahead.
+        workers: processes, with this one. The others start once and stay for later calls.
         score: a function that a module names, for one pair.
 
     Yields:
         For each scene, in order, what ``score`` returned for its pairs.
     """
-    if workers == 1:
-        for scene in scenes:
-            yield _score_scene(score, scene)
-        return
-    executor = get_reusable_executor(workers)
-    waiting = deque()
+    others = workers - 1
+    executor = get_reusable_executor(others, timeout=60) if others else None
+    jobs: deque[Future] = deque()
     for scene in scenes:
-        waiting.append(executor.submit(_score_scene, score, list(scene)))
-        if len(waiting) > 2 * workers:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        if sum(not job.done() for job in jobs) < 2 * others:
+            jobs.append(executor.submit(_score_scene, score, list(scene)))
+        else:
+            jobs.append(Future())
+            jobs[-1].set_result(_score_scene(score, scene))
+        while jobs and jobs[0].done():
+            yield jobs.popleft().result()
+    for job in jobs:
+        yield job.result()
 
 
 def _score_scene(score: Callable, scene: Sequence[tuple]) -> list:
@@ -228,11 +239,11 @@ def summarize(pairs: Sequence[PairScores]) -> dict[str, float]:
     return {number.__name__: number(pairs) for number in numbers}
 
 
-def matching_score(pairs: Iterable[PairScores]) -> float:
+def matching_score(pairs: Iterable[PairScores], threshold: float = THRESHOLD) -> float:
     """Correct matches over visible keypoints, mean of both directions and of all matched pairs."""
 
     def score(view: ViewScores) -> float:
-        return view.matches.correct.sum() / max(view.visible.sum(), 1)
+        return (view.matches.errors < threshold).sum() / max(view.visible.sum(), 1)
 
     return _mean([(score(p.view0) + score(p.view1)) / 2 for p in pairs if p.is_matched])
 
@@ -300,7 +311,8 @@ def _average_precision(correct: np.ndarray, ranks: np.ndarray, num_relevant: int
     return float(np.sum(envelope[1:] * np.diff(found)) / num_relevant)
 
 
-def _are_inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def are_inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Which points (N, 2) lie in an image of ``size``, (N,) bool."""
     return ((points >= 0) & (points <= np.array(size) - 1)).all(axis=1)
 
 
@@ -316,8 +328,9 @@ def _nearest_keypoints(warped: np.ndarray, points: np.ndarray) -> tuple[np.ndarr
 
 
 def _judge_matches(indices, ratios, warped, visible, points) -> Matches:
-    miss = np.linalg.norm(warped - points[indices], axis=1)
-    return Matches(indices, ratios, visible & (miss < THRESHOLD))
+    errors = np.full(len(indices), np.inf)
+    errors[visible] = np.linalg.norm(warped[visible] - points[indices[visible]], axis=1)
+    return Matches(indices, ratios, errors)
 
 
 def _squared_distances(rows0: np.ndarray, rows1: np.ndarray) -> np.ndarray:
@@ -332,7 +345,9 @@ def _squared_distances(rows0: np.ndarray, rows1: np.ndarray) -> np.ndarray:
     squared += norms0[:, None]
     squared += norms1
     squared = squared.astype(np.float32, copy=False)
-    np.copyto(squared, 0, where=squared < 1e-13 * (norms0.max() + norms1.max()))
+    floor = 1e-13 * (norms0.max() + norms1.max())
+    if squared.min() < floor:  # looking costs a fiftieth of writing
+        np.copyto(squared, 0, where=squared < floor)
     return squared
 
 

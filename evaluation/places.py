@@ -20,8 +20,8 @@ import numpy as np
 from data.images import list_images
 from evaluation.datasets import load_view
 from evaluation.extractors import Extractor
-from evaluation.report import RIGHT, WRONG, Drawing
-from evaluation.statistics import bootstrap_interval, mean_statistic
+from evaluation.figures import RIGHT, WRONG, Drawing
+from evaluation.statistics import Statistics, intervals, mean_statistic
 
 __all__ = [
     "RECALLS",
@@ -30,6 +30,7 @@ __all__ = [
     "draw_places",
     "judge_places",
     "mark_positives",
+    "place_statistics",
     "recall_at",
     "search_nearest",
     "summarize_places",
@@ -238,12 +239,14 @@ def summarize_places(model: str, judged: JudgedPlaces) -> dict:
         "seconds_per_query": judged.seconds_per_query,
         "index_bytes": judged.index_bytes,
         "global_dim": judged.global_dim,
-        "intervals": {f"recall@{k}": _recall_interval(judged.right, k) for k in RECALLS},
+        "intervals": intervals(place_statistics(judged)),
     }
 
 
-def _recall_interval(right: np.ndarray, k: int) -> tuple[float, float]:
-    return bootstrap_interval(mean_statistic(right[:, :k].any(axis=1)[:, None]), len(right))
+def place_statistics(judged: JudgedPlaces) -> Statistics:
+    """Recall@k over the drawn queries."""
+    found = {f"recall@{k}": judged.right[:, :k].any(axis=1)[:, None] for k in RECALLS}
+    return Statistics(judged.places.queries, {k: mean_statistic(v) for k, v in found.items()})
 
 
 def draw_places(model: str, judged: JudgedPlaces, count: int) -> list[Drawing]:

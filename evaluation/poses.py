@@ -40,8 +40,9 @@ from data.images import list_images
 from data.records import Features
 from evaluation.datasets import View, load_view
 from evaluation.extractors import Extractor
-from evaluation.homography import error_auc
+from evaluation.homography import auc_statistic, error_auc
 from evaluation.matching import match_mutual
+from evaluation.statistics import Statistics, intervals
 
 __all__ = [
     "Camera",
@@ -51,6 +52,7 @@ __all__ = [
     "estimate_pose",
     "judge_poses",
     "pose_error",
+    "pose_statistics",
     "summarize_poses",
 ]
 
@@ -376,4 +378,18 @@ def summarize_poses(model: str, judged: JudgedPoses) -> dict:
         **{f"auc@{t}": error_auc(judged.errors, t) for t in THRESHOLDS},
         "median_error_deg": float(np.median(judged.errors)),
         "mean_matches": float(judged.matches.mean()),
+        "intervals": intervals(pose_statistics(judged)),
     }
+
+
+def pose_statistics(judged: JudgedPoses) -> Statistics:
+    """Areas and median over the pairs of the drawn sequences."""
+    names = list(dict.fromkeys(pair.sequence for pair in judged.pairs))
+    sequences = np.array([names.index(pair.sequence) for pair in judged.pairs])
+    by_sequence = [judged.errors[sequences == number] for number in range(len(names))]
+
+    def median(weights: np.ndarray) -> float:
+        return float(np.median(np.repeat(judged.errors, weights[sequences])))
+
+    areas = {f"auc@{t}": auc_statistic(by_sequence, t) for t in THRESHOLDS}
+    return Statistics(names, {**areas, "median_error_deg": median})

@@ -19,6 +19,7 @@ that is not certain OpenCV itself is asked: few matches or inliers, hardly a usa
 tried out once in every process, an OpenCV that does it otherwise.
 """
 
+import bisect
 import functools
 import math
 import sys
@@ -32,10 +33,11 @@ THRESHOLD = 3.0
 """In pixels, of inliers."""
 MAX_ITERATIONS, CONFIDENCE, FLT_EPSILON = 2000, 0.995, 2.0**-23
 MIN_MATCHES = 32
-NUM_DRAWS = 16384
-"""Subsets at most; 2000 usable ones take 12000 where all matches are wrong."""
 FIRST_BLOCK, LARGEST_BLOCK = 256, 4096
 """Subsets looked at together. OpenCV gives up after 10000 useless ones in a row."""
+FEW_DRAWS, NUM_DRAWS = 5 * FIRST_BLOCK, 16384
+"""Subsets that many pairs make do with, and at most; 2000 usable ones take 12000 where all matches
+are wrong."""
 LARGEST_PRODUCT = 2**21
 """Matches times subsets of a block."""
 MARGIN = 1.002
@@ -89,7 +91,6 @@ def _replays_this_opencv() -> bool:
 def _replay(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
     """What OpenCV finds; None where only OpenCV can tell."""
     num = len(points0)
-    draws = _draws(num)
     pixels = np.concatenate([points0, points1], axis=1).T.astype(np.float32, order="C")
     exact = pixels.astype(np.float64)
     units, unit_threshold = _to_units(exact)
@@ -104,6 +105,7 @@ def _replay(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
         return _squared_errors(H_0to1, pixels) <= np.float32(THRESHOLD**2)
 
     while iteration < limit:
+        draws = _draws(num, FEW_DRAWS if start + block <= FEW_DRAWS else NUM_DRAWS)
         subsets = draws[:, start : start + block]
         usable = _usable(exact.take(subsets, axis=1))[: limit - iteration]
         if not len(usable):
@@ -127,7 +129,8 @@ def _replay(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
                 limit = _num_iterations(count, num, limit)
         iteration += len(usable)
         start += block
-        block = max(FIRST_BLOCK, min(4 * block, LARGEST_BLOCK, LARGEST_PRODUCT // num))
+        missing = int(1.1 * (limit - iteration) * start / iteration)
+        block = max(FIRST_BLOCK, min(4 * block, LARGEST_BLOCK, LARGEST_PRODUCT // num, missing))
     if best <= 4:  # a fit to four matches is refined by OpenCV's RANSAC alone
         return None
     return cv2.findHomography(points0[inliers], points1[inliers], 0)[0]
@@ -143,23 +146,27 @@ def _random_numbers() -> np.ndarray:
     return np.array(numbers, np.uint32)
 
 
-@functools.lru_cache(maxsize=16)
-def _draws(num: int) -> np.ndarray:
-    """The subsets that OpenCV draws from ``num`` matches, (4, NUM_DRAWS) intp: the random numbers
-    in fours, less those that repeat one of their four."""
-    rows = (_random_numbers() % num).astype(np.intp)
-    fours = np.lib.stride_tricks.sliding_window_view(rows, 4).T
-    clash = np.any([fours[i] == fours[j] for i in range(4) for j in range(i)], axis=0)
-    clashes = [np.flatnonzero(clash[phase::4]) * 4 + phase for phase in range(4)]
-    repeats, start = [], 0
-    while len(later := clashes[start % 4][np.searchsorted(clashes[start % 4], start) :]):
-        start, four = later[0], set()
-        while len(four) < 4 and start < len(rows):
-            if rows[start] in four:
+@functools.lru_cache(maxsize=32)
+def _draws(num: int, count: int) -> np.ndarray:
+    """The subsets that OpenCV draws from ``num`` matches, (4, count) intp: the random numbers in
+    fours, less those that repeat one of their four."""
+    rows = (_random_numbers()[: int(4.4 * count)] % num).astype(np.intp)
+    clash = np.zeros(len(rows), bool)  # whether a row is met again among the next three
+    for apart in (1, 2, 3):
+        same = rows[:-apart] == rows[apart:]
+        for first in range(4 - apart):  # the place in a four of the one that is met again
+            clash[: len(same) - first] |= same[first:]
+    clashes = [(np.flatnonzero(clash[phase::4]) * 4 + phase).tolist() for phase in range(4)]
+    repeats, start, end = [], 0, len(rows)
+    while (later := bisect.bisect_left(clashes[start % 4], start)) < len(clashes[start % 4]):
+        start, four = clashes[start % 4][later], set()
+        while len(four) < 4 and start < end:
+            row = rows.item(start)
+            if row in four:
                 repeats.append(start)
-            four.add(rows[start])
+            four.add(row)
             start += 1
-    return np.delete(rows, repeats)[: 4 * NUM_DRAWS].reshape(-1, 4).T.copy()
+    return np.delete(rows, repeats)[: 4 * count].reshape(-1, 4).T.copy()
 
 
 def _usable(points: np.ndarray) -> np.ndarray:

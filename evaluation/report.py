@@ -5,7 +5,6 @@ import json
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,21 +12,15 @@ import cv2
 import jinja2
 import numpy as np
 
-from evaluation.protocols import Column
+from evaluation.comparison import comparison_table, interval_text
+from evaluation.figures import COLOURS, Drawing, curves_svg, scatter_svg
+from evaluation.protocols import CURVE_THRESHOLDS, Column
 
-__all__ = ["Drawing", "draw_matches", "markdown_table", "write_report"]
+__all__ = ["markdown_table", "write_report"]
 
-RIGHT, WRONG, PLAIN = (60, 190, 60), (220, 60, 50), (240, 200, 40)  # red, green, blue
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One picture of the report: ``caption`` and an (H, W, 3) uint8 image."""
-
-    title: str
-    model: str
-    caption: str
-    image: np.ndarray
+PAGE = Path(__file__).with_name("report.html")
+PICTURES = 7_000_000
+"""Bytes of all pictures together, before base64 makes them longer by a third."""
 
 
 def markdown_table(results: Sequence[dict], columns: Sequence[Column], split: str) -> str:
@@ -49,53 +42,6 @@ def markdown_table(results: Sequence[dict], columns: Sequence[Column], split: st
     return "\n".join(lines)
 
 
-def draw_matches(
-    image0: np.ndarray,
-    image1: np.ndarray,
-    keypoints0: np.ndarray,
-    keypoints1: np.ndarray,
-    matches: np.ndarray,
-    right: np.ndarray,
-) -> np.ndarray:
-    """Two gray views side by side with matches between them: green right, red wrong.
-
-    Keypoints without a match are yellow.
-
-    Args:
-        image0, image1: (H, W) uint8.
-        keypoints0, keypoints1: (N, 2) and (M, 2) float, (x, y).
-        matches: (K, 2) rows of the two.
-        right: (K,) bool.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
-    height = max(image0.shape[0], image1.shape[0])
-    width0 = image0.shape[1]
-    canvas = np.full((height, width0 + image1.shape[1], 3), 255, np.uint8)
-    canvas[: image0.shape[0], :width0] = image0[..., None]
-    canvas[: image1.shape[0], width0:] = image1[..., None]
-    keypoints1 = keypoints1 + np.array([width0, 0], np.float32)
-    shift = 4  # OpenCV draws in sixteenths of a pixel
-
-    def fixed(point: np.ndarray) -> tuple[int, int]:
-        return tuple(int(v) for v in np.rint(point * 2**shift))
-
-    def circle(point: np.ndarray, colour) -> None:
-        cv2.circle(canvas, fixed(point), 3 << shift, colour, 1, cv2.LINE_AA, shift)
-
-    for keypoints in (keypoints0, keypoints1):
-        for point in keypoints:
-            circle(point, PLAIN)
-    for (row0, row1), is_right in zip(matches, right, strict=True):
-        colour = RIGHT if is_right else WRONG
-        ends = keypoints0[row0], keypoints1[row1]
-        cv2.line(canvas, *map(fixed, ends), colour, 1, cv2.LINE_AA, shift)
-        for end in ends:
-            circle(end, colour)
-    return canvas
-
-
 def write_report(
     output: Path,
     report: dict,
@@ -111,41 +57,63 @@ def write_report(
         command: that repeats it.
     """
     output.mkdir(parents=True, exist_ok=True)
+    packages = ("hfnet-distill", "torch", "numpy", "poselib")
     report = {
         **report,
         "command": command,
         "software": {
-            "hfnet-distill": version("hfnet-distill"),
+            **{name: version(name) for name in packages},
             "opencv": cv2.__version__,
-            "torch": version("torch"),
             "python": platform.python_version(),
+            "machine": platform.machine(),
         },
     }
     splits = list(dict.fromkeys(result["split"] for result in report["results"]))
-    tables = "\n\n".join(
-        markdown_table(report["results"], suite.columns, split) for split in splits
-    )
-    (output / "table.md").write_text(tables + "\n", encoding="utf-8")
+    tables = [markdown_table(report["results"], suite.columns, split) for split in splits]
+    tables += [comparison_table(c, split) for c in report["comparisons"] for split in splits]
+    (output / "table.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     (output / "report.json").write_text(
         json.dumps(_without_nan(report), indent=2, allow_nan=False) + "\n", encoding="utf-8"
     )
-    page = jinja2.Environment(autoescape=True).from_string(PAGE)
+    page = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(
+        PAGE.read_text(encoding="utf-8")
+    )
     titles = list(dict.fromkeys(drawing.title for drawing in drawings))
+    models = [model["model"] for model in report["models"]]
     (output / "index.html").write_text(
         page.render(
             report=report,
             suite=suite,
             splits=splits,
             is_best=_is_best,
+            interval_text=interval_text,
+            colours=[(m, COLOURS[row % len(COLOURS)]) for row, m in enumerate(models)],
+            charts=_draw_curves(report["curves"]),
+            scatters=[_draw_scatters(c, suite.columns) for c in report["comparisons"]],
             galleries=[(t, [d for d in drawings if d.title == t]) for t in titles],
-            encode=_encode,
+            encode=_Encoder(drawings),
         ),
         encoding="utf-8",
     )
 
 
+def _draw_curves(curves: dict[str, dict[str, list[float]]]) -> list[str]:
+    """A chart of each share, with a line of each model."""
+    names = list(dict.fromkeys(name for found in curves.values() for name in found))
+    return [
+        curves_svg(name, CURVE_THRESHOLDS, {m: found[name] for m, found in curves.items()})
+        for name in names
+    ]
+
+
+def _draw_scatters(comparison: dict, columns: Sequence[Column]) -> list[str]:
+    titles = {column.key: column.title for column in columns}
+    names = comparison["a"], comparison["b"]
+    return [scatter_svg(titles[k], names, values) for k, values in comparison["values"].items()]
+
+
 def _is_best(rows: Sequence[dict], row: dict, column: Column) -> bool:
-    return len(rows) > 1 and column.value(row) == column.best(rows)
+    return column.is_ranked and len(rows) > 1 and column.value(row) == column.best(rows)
 
 
 def _without_nan(value):
@@ -157,68 +125,19 @@ def _without_nan(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _encode(image: np.ndarray) -> str:
+class _Encoder:
+    """Pictures as JPEG in base64, made smaller where all of them would take too much."""
+
+    def __init__(self, drawings: Sequence[Drawing]):
+        total = sum(len(_to_jpeg(drawing.image)) for drawing in drawings)
+        self.scale = min(1.0, math.sqrt(PICTURES / max(total, 1)))
+
+    def __call__(self, image: np.ndarray) -> str:
+        if self.scale < 1:
+            image = cv2.resize(image, None, None, self.scale, self.scale, cv2.INTER_AREA)
+        return base64.b64encode(_to_jpeg(image)).decode()
+
+
+def _to_jpeg(image: np.ndarray) -> bytes:
     quality = [cv2.IMWRITE_JPEG_QUALITY, 85]
-    return base64.b64encode(cv2.imencode(".jpg", image[..., ::-1], quality)[1]).decode()
-
-
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{{ report.dataset.name }}: {{ report.models | map(attribute="model") | join(", ") }}</title>
-<style>
-  body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto;
-         padding: 0 1rem; color: #222; background: #fff; }
-  table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-  th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
-  th:first-child, td:first-child { text-align: left; }
-  caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-  figure { margin: 1rem 0; }
-  img { max-width: 100%; display: block; }
-  figcaption { color: #555; font-size: .9rem; }
-  td small { display: block; white-space: nowrap; color: #777; font-size: .7rem; }
-  code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; }
-  .right { color: rgb(40, 150, 40); } .wrong { color: rgb(220, 60, 50); }
-  .plain { color: rgb(170, 130, 0); }
-</style>
-<h1>Features on {{ report.dataset.name }}</h1>
-<p>{% for what, count in suite.size.items() %}{{ count }} {{ what }}{{ ", " if not loop.last }}
-{%- endfor %}; protocol <b>{{ suite.protocol }}</b>: {{ suite.about }}.
-Small: the 95 % interval, by drawing sequences or queries anew.</p>
-{% for split in splits %}
-{% set rows = report.results | selectattr("split", "equalto", split) | list %}
-<table>
-<caption>{{ split }}</caption>
-<tr><th>model{% for column in suite.columns %}<th>{{ column.title }}{% endfor %}</tr>
-{% for row in rows %}
-<tr><td>{{ row.model }}{% for column in suite.columns %}<td>
-{%- if is_best(rows, row, column) %}<b>{{ column.text(row) }}</b>
-{%- else %}{{ column.text(row) }}{% endif %}<small>{{ column.interval(row) }}</small>
-{%- endfor %}</tr>
-{% endfor %}
-</table>
-{% endfor %}
-{% if galleries %}
-<h2>Pictures</h2>
-<p>{{ suite.legend | safe }}</p>
-{% endif %}
-{% for title, drawings in galleries %}
-<h3>{{ title }}</h3>
-{% for drawing in drawings %}
-<figure><img src="data:image/jpeg;base64,{{ encode(drawing.image) }}"
-alt="{{ drawing.model }} on {{ title }}">
-<figcaption><b>{{ drawing.model }}</b>: {{ drawing.caption }}</figcaption></figure>
-{% endfor %}
-{% endfor %}
-<h2>To repeat it</h2>
-<p><code>{{ report.command }}</code></p>
-<table>
-<tr><th>model<th>origin</tr>
-{% for model in report.models %}<tr><td>{{ model.model }}<td><code>{{ model.origin }}</code></tr>
-{% endfor %}
-{% for name, number in report.software.items() %}<tr><td>{{ name }}<td>{{ number }}</tr>
-{% endfor %}
-</table>
-</html>
-"""
+    return cv2.imencode(".jpg", image[..., ::-1], quality)[1].tobytes()

@@ -3,8 +3,9 @@
 The pairs of one sequence resemble each other, so that sequences and not pairs are drawn again, with
 replacement: the cluster bootstrap with percentile intervals (Efron and Tibshirani, An Introduction
 to the Bootstrap, 1993; Field and Welsh, J. R. Stat. Soc. B, 2007). Two models are compared on the
-same sequences, by the bootstrap of their differences and by a test that flips the signs of these
-(Fisher, The Design of Experiments, 1935; drawn flips count as in Phipson and Smyth, 2010).
+same sequences, by the bootstrap of their difference and by a test that flips the sign of what one
+has more than the other in a sequence (Fisher, The Design of Experiments, 1935; drawn flips count
+as in Phipson and Smyth, 2010).
 
 A statistic is a function of ``weights`` (S,), how often each of S sequences was drawn: an average
 precision sorts its answers once, and counts each as often as its sequence was drawn.
@@ -26,12 +27,15 @@ from evaluation.metrics import (
 
 __all__ = [
     "Comparison",
+    "Statistic",
+    "Statistics",
     "ap_statistic",
     "bootstrap_interval",
     "by_sequence",
     "compare",
     "intervals",
     "mean_statistic",
+    "pair_statistics",
 ]
 
 RESAMPLES = 1000
@@ -40,6 +44,19 @@ EXACT = 14
 """Up to so many sequences all flips of signs are tried, beyond it ``FLIPS`` drawn ones."""
 
 Statistic = Callable[[np.ndarray], float]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Numbers of one model as functions of how often each sequence was drawn.
+
+    Attributes:
+        names: of the S sequences.
+        of: key of a number -> its statistic.
+    """
+
+    names: list[str]
+    of: dict[str, Statistic]
 
 
 def bootstrap_interval(
@@ -111,52 +128,50 @@ def ap_statistic(
     return average_precision
 
 
-def intervals(
-    pairs: Sequence[tuple[str, PairScores]], *, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the six numbers of ``evaluation.metrics.summarize``.
+def intervals(statistics: Statistics, **options) -> dict[str, tuple[float, float]]:
+    """The ``bootstrap_interval`` of each number, by its key."""
+    return {
+        key: bootstrap_interval(statistic, len(statistics.names), **options)
+        for key, statistic in statistics.of.items()
+    }
+
+
+def pair_statistics(pairs: Sequence[tuple[str, PairScores]]) -> Statistics:
+    """The six numbers of ``evaluation.metrics.summarize`` over the pairs of the drawn sequences.
 
     Args:
         pairs: (sequence, what is known of a pair), in the order in which they are summarized.
-
-    Returns:
-        name of the number -> (low, high), in the order of ``summarize``.
     """
     names = list(dict.fromkeys(sequence for sequence, _ in pairs))
     number_of = {name: number for number, name in enumerate(names)}
     numbered = [(number_of[sequence], pair) for sequence, pair in pairs]
-    statistics = {
-        "matching_score": _mean_over_pairs(numbered, len(names), matching_score),
-        "homography_accuracy": _mean_over_pairs(numbered, len(names), homography_accuracy),
-        "descriptor_ap": _descriptor_ap(numbered, len(names)),
-        "localization_error": _localization_error(numbered, len(names)),
-        "repeatability": _mean_over_pairs(numbered, len(names), repeatability),
-        "detector_ap": _detector_ap(numbered, len(names)),
-    }
-    return {
-        name: bootstrap_interval(statistic, len(names), resamples=resamples, seed=seed)
-        for name, statistic in statistics.items()
-    }
+    return Statistics(
+        names,
+        {
+            "matching_score": _mean_over_pairs(numbered, len(names), matching_score),
+            "homography_accuracy": _mean_over_pairs(numbered, len(names), homography_accuracy),
+            "descriptor_ap": _descriptor_ap(numbered, len(names)),
+            "localization_error": _localization_error(numbered, len(names)),
+            "repeatability": _mean_over_pairs(numbered, len(names), repeatability),
+            "detector_ap": _detector_ap(numbered, len(names)),
+        },
+    )
 
 
-def by_sequence(
-    pairs: Sequence[tuple[str, PairScores]], number: Callable[[list[PairScores]], float]
-) -> dict[str, float]:
-    """sequence -> a number of ``evaluation.metrics`` over its pairs alone, for ``compare``."""
-    groups: dict[str, list[PairScores]] = {}
-    for sequence, pair in pairs:
-        groups.setdefault(sequence, []).append(pair)
-    return {sequence: number(group) for sequence, group in groups.items()}
+def by_sequence(statistic: Statistic, num_sequences: int) -> np.ndarray:
+    """The number of each sequence alone, (S,) float64."""
+    return np.array([statistic(weights) for weights in np.eye(num_sequences, dtype=np.int64)])
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What model A has more than model B, mean over sequences.
+    """What model A has more than model B.
 
     Attributes:
-        difference: mean of A minus B; nan where no sequence has both numbers.
+        difference: A's number minus B's.
         low, high: its 95 % interval.
-        p_value: two-sided, of the hypothesis that A and B could change places on any sequence.
+        p_value: two-sided, of the hypothesis that A and B could change places on any sequence;
+            from the numbers of each sequence alone.
         sequences: how many have both numbers.
     """
 
@@ -168,37 +183,17 @@ class Comparison:
 
 
 def compare(
-    values_a: dict[str, float],
-    values_b: dict[str, float],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    a: Statistic, b: Statistic, num_sequences: int, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Comparison:
-    """Compare two models, sequence by sequence.
-
-    Args:
-        values_a, values_b: sequence -> number, of the same sequences; a sequence where either is
-            nan is left out.
-
-    Raises:
-        ValueError: the sequences differ.
-    """
-    if values_a.keys() != values_b.keys():
-        odd = sorted(values_a.keys() ^ values_b.keys())
-        raise ValueError(
-            f"cannot compare models on different sequences: {odd[0]} has only one of them"
-            f"{f' ({len(odd)} such)' if len(odd) > 1 else ''}; judge both on the same dataset"
-        )
-    differences = np.array([values_a[name] - values_b[name] for name in values_a], np.float64)
-    differences = differences[~np.isnan(differences)]
-    count = len(differences)
-    if not count:
-        return Comparison(math.nan, math.nan, math.nan, math.nan, 0)
+    """Compare a number of two models, paired over the sequences that both were judged on."""
+    all_once = np.ones(num_sequences, np.int64)
     low, high = bootstrap_interval(
-        mean_statistic(differences[:, None]), count, resamples=resamples, seed=seed
+        lambda weights: a(weights) - b(weights), num_sequences, resamples=resamples, seed=seed
     )
-    p_value = _sign_flip_p_value(differences, seed)
-    return Comparison(float(differences.mean()), low, high, p_value, count)
+    differences = by_sequence(a, num_sequences) - by_sequence(b, num_sequences)
+    differences = differences[~np.isnan(differences)]
+    p_value = _sign_flip_p_value(differences, seed) if len(differences) else math.nan
+    return Comparison(float(a(all_once) - b(all_once)), low, high, p_value, len(differences))
 
 
 def _sign_flip_p_value(differences: np.ndarray, seed: int) -> float:
@@ -223,7 +218,8 @@ def _percentiles(values: np.ndarray) -> tuple[float, float]:
     values = values[~np.isnan(values)]
     if not len(values):
         return math.nan, math.nan
-    low, high = np.percentile(values, [2.5, 97.5])
+    with np.errstate(invalid="ignore"):  # between infinities
+        low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -1,23 +1,33 @@
 """The datasets that ``evaluate`` knows: name -> what it asks of a model, and how it reports it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 from data.config import EvaluateSettings
 from evaluation.datasets import HPatches
 from evaluation.extractors import Extractor
-from evaluation.judge import choose_pairs, draw_pairs, judge, summarize_splits
+from evaluation.figures import Drawing
+from evaluation.judge import Judged, draw_pairs, judge, summarize_splits
 from evaluation.places import (
     RECALLS,
+    JudgedPlaces,
     Places,
     draw_places,
     judge_places,
+    place_statistics,
     summarize_places,
 )
-from evaluation.poses import THRESHOLDS, Poses, judge_poses, summarize_poses
+from evaluation.poses import (
+    THRESHOLDS,
+    JudgedPoses,
+    Poses,
+    judge_poses,
+    pose_statistics,
+    summarize_poses,
+)
 from evaluation.protocols import PROTOCOLS, Column
-from evaluation.report import Drawing
+from evaluation.statistics import Statistics
 
 __all__ = ["SUITES", "Suite"]
 
@@ -32,6 +42,8 @@ class Suite(Protocol):
         about: a sentence on what was measured and how.
         legend: of the pictures, HTML.
         columns: of the table.
+        unit: what models are compared over, in the plural.
+        settings: what it sets itself, for the report.
     """
 
     protocol: str
@@ -40,54 +52,96 @@ class Suite(Protocol):
     about: str
     legend: str
     columns: tuple[Column, ...]
+    unit: str
+    settings: dict
 
-    def judge(
-        self, model: str, extractor: Extractor, advance: Callable[[], None]
-    ) -> tuple[list[dict], list[Drawing]]:
-        """A model's results, one per split, and its pictures; ``advance`` is called per image."""
+    def judge(self, extractor: Extractor, advance: Callable[[], None]) -> Any:
+        """What one model gave; ``advance`` is called per image."""
+
+    def summarize(self, model: str, judged: Any) -> list[dict]:
+        """A model's results, one per split."""
+
+    def statistics(self, judged: Any) -> dict[str, Statistics]:
+        """split -> a model's numbers as functions of the units drawn, to compare models by."""
+
+    def curves(self, judged: Any) -> dict[str, list[float]]:
+        """Name of a share -> its values at ``protocols.CURVE_THRESHOLDS``; may be empty."""
+
+    def draw(
+        self,
+        judged: Mapping[str, Any],
+        extractors: Mapping[str, Extractor],
+        advance: Callable[[], None],
+    ) -> list[Drawing]:
+        """The pictures of all models."""
 
 
 class HomographySuite:
     """HPatches, or a dataset in its layout, under one of the protocols."""
 
+    unit = "sequences"
     legend = (
         'Image 1 on the left. <span class="right">Green</span>: within 3 px of the true place. '
         '<span class="wrong">Red</span>: wrong. <span class="plain">Yellow</span>: not matched, or '
-        "not visible in the other view."
+        "not visible in the other view. The pairs are those that the first model matched best and "
+        "worst, at most two of a sequence."
     )
 
     def __init__(self, root: Path, settings: EvaluateSettings):
-        self.dataset, self.settings = HPatches(root, settings.split), settings
+        self.dataset, self.wanted = HPatches(root, settings.split), settings
         self.protocol = settings.protocol
         self.rules = PROTOCOLS[settings.protocol]
+        shorter = self.rules.shorter_side
+        self.settings = {"longest_side": None, "shorter_side": shorter} if shorter else {}
         self.columns = self.rules.columns
         self.images = len(self.dataset.images)
         self.size = {"sequences": len(self.dataset.sequences), "pairs": len(self.dataset.pairs)}
         side = f"{settings.longest_side} pixels" if settings.longest_side else "their own size"
+        if shorter:
+            side = f"{shorter} pixels of the shorter side"
         self.about = (
             f"the best {settings.num_keypoints} keypoints of each image at {side}, "
             f"{self.rules.about}"
         )
-        self.pictured = set(choose_pairs(self.dataset, settings.pictures))
 
-    def judge(self, model, extractor, advance):
-        judged = judge(
+    def judge(self, extractor, advance):
+        return judge(
             self.dataset,
             extractor,
             self.rules,
-            longest=self.settings.longest_side,
-            workers=self.settings.workers,
-            pictured=self.pictured,
+            longest=self.wanted.longest_side,
+            workers=self.wanted.workers,
             advance=advance,
         )
-        results = summarize_splits(model, judged, self.settings.num_keypoints, self.settings.split)
-        return results, draw_pairs(model, judged)
+
+    def summarize(self, model: str, judged: Judged):
+        wanted = self.wanted
+        return summarize_splits(model, judged, wanted.num_keypoints, wanted.split)
+
+    def statistics(self, judged: Judged):
+        splits = judged.splits(self.wanted.split)
+        return {name: self.rules.statistics(found) for name, found in splits.items()}
+
+    def curves(self, judged: Judged):
+        return self.rules.curves([scores for _, scores in judged.pairs])
+
+    def draw(self, judged, extractors, advance):
+        return draw_pairs(
+            self.dataset,
+            judged,
+            extractors,
+            longest=self.wanted.longest_side,
+            count=self.wanted.pictures,
+            advance=advance,
+        )
 
 
 class PlacesSuite:
     """Place recognition by global descriptors."""
 
     protocol = "recall"
+    unit = "queries"
+    settings: ClassVar = {}
     about = (
         "a query is found at k where one of the first k hits shows its place; seconds a query for "
         "extraction and search, kilobytes of the database's descriptors"
@@ -103,7 +157,7 @@ class PlacesSuite:
     )
 
     def __init__(self, root: Path, settings: EvaluateSettings):
-        self.dataset, self.settings = Places(root), settings
+        self.dataset, self.wanted = Places(root), settings
         self.images = len(self.dataset.images)
         self.size = {
             "database": len(self.dataset.database),
@@ -111,18 +165,33 @@ class PlacesSuite:
             "queries without positives": len(self.dataset.skipped),
         }
 
-    def judge(self, model, extractor, advance):
-        judged = judge_places(
-            self.dataset, extractor, longest=self.settings.longest_side, advance=advance
-        )
-        drawings = draw_places(model, judged, self.settings.pictures)
-        return [summarize_places(model, judged)], drawings
+    def judge(self, extractor, advance):
+        longest = self.wanted.longest_side
+        return judge_places(self.dataset, extractor, longest=longest, advance=advance)
+
+    def summarize(self, model: str, judged: JudgedPlaces):
+        return [summarize_places(model, judged)]
+
+    def statistics(self, judged: JudgedPlaces):
+        return {"all": place_statistics(judged)}
+
+    def curves(self, judged: JudgedPlaces):
+        return {}
+
+    def draw(self, judged, extractors, advance):
+        return [
+            drawing
+            for model, found in judged.items()
+            for drawing in draw_places(model, found, self.wanted.pictures)
+        ]
 
 
 class PosesSuite:
     """Relative poses of calibrated cameras."""
 
     protocol = "poses"
+    unit = "sequences"
+    settings: ClassVar = {}
     about = (
         "mutual nearest neighbours, PoseLib at 1 px; AUC of the larger angle of rotation and "
         "translation, its median in degrees (less is better), and the matches of a pair"
@@ -131,19 +200,29 @@ class PosesSuite:
     columns = (
         *(Column(f"AUC@{t}°", f"auc@{t}") for t in THRESHOLDS),
         Column("median", "median_error_deg", less_is_better=True, digits=2),
-        Column("matches", "mean_matches", digits=0),
+        Column("matches", "mean_matches", is_ranked=False, digits=0),
     )
 
     def __init__(self, root: Path, settings: EvaluateSettings):
-        self.dataset, self.settings = Poses(root), settings
+        self.dataset, self.wanted = Poses(root), settings
         self.images = len(self.dataset.images)
         self.size = {"sequences": len(self.dataset.sequences), "pairs": len(self.dataset.pairs)}
 
-    def judge(self, model, extractor, advance):
-        judged = judge_poses(
-            self.dataset, extractor, longest=self.settings.longest_side, advance=advance
-        )
-        return [summarize_poses(model, judged)], []
+    def judge(self, extractor, advance):
+        longest = self.wanted.longest_side
+        return judge_poses(self.dataset, extractor, longest=longest, advance=advance)
+
+    def summarize(self, model: str, judged: JudgedPoses):
+        return [summarize_poses(model, judged)]
+
+    def statistics(self, judged: JudgedPoses):
+        return {"all": pose_statistics(judged)}
+
+    def curves(self, judged: JudgedPoses):
+        return {}
+
+    def draw(self, judged, extractors, advance):
+        return []
 
 
 SUITES: dict[str, type] = {

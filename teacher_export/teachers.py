@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.console import autocast
-from data.geometry import CELL_MAP, average_map, resample_map, sample_map
+from data.geometry import CELL_MAP, average_map, resample_map, sample_descriptors
 from data.keypoints import KeypointChoice
 from data.records import Features
 from data.store import Field, RecordStore, StoreError
@@ -60,6 +60,9 @@ class Teacher(Protocol):
 
     def extract(self, image: Tensor, choice: KeypointChoice) -> Features:
         """The features of one image (channels, H, W) float32 in [0, 1], in its pixels."""
+
+    # Those with a dense descriptor map also have
+    #     describe(image, keypoints): the descriptors (N, D) of keypoints (N, 2) that others found.
 
 
 class SuperPointTeacher:
@@ -129,12 +132,14 @@ class SuperPointTeacher:
         with autocast(self.device, self.precision):
             return self.network(images)
 
+    @torch.inference_mode()
+    def describe(self, image: Tensor, keypoints: np.ndarray) -> np.ndarray:
+        return sample_descriptors(self._forward(image[None])[1][0], keypoints)
+
     @staticmethod
     def _features(size, score_map: Tensor, descriptor_map: Tensor, choice) -> Features:
         keypoints, scores = choice(score_map.cpu().numpy())
-        points = torch.from_numpy(keypoints).to(descriptor_map.device)
-        descriptors = sample_map(descriptor_map[None], points[None], CELL_MAP)[0]
-        return Features(size, keypoints, scores, F.normalize(descriptors, dim=1).cpu().numpy())
+        return Features(size, keypoints, scores, sample_descriptors(descriptor_map, keypoints))
 
 
 class SiLKTeacher:
@@ -220,9 +225,20 @@ class SiLKTeacher:
         # Outside the map nothing is known: a score of 0 is never chosen.
         score_map = F.pad(logits[0].sigmoid(), [border] * 4).cpu().numpy()
         keypoints, scores = choice(score_map)
+        return Features(size, keypoints, scores, self._sample(descriptors, keypoints))
+
+    @torch.inference_mode()
+    def describe(self, image: Tensor, keypoints: np.ndarray) -> np.ndarray:
+        return self._sample(self._forward(image[None]).raw_descriptor_map[0], keypoints)
+
+    def _sample(self, descriptors: Tensor, keypoints: np.ndarray) -> np.ndarray:
+        """Those of the nearest pixel; on the border, where there are none, of the map's edge."""
         columns, rows = self.geometry.to_map(torch.from_numpy(keypoints)).round().long().T
-        chosen = F.normalize(descriptors[:, rows, columns].T, dim=1)
-        return Features(size, keypoints, scores, chosen.cpu().numpy())
+        rows, columns = (
+            places.clamp(0, side - 1)
+            for places, side in zip((rows, columns), descriptors.shape[1:], strict=True)
+        )
+        return F.normalize(descriptors[:, rows, columns].T, dim=1).cpu().numpy()
 
 
 class SiftTeacher:

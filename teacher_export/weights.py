@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import tempfile
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +9,8 @@ import numpy as np
 import platformdirs
 import torch
 from torch import nn
+
+from data.download import DownloadError, download
 
 __all__ = ["VARIABLE", "OfficialWeights", "find_weights", "load_arrays", "load_strictly"]
 
@@ -25,8 +25,7 @@ class OfficialWeights:
         model: as the licence's owner calls it.
         file: its name; ``.npz`` in place of its suffix is found as well.
         url: the official address.
-        digest: of the file, in hexadecimal: ``sha256:...``, or ``git:...``, the id under which a
-            repository keeps it (SHA-1 over git's blob header and the bytes).
+        digest: of the file, as ``data.download.download`` takes it.
         licence: in a few words.
     """
 
@@ -57,7 +56,12 @@ def find_weights(official: OfficialWeights, given: str | Path | None = None) -> 
         for name in (official.file, str(Path(official.file).with_suffix(".npz"))):
             if (folder / name).is_file():
                 return folder / name
-    return _download(official, cache)
+    try:
+        return download(official.url, cache / official.file, official.digest)
+    except DownloadError as error:
+        raise FileNotFoundError(
+            f"no {official.model} weights here: {error}; {_where(official)}"
+        ) from error
 
 
 def _where(official: OfficialWeights) -> str:
@@ -65,29 +69,6 @@ def _where(official: OfficialWeights) -> str:
         f"get {official.file} from {official.url} (licence: {official.licence}) and name it with "
         f"--weights or put it into the folder that {VARIABLE} names"
     )
-
-
-def _download(official: OfficialWeights, folder: Path) -> Path:
-    try:
-        with urllib.request.urlopen(official.url, timeout=30) as response:
-            data = response.read()
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise FileNotFoundError(
-            f"no {official.model} weights here, and their download failed ({reason}); "
-            f"{_where(official)}"
-        ) from error
-    kind = official.digest.partition(":")[0]
-    blob = hashlib.sha1(b"blob %d\0" % len(data) + data) if kind == "git" else hashlib.sha256(data)
-    if (found := f"{kind}:{blob.hexdigest()}") != official.digest:
-        raise FileNotFoundError(
-            f"{official.url} gave {len(data)} bytes with the digest {found}, expected "
-            f"{official.digest}; {_where(official)}"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as partial:
-        partial.write(data)
-    return Path(partial.name).replace(folder / official.file)
 
 
 def load_arrays(path: str | Path) -> tuple[dict[str, torch.Tensor], str]:

@@ -8,11 +8,13 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+import torch
 
+from data.config import load_settings
 from data.geometry import resize_points
 from evaluation.cli import evaluate
 from evaluation.datasets import HPatches, load_view
-from evaluation.extractors import FeatureFile
+from evaluation.extractors import FeatureFile, make_extractor
 from evaluation.protocols import PROTOCOLS
 from evaluation.report import markdown_table
 from evaluation.sequences import render_sequences
@@ -88,8 +90,10 @@ def test_the_report(run_command, sequences, tmp_path):
     )
     assert "| all | MS | Homography | mAP (Desc) | MLE | Rep | mAP (Det) |" in output
     page = (tmp_path / "report" / "index.html").read_text()
-    assert page.count("<img") == 2 * len(models)
-    assert "http" not in page  # nothing is fetched from elsewhere
+    # The best and the worst pair of each sequence by each model, and one panel of keypoints.
+    assert page.count("<img") == 4 * len(models) + 1
+    assert page.count("<svg") == 2
+    assert not re.search("https?:|@import", page)  # nothing is fetched from elsewhere
     assert re.findall(r"sha256:[0-9a-f]{64}", page)
 
 
@@ -107,6 +111,102 @@ def test_the_matching_protocol(run_command, sequences, tmp_path):
         assert 0 < sift["homography"][estimator]["auc@5px"] < shares[2]
     assert sift["mean_matching_accuracy"]["@10px"] > 0.5
     assert "| all | RANSAC 1 px |" in output
+
+
+def test_the_silk_protocol(run_command, sequences, tmp_path):
+    output = judge(
+        run_command, sequences, tmp_path / "report", "orb", arguments=("--protocol", "silk")
+    )
+    assert "| all | Rep 1 px | Rep 3 px | Homography 1 px |" in output
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    settings = report["settings"]
+    assert (settings["shorter_side"], settings["longest_side"]) == (480, None)
+    assert (settings["num_keypoints"], settings["nms_radius"]) == (10000, 0)
+    row = report["results"][0]
+    assert row["mean_keypoints"] > 300  # what pipeline.toml would allow
+    assert 0.1 < row["repeatability"]["@1px"] < row["repeatability"]["@3px"] <= 1
+    assert row["intervals"]["homography.ransac.auc@3px"][0] >= 0
+    arguments = ("--protocol", "silk", "--num-features", 50, "--nms-radius", 4)
+    judge(run_command, sequences, tmp_path / "few", "orb", arguments=arguments)
+    settings = json.loads((tmp_path / "few" / "report.json").read_text())["settings"]
+    assert (settings["num_keypoints"], settings["nms_radius"]) == (50, 4)
+
+
+def test_detectors_with_the_descriptors_of_others(run_command, sequences, tmp_path):
+    models = ["harris", "harris+default", "fast+superpoint", "superpoint"]
+    judge(run_command, sequences, tmp_path / "report", *models)
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    rows = {row["model"]: row for row in report["results"] if row["split"] == "all"}
+    assert list(rows) == models
+    assert rows["harris"]["matching_score"] is None
+    assert rows["harris"]["repeatability"] == rows["harris+default"]["repeatability"]
+    assert rows["harris+default"]["matching_score"] > 0.2
+    assert rows["fast+superpoint"]["mean_keypoints"] > 100
+    origins = {model["model"]: model["origin"] for model in report["models"]}
+    assert origins["fast+superpoint"].endswith(origins["superpoint"])
+    output = judge(run_command, sequences, tmp_path / "none", "harris+orb", code=1)
+    assert "orb describes only keypoints of its own" in output
+
+
+def test_descriptors_at_the_keypoints_of_others_are_those_of_ones_own(sequences):
+    """What a model says of its own keypoints, it says of them as well when another finds them."""
+    settings = load_settings(None).predict
+    view = load_view(next(iter(HPatches(sequences).images.values())))
+    for model in ("default", "silk"):
+        options = {"num_keypoints": 20, "device": torch.device("cpu")}
+        extractor = make_extractor(model, settings, **options)
+        with torch.inference_mode():
+            found = extractor.extract(view, "")
+            described = extractor.describe(view, found.keypoints)
+        np.testing.assert_allclose(described, found.descriptors, atol=1e-6)
+    corner = extractor.describe(view, np.zeros((1, 2), np.float32))  # outside of SiLK's map
+    assert np.linalg.norm(corner) == pytest.approx(1, abs=1e-5)
+
+
+def test_two_checkpoints_of_a_teacher(run_command, sequences, tmp_path, synthetic_weights):
+    weights = tmp_path / "other.npz"
+    shutil.copy(synthetic_weights / "superpoint_v1.npz", weights)
+    models = ["superpoint", f"superpoint:{weights}", f"fast+superpoint:{weights}"]
+    judge(run_command, sequences, tmp_path / "report", *models)
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [model["model"] for model in report["models"]] == models
+    output = judge(run_command, sequences, tmp_path / "none", "silk:none.safetensors", code=1)
+    assert "none.safetensors" in output
+
+
+def test_akaze_has_binary_descriptors_where_opencv_has_it(sequences):
+    options = {"num_keypoints": 50, "device": torch.device("cpu")}
+    settings = load_settings(None).predict
+    if not hasattr(cv2, "AKAZE_create"):
+        with pytest.raises(ValueError, match=r"--model akaze: this OpenCV .* pip install"):
+            make_extractor("akaze", settings, **options)
+        return
+    view = load_view(next(iter(HPatches(sequences).images.values())))
+    found = make_extractor("akaze", settings, **options).extract(view, "")
+    assert found.descriptors.dtype == np.bool_
+    assert 0 < len(found.keypoints) <= 50
+
+
+def test_comparing_two_models(run_command, sequences, tmp_path):
+    arguments = ("--compare", "sift", "orb")
+    output = judge(run_command, sequences, tmp_path / "report", "sift", "orb", arguments=arguments)
+    assert "| all: sift minus orb | difference | 95 % interval | p | better |" in output
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    (comparison,) = report["comparisons"]
+    rows = {(row["split"], row["key"]): row for row in comparison["rows"]}
+    table = {row["model"]: row for row in report["results"] if row["split"] == "all"}
+    for column in COLUMNS:
+        row = rows["all", column.key]
+        expected = table["sift"][column.key] - table["orb"][column.key]
+        assert row["difference"] == pytest.approx(expected, abs=1e-9)
+        assert row["sequences"] == 2
+        assert row["better"] is None  # two sequences say nothing for certain
+        assert comparison["values"][column.key].keys() == {p.name for p in sequences.iterdir()}
+    assert "| all: sift minus orb |" in (tmp_path / "report" / "table.md").read_text()
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("<svg") == 2 + len(COLUMNS)
+    output = judge(run_command, sequences, tmp_path / "none", "orb", code=2, arguments=arguments)
+    assert "--compare sift: not among the models" in output
 
 
 def test_places(run_command, tmp_path):

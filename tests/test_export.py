@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from data.images import fit_image, read_image
 from data.store import RecordStore
 from teacher_export.cli import export_teacher
 from teacher_export.superpoint import SuperPoint
+from teacher_export.teachers import SuperPointTeacher
 from teacher_export.weights import VARIABLE, load_arrays, load_strictly
 
 SMALL = ("--size", "64x48", "--batch-size", "2", "--quiet", "--device", "cpu")
@@ -179,9 +181,8 @@ def test_a_download_is_verified(run_command, photographs, tmp_path, monkeypatch)
     monkeypatch.setenv(VARIABLE, str(tmp_path / "none"))
     monkeypatch.setattr("teacher_export.weights.platformdirs.user_cache_path", lambda _: tmp_path)
     (tmp_path / "download").write_bytes(b"something else")
-    monkeypatch.setattr(
-        "urllib.request.urlopen", lambda *_, **__: (tmp_path / "download").open("rb")
-    )
+    official = replace(SuperPointTeacher.official, url=(tmp_path / "download").as_uri())
+    monkeypatch.setattr(SuperPointTeacher, "official", official)
     output = export(run_command, photographs, tmp_path / "store")
     assert "expected git:107a444ca318d487390137d619d49f2f0a3b1ad8" in output
     assert not (tmp_path / "superpoint_v1.pth").exists()

@@ -5,7 +5,15 @@ import pytest
 
 from data.geometry import warp_points
 from data.records import Features
-from evaluation.homography import ESTIMATORS, error_auc, match_pair, summarize_matching
+from evaluation.homography import (
+    ESTIMATORS,
+    auc_statistic,
+    error_auc,
+    match_pair,
+    matching_statistics,
+    summarize_matching,
+    visible_offsets,
+)
 from evaluation.matching import euclidean_distances, match_mutual, match_nearest
 
 H_0TO1 = np.array([[0.9, 0.1, 12.0], [-0.05, 1.1, -7.0], [1e-4, -2e-4, 1.0]])
@@ -45,6 +53,7 @@ def test_numbers_of_known_pairs():
     assert numbers["homography"]["ransac"]["auc@5px"] == pytest.approx(0.5, abs=0.01)
     assert numbers["mean_matching_accuracy"]["@1px"] == 1
     assert numbers["mean_matches"] == 101.5
+    assert numbers["repeatability"]["@1px"] == 1
 
 
 def test_no_keypoints():
@@ -67,6 +76,36 @@ def test_area_under_the_recall_by_hand():
     # Recall rises to 1/2 at 1 px, to 1 at 2 px and stays there until 4 px.
     assert error_auc(np.array([2.0, 1.0]), 4) == pytest.approx((0.25 + 0.75 + 2) / 4)
     assert error_auc(np.array([np.inf, 9.0]), 4) == 0
+
+
+def test_areas_of_drawn_sequences():
+    rng = np.random.default_rng(0)
+    errors = [rng.exponential(3, 5) for _ in range(6)] + [np.full(5, np.inf)]
+    statistic = auc_statistic(errors, 5)
+    for weights in rng.multinomial(7, np.full(7, 1 / 7), 10):
+        drawn = [error for group, w in zip(errors, weights, strict=True) for error in [group] * w]
+        assert statistic(weights) == pytest.approx(error_auc(np.concatenate(drawn), 5), abs=1e-12)
+
+
+def test_statistics_of_all_sequences_are_the_numbers():
+    pairs = [(f"s{seed}", match_pair(*make_pair(40, 25, seed)[:2], H_0TO1)) for seed in range(4)]
+    numbers = summarize_matching([pair for _, pair in pairs])
+    for key, statistic in matching_statistics(pairs).of.items():
+        value = numbers
+        for part in key.split("."):
+            value = value[part]
+        assert statistic(np.ones(4, np.int64)) == pytest.approx(value, abs=1e-12), key
+
+
+def test_offsets_of_visible_keypoints_by_hand():
+    """A shift by 10: the keypoint at 315 leaves the view, the others land 0 and 2.5 px off."""
+    shift = np.array([[1, 0, 10], [0, 1, 0], [0, 0, 1.0]])
+    scores = np.ones(3, np.float32)
+    view0 = Features(SIZE, np.array([[0, 0], [315, 5], [50, 50]], np.float32), scores)
+    view1 = Features(SIZE, np.array([[10, 0], [62, 51.5], [200, 9]], np.float32), scores)
+    offsets, visible = visible_offsets(view0, view1, shift)
+    assert visible.tolist() == [True, False, True]
+    np.testing.assert_allclose(offsets, [0, 2.5])
 
 
 @pytest.mark.parametrize("binary", [False, True])

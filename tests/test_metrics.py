@@ -284,16 +284,7 @@ def test_scenes_in_workers_are_those_in_this_process(excerpt):
     vectors = dict(excerpt("metrics_orb"))
     names = [vectors["pair_image2"][0], vectors["pair_image1"][0]]
     pair = (*(features_of(vectors, n) for n in names), vectors["pair_homography_2to1"][0])
-    asked = []
-
-    def scenes():
-        for number in range(8):
-            asked.append(number)
-            yield [pair] * (number % 2 + 1)
-
-    here = [summarize(scene) for scene in score_scenes(scenes(), workers=1)]
-    asked.clear()
-    found = score_scenes(scenes(), workers=2)
-    first = summarize(next(found))
-    assert len(asked) == 5  # two for each worker ahead of the one that is handed out
-    assert [first, *map(summarize, found)] == here
+    scenes = [[pair] * (number % 2 + 1) for number in range(8)]
+    found = [list(score_scenes(scenes, workers)) for workers in (1, 3)]
+    assert [len(scene) for scene in found[1]] == [len(scene) for scene in scenes]
+    assert [summarize(scene) for scene in found[0]] == [summarize(scene) for scene in found[1]]

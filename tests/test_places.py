@@ -9,6 +9,7 @@ import pytest
 
 from data.records import Features
 from evaluation import places as module
+from evaluation.figures import RIGHT, WRONG
 from evaluation.places import (
     Places,
     draw_places,
@@ -18,7 +19,6 @@ from evaluation.places import (
     search_nearest,
     summarize_places,
 )
-from evaluation.report import RIGHT, WRONG
 
 
 class MeanBrightness:

@@ -130,7 +130,8 @@ def check_recovered(judged):
     assert judged.errors.max() < 1
     row = summarize_poses("sift", judged)
     assert list(row) == [
-        *("model", "split", "auc@5", "auc@10", "auc@20", "median_error_deg", "mean_matches")
+        *("model", "split", "auc@5", "auc@10", "auc@20", "median_error_deg", "mean_matches"),
+        "intervals",
     ]
     assert row["auc@5"] > 0.9
     assert row["auc@20"] > 0.97

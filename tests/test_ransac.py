@@ -70,8 +70,8 @@ def test_all_matches_go_to_four_places():
     np.testing.assert_array_equal(find_homography(points0, points1), expected)
 
 
-def draws_in_another_order(num, draws=ransac._draws):
-    return draws(num)[:, ::-1]
+def draws_in_another_order(num, count, draws=ransac._draws):
+    return draws(num, count)[:, ::-1]
 
 
 def errors_in_float64(H_0to1, pixels):
@@ -101,7 +101,7 @@ def test_another_opencv_is_noticed_and_asked(monkeypatch, name, other):
 def test_draws_are_the_generators():
     """Four numbers each, none twice in a subset, as drawing one by one gives them."""
     numbers = iter(ransac._random_numbers().tolist())
-    for drawn in ransac._draws(40)[:, :2000].T.tolist():
+    for drawn in ransac._draws(40, 2000).T.tolist():
         subset = []
         while len(subset) < 4:
             row = next(numbers) % 40
@@ -116,7 +116,7 @@ def test_counts_are_never_too_few():
     points0[:40, 1] = points0[:40, 0] + np.float32(1e-3) * points0[::-1][:40, 1]
     pixels = np.concatenate([points0, points1], axis=1).T.copy()
     units, threshold = ransac._to_units(pixels.astype(np.float64))
-    subsets = ransac._draws(120)[:, :1500]
+    subsets = ransac._draws(120, 1500)
     subsets = subsets[:, ransac._usable(pixels.astype(np.float64).take(subsets, axis=1))]
     conditions = ransac._conditions(units, threshold)
     likely, near = ransac._likely(units.take(subsets, axis=1), conditions, best=-1)

@@ -22,6 +22,7 @@ from evaluation.statistics import (
     compare,
     intervals,
     mean_statistic,
+    pair_statistics,
 )
 
 SIX = [
@@ -35,7 +36,8 @@ def make_view(rng, count, skill, *, matched=True):
     visible, offsets = rng.uniform(size=count) < 0.8, rng.uniform(0, 6, count)
     ratios = rng.uniform(size=count).astype(np.float32)
     correct = visible & (rng.uniform(size=count) < skill * (1 - ratios))
-    matches = Matches(np.zeros(count, np.intp), ratios, correct) if matched else None
+    errors = np.where(correct, 1.0, np.inf)
+    matches = Matches(np.zeros(count, np.intp), ratios, errors) if matched else None
     return ViewScores(scores, visible, offsets, offsets < 3, matches)
 
 
@@ -56,32 +58,30 @@ def repeat(pairs, weights):
     return [pair for sequence, pair in pairs for _ in range(weights[int(sequence[1:])])]
 
 
-def test_every_number_is_resampled_as_metrics_would(monkeypatch):
+def test_every_number_is_resampled_as_metrics_would():
     """The statistics equal ``summarize`` over the drawn pairs, one by one."""
     pairs = make_pairs(5)
     rng = np.random.default_rng(1)
     pairs.append(("s2", PairScores(*(make_view(rng, 9, 1, matched=False),) * 2, None, math.inf)))
     pairs.append(("s3", PairScores(make_view(rng, 0, 1), make_view(rng, 4, 1), None, math.inf)))
+    statistics = pair_statistics(pairs)
+    assert statistics.names == ["s0", "s1", "s2", "s3", "s4"]
+    assert list(statistics.of) == SIX
     draws = module._draw_weights(5, 20, seed=3)
-    drawn = []
-    monkeypatch.setattr(
-        module,
-        "bootstrap_interval",
-        lambda statistic, count, **_: drawn.append([statistic(weights) for weights in draws]),
-    )
-    assert list(intervals(pairs)) == SIX
+    drawn = [[statistic(weights) for statistic in statistics.of.values()] for weights in draws]
     expected = [list(summarize(repeat(pairs, weights)).values()) for weights in draws]
-    np.testing.assert_allclose(np.transpose(drawn), expected, rtol=1e-12)
+    np.testing.assert_allclose(drawn, expected, rtol=1e-12)
 
 
 def test_intervals_hold_the_numbers():
     pairs = make_pairs(20)
-    found, numbers = intervals(pairs), summarize([pair for _, pair in pairs])
-    assert found == intervals(pairs)
-    assert found != intervals(pairs, seed=1)
+    statistics = pair_statistics(pairs)
+    found, numbers = intervals(statistics), summarize([pair for _, pair in pairs])
+    assert found == intervals(statistics)
+    assert found != intervals(statistics, seed=1)
     for name, (low, high) in found.items():
         assert low < numbers[name] < high, name
-    wide = intervals(make_pairs(5))
+    wide = intervals(pair_statistics(make_pairs(5)))
     assert sum(high - low for low, high in wide.values()) > sum(
         high - low for low, high in found.values()
     )
@@ -124,57 +124,66 @@ def test_average_precision_by_hand():
 
 
 def test_one_sequence_has_no_interval():
-    assert all(math.isnan(bound) for both in intervals(make_pairs(1)).values() for bound in both)
-    assert all(math.isnan(bound) for both in intervals([]).values() for bound in both)
+    for pairs in (make_pairs(1), []):
+        found = intervals(pair_statistics(pairs))
+        assert all(math.isnan(bound) for both in found.values() for bound in both)
 
 
 def test_numbers_of_each_sequence():
     pairs = make_pairs(3)
+    statistics = pair_statistics(pairs)
     for number in (matching_score, descriptor_ap, detector_ap):
-        found = by_sequence(pairs, number)
-        assert list(found) == ["s0", "s1", "s2"]
-        assert found["s1"] == number([pair for _, pair in pairs[3:6]])
+        found = by_sequence(statistics.of[number.__name__], 3)
+        expected = [number([pair for _, pair in pairs[row : row + 3]]) for row in (0, 3, 6)]
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-def named(values):
-    return {f"s{number}": value for number, value in enumerate(values)}
+def means(values):
+    """The statistic of one value per sequence, and how many sequences."""
+    return mean_statistic(np.array(values, np.float64)[:, None])
 
 
 def test_exact_p_value_by_hand():
     # Of 8 flips, the sum of 1, 2 and 3 is reached by two: none and all.
-    found = compare(named([2, 4, 6]), named([1, 2, 3]))
+    found = compare(means([2, 4, 6]), means([1, 2, 3]), 3)
     assert (found.difference, found.p_value, found.sequences) == (2, 2 / 8, 3)
     assert 1 <= found.low <= 2 <= found.high <= 3
     # 0.1, 0.2 and -0.3 sum to zero but for rounding: every flip reaches that.
-    assert compare(named([0.1, 0.2, 0]), named([0, 0, 0.3])).p_value == 1
+    assert compare(means([0.1, 0.2, 0]), means([0, 0, 0.3]), 3).p_value == 1
 
 
 def test_drawn_flips_agree_with_all_flips(monkeypatch):
     rng = np.random.default_rng(0)
-    a, b = named(rng.normal(0.4, 1, 13)), named(rng.normal(0, 1, 13))
-    exact = compare(a, b).p_value
+    a, b = means(rng.normal(0.4, 1, 13)), means(rng.normal(0, 1, 13))
+    exact = compare(a, b, 13).p_value
     monkeypatch.setattr(module, "EXACT", 0)
-    assert compare(a, b).p_value == pytest.approx(exact, abs=0.015)
+    assert compare(a, b, 13).p_value == pytest.approx(exact, abs=0.015)
 
 
 def test_a_clear_difference_and_none():
     rng = np.random.default_rng(0)
     base = rng.uniform(size=60)
-    better = compare(named(base + 0.02 + rng.normal(0, 0.03, 60)), named(base))
+    better = compare(means(base + 0.02 + rng.normal(0, 0.03, 60)), means(base), 60)
     assert better.low > 0
     assert 0 < better.p_value < 0.01
-    same = compare(named(base + rng.normal(0, 0.03, 60)), named(base))
+    same = compare(means(base + rng.normal(0, 0.03, 60)), means(base), 60)
     assert same.low < 0 < same.high
     assert same.p_value > 0.05
-    itself = compare(named(base), named(base))
+    itself = compare(means(base), means(base), 60)
     assert (itself.difference, itself.low, itself.high, itself.p_value) == (0, 0, 0, 1)
 
 
-def test_comparison_goes_by_name_and_leaves_out_what_was_not_measured():
-    found = compare({"a": 1.0, "b": 5.0, "c": math.nan}, {"c": 0.0, "b": 3.0, "a": 0.0})
-    assert (found.difference, found.sequences) == (1.5, 2)
-    nothing = compare({"a": math.nan}, {"a": 1.0})
+def test_the_difference_is_that_of_the_table():
+    """An average precision of all sequences together is not the mean of theirs."""
+    pairs_a, pairs_b = make_pairs(6, seed=1), make_pairs(6, seed=2)
+    of_a, of_b = (pair_statistics(pairs).of["descriptor_ap"] for pairs in (pairs_a, pairs_b))
+    expected = [descriptor_ap([pair for _, pair in pairs]) for pairs in (pairs_a, pairs_b)]
+    assert compare(of_a, of_b, 6).difference == pytest.approx(expected[0] - expected[1], abs=1e-12)
+
+
+def test_comparison_leaves_out_what_was_not_measured():
+    measured, none = mean_statistic([[1.0], [5.0], [2.0]]), mean_statistic([[], [], []])
+    assert compare(measured, mean_statistic([[0.0], [3.0], []]), 3).sequences == 2
+    nothing = compare(measured, none, 3)
     assert nothing.sequences == 0
     assert math.isnan(nothing.p_value)
-    with pytest.raises(ValueError, match=r"different sequences: b has only one of them; judge"):
-        compare({"a": 1.0}, {"a": 1.0, "b": 1.0})

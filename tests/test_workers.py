@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from joblib.externals.loky import get_reusable_executor
 from test_faults import digest
 
 from data.store import RecordStore
@@ -41,6 +42,12 @@ def alone(arguments, tmp_path_factory) -> dict[str, str]:
         command = [*arguments, "--store", folder / name, "--format", name]
         export_teacher([str(part) for part in command], standalone_mode=False)
     return {name: digest(folder / name) for name in ("zarr", "hdf5")}
+
+
+@pytest.fixture(autouse=True)
+def pool():
+    """None that other tests left: joblib cannot go on with one that it did not start."""
+    get_reusable_executor().shutdown()
 
 
 @pytest.mark.parametrize("format", ["zarr", "hdf5"])

@@ -1,0 +1,89 @@
+"""Files from elsewhere: resumed where a download broke off, verified, whole or absent."""
+
+import hashlib
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+__all__ = ["DownloadError", "download"]
+
+BLOCK = 2**20
+TIMEOUT = 30
+
+
+class DownloadError(OSError):
+    """The address gave nothing, too little, or other bytes than it should."""
+
+
+def download(
+    url: str, path: Path, digest: str, *, advance: Callable[[int], None] = lambda count: None
+) -> Path:
+    """Fetch a file to ``path``, unless it is there already.
+
+    What has come so far lies beside it, ending in ``.partial``, and is not asked for again. Of
+    several processes one fetches, the others wait for it.
+
+    Args:
+        digest: in hexadecimal: ``sha256:...``, or ``git:...``, the id under which a repository
+            keeps the file (SHA-1 over git's blob header and the bytes).
+        advance: called with the number of bytes that came, those of an earlier try included.
+
+    Raises:
+        DownloadError: the download failed or broke off, or gave other bytes; these are removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with FileLock(path.with_name(f"{path.name}.lock")):
+        if path.is_file():
+            return path
+        try:
+            _fetch(url, partial, advance)
+        except OSError as error:
+            raise DownloadError(f"download failed ({getattr(error, 'reason', error)})") from error
+        if (found := file_digest(partial, digest.partition(":")[0])) != digest:
+            size = partial.stat().st_size
+            partial.unlink()
+            raise DownloadError(
+                f"{url} gave {size} bytes with the digest {found}, expected {digest}"
+            )
+        return partial.replace(path)
+
+
+def _fetch(url: str, partial: Path, advance: Callable[[int], None]) -> None:
+    done = partial.stat().st_size if partial.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if done and error.code == 416:  # nothing is left to come: the digest tells if all is well
+            return
+        raise
+    with response:
+        resumed = done if response.status == 206 else 0
+        expected = response.headers.get("Content-Length")
+        came = resumed
+        advance(resumed)
+        with open(partial, "ab" if resumed else "wb") as file:
+            while block := response.read(BLOCK):
+                file.write(block)
+                came += len(block)
+                advance(len(block))
+    if expected is not None and came < resumed + int(expected):
+        raise OSError(
+            f"it broke off after {came} of {resumed + int(expected)} bytes; run the same command "
+            "again to go on"
+        )
+
+
+def file_digest(path: Path, kind: str) -> str:
+    """``sha256:...`` or ``git:...`` of a file."""
+    found = hashlib.sha256()
+    if kind == "git":
+        found = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            found.update(block)
+    return f"{kind}:{found.hexdigest()}"
