@@ -101,7 +101,7 @@ def test_an_interrupted_export_says_how_to_go_on(synthetic_weights, photographs,
         "from teacher_export.cli import export_teacher\n"
         "def wait(store, number, arrays):\n"
         "    print('writing', flush=True)\n"
-        "    time.sleep(0.2)\n"
+        "    time.sleep(1)\n"
         "RecordStore.write_shard = wait\n"
         "export_teacher()\n"
     )
