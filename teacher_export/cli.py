@@ -144,7 +144,8 @@ def export_teacher(
             if places:
                 export_places(images, store, advance)
             elif scheduler or settings.workers > 1:
-                job = ShardJob(folder.resolve(), path.resolve(), settings, weights)
+                found = weights and str(Path(weights).resolve())
+                job = ShardJob(folder.resolve(), path.resolve(), settings, found)
                 export_in_workers(
                     job, store, advance, workers=settings.workers, scheduler=scheduler
                 )

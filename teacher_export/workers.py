@@ -1,9 +1,10 @@
 """Shards spread over processes: of this machine, or of a Dask cluster that sees the same files."""
 
 import socket
+import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from data.config import ExportSettings
 from data.console import choose_device
 from data.store import RecordStore, StoreError
-from teacher_export.export import fill_shards
+from teacher_export.export import fill_shards, make_schema
 from teacher_export.teachers import TEACHERS, Teacher
 
 __all__ = ["ShardJob", "WorkerError", "export_in_workers"]
@@ -29,13 +30,16 @@ class ShardJob:
 
     Attributes:
         folder, path: of the photographs and of the store, where every worker finds them.
-        weights: of the teacher, where not in their usual place.
+        weights: of the teacher, where not in their usual place; a path that every worker finds.
+        run: tells one export from the next. A cluster's workers outlive both, and a store or
+            weights of the same name may be others by then.
     """
 
-    folder: Path
-    path: Path
-    settings: ExportSettings
-    weights: str | None
+    folder: Path = field(compare=False)
+    path: Path = field(compare=False)
+    settings: ExportSettings = field(compare=False)
+    weights: str | None = field(compare=False)
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 def export_in_workers(
@@ -49,7 +53,8 @@ def export_in_workers(
     """Fill the shards of a store that are not done yet, one task each, and mark it complete.
 
     To be called under the store's lock. A shard whose worker dies on a cluster is given to another
-    one, which writes the same bytes.
+    one, which writes the same bytes. Processes of this machine share its cores: joblib sets their
+    OMP_NUM_THREADS to cores / workers, unless it is set already.
 
     Args:
         advance: called with the number of photographs of each finished shard.
@@ -57,15 +62,17 @@ def export_in_workers(
         scheduler: address of a Dask scheduler, such as "tcp://10.0.0.1:8786".
 
     Raises:
-        WorkerError: a process of this machine was killed, or the scheduler cannot be reached.
+        WorkerError: a process of this machine was killed, or the cluster cannot be reached or gave
+            a shard up.
         UnreadablePhotographError, OSError: as ``fill_shards``.
     """
     tasks = (joblib.delayed(_fill_shard)(job, number) for number in store.pending_shards())
-    with ExitStack() as stack:
-        if scheduler is not None:
-            stack.enter_context(_cluster(scheduler))
+    with _cluster(scheduler) if scheduler else nullcontext():
         pool = joblib.Parallel(
-            n_jobs=-1 if scheduler else workers, batch_size=1, return_as="generator_unordered"
+            n_jobs=-1 if scheduler else workers,
+            batch_size=1,
+            pre_dispatch="all" if scheduler else "2 * n_jobs",  # for workers that come later
+            return_as="generator_unordered",
         )
         try:
             for count in pool(tasks):
@@ -80,6 +87,14 @@ def export_in_workers(
 
 def _fill_shard(job: ShardJob, number: int) -> int:
     """In a worker: fill one shard. Returns how many photographs it has."""
+    store, teacher = _prepare(job)
+    fill_shards(teacher, job.folder, store, job.settings, [number], lambda count: None)
+    return len(store.shard(number))
+
+
+@lru_cache(maxsize=1)
+def _prepare(job: ShardJob) -> tuple[RecordStore, Teacher]:
+    """The store and the teacher, once for all shards that a process fills in one export."""
     try:
         store = RecordStore.open(job.path)
     except StoreError as error:
@@ -88,32 +103,23 @@ def _fill_shard(job: ShardJob, number: int) -> int:
             "system that all workers share)"
         ) from error
     settings = job.settings
-    teacher = _make_teacher(settings.model, job.weights, settings.device, settings.precision)
-    fill_shards(teacher, job.folder, store, job.settings, [number], lambda count: None)
-    return len(store.shard(number))
-
-
-@lru_cache(maxsize=1)
-def _make_teacher(model: str, weights: str | None, device: str, precision: str) -> Teacher:
-    """One for all tasks of a process."""
-    return TEACHERS[model](weights, choose_device(device), precision)
+    device = choose_device(settings.device)
+    teacher = TEACHERS[settings.model](job.weights, device, settings.precision)
+    if found := make_schema(teacher, settings).difference(store.schema):
+        raise StoreError(
+            f"{job.path}: a worker on {socket.gethostname()} would fill it with other values: "
+            f"{found}; give all workers the same software and weights, and start them again"
+        )
+    return store, teacher
 
 
 def _cluster(scheduler: str):
     """The context in which joblib's work goes to a Dask scheduler."""
     try:
-        from distributed import Client
+        from teacher_export.cluster import cluster
     except ModuleNotFoundError as error:
         raise WorkerError(
-            "--scheduler needs Dask; pip install hfnet-distill[cluster] here and on the workers"
+            "--scheduler needs Dask; pip install hfnet-distill[cluster] here, on the scheduler and "
+            "on the workers"
         ) from error
-    try:
-        client = Client(scheduler, timeout=5)
-    except OSError as error:
-        raise WorkerError(
-            f"{scheduler}: no Dask scheduler answers there; start one with `dask scheduler`"
-        ) from error
-    stack = ExitStack()
-    stack.enter_context(client)
-    stack.enter_context(joblib.parallel_config(backend="dask", client=client))
-    return stack
+    return cluster(scheduler)
