@@ -100,7 +100,7 @@ def measure(
         size=store.schema.image_size,
         crop=settings.crop,
         views=settings.views,
-        warps=Warps(settings.warp, settings.zoom, settings.rotation, settings.perspective),
+        warps=Warps.of(settings),
         photometric=settings.photometric,
     )
     nothing = DistillationDataset(folder, [], targets, size=store.schema.image_size)

@@ -56,6 +56,7 @@ NotNegative = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
 Precision = Literal["auto", "float32", "bfloat16"]
 Share = Annotated[float, Field(ge=0, le=1)]
+Tilt = Annotated[float, Field(ge=1)]
 
 
 class _Section(BaseModel):
@@ -96,6 +97,7 @@ class TeacherSettings(_Section):
     view_scale: Range
     rotation: Weight
     perspective: Share
+    tilt: Tilt
     photometric: Share
     temperature: Annotated[float, Field(gt=0)]
     validation: Share
@@ -122,6 +124,7 @@ class TrainSettings(_Section):
     zoom: Range
     rotation: Weight
     perspective: Share
+    tilt: Tilt
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Weight
     warmup: Share

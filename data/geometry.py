@@ -100,12 +100,15 @@ def random_homography(
     scale: tuple[float, float] = (0.6, 0.9),
     rotation: float = 30.0,
     perspective: float = 0.2,
+    tilt: float = 1.0,
 ) -> np.ndarray:
     """A random view that lies wholly inside a photograph of ``size``.
 
     The view's frame is a centred rectangle of the photograph, shrunk by ``scale``, its corners
-    moved by up to ``perspective`` of its sides, rotated by up to ``rotation`` degrees either way
-    and shifted; candidates that leave the photograph are drawn again, ever smaller.
+    moved by up to ``perspective`` of its sides, rotated by up to ``rotation`` degrees either way,
+    foreshortened in a random direction and shifted; candidates that leave the photograph are drawn
+    again, ever smaller. A camera that looks askance at a plane sees it foreshortened, most by
+    ``tilt``, the absolute tilt of ASIFT (Morel and Yu, 2009); its area stays what ``scale`` says.
 
     Returns:
         ``H_view_to_photo`` (3, 3) float64: pixels of the view, which has the photograph's size, to
@@ -121,15 +124,25 @@ def random_homography(
         corners = corners + moved * shrink
         angle = np.deg2rad(rng.uniform(-rotation, rotation)) * shrink
         cos, sin = np.cos(angle), np.sin(angle)
-        corners = corners @ np.array([[cos, sin], [-sin, cos]]) + centre
+        corners = corners @ np.array([[cos, sin], [-sin, cos]])
+        if tilt > 1:
+            drawn = tilt ** rng.uniform(0, shrink)
+            corners = corners @ _foreshortening(rng.uniform(0, np.pi), drawn)
+        corners = corners + centre
         room_low, room_high = -corners.min(0), np.array([width - 1, height - 1]) - corners.max(0)
         if (room_high >= room_low).all():
             corners = corners + rng.uniform(room_low, room_high)
             return _homography_from_points(frame, corners)
     raise ValueError(
         f"no view fits into a photograph of {width}x{height} with scale {scale}, rotation "
-        f"{rotation} and perspective {perspective}; lower one of them"
+        f"{rotation}, perspective {perspective} and tilt {tilt}; lower one of them"
     )
+
+
+def _foreshortening(direction: float, tilt: float) -> np.ndarray:
+    """A symmetric (2, 2) of determinant 1 that stretches by ``tilt`` in a direction (radians)."""
+    along = np.array([np.cos(direction), np.sin(direction)])
+    return np.eye(2) / np.sqrt(tilt) + (np.sqrt(tilt) - 1 / np.sqrt(tilt)) * np.outer(along, along)
 
 
 def _homography_from_points(points0: np.ndarray, points1: np.ndarray) -> np.ndarray:

@@ -96,7 +96,7 @@ def train_student(
         size=size,
         crop=settings.crop,
         views=1 if student.local_is_frozen else settings.views,
-        warps=Warps(settings.warp, settings.zoom, settings.rotation, settings.perspective),
+        warps=Warps.of(settings),
         photometric=settings.photometric,
         seed=settings.seed,
     )

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.augment import augment_photometric
+from data.config import TrainSettings
 from data.images import fit_image, read_image
 from student.targets import Targets
 from student.views import random_crop, random_view
@@ -30,6 +31,14 @@ class Warps:
     zoom: tuple[float, float]
     rotation: float
     perspective: float
+    tilt: float
+
+    @classmethod
+    def of(cls, settings: TrainSettings) -> "Warps":
+        """As [train] has them."""
+        return cls(
+            settings.warp, settings.zoom, settings.rotation, settings.perspective, settings.tilt
+        )
 
 
 class DistillationDataset(Dataset):
@@ -104,6 +113,7 @@ class DistillationDataset(Dataset):
             zoom=warps.zoom,
             rotation=warps.rotation,
             perspective=warps.perspective,
+            tilt=warps.tilt,
         )
 
 

@@ -50,18 +50,19 @@ def random_view(
     zoom: tuple[float, float],
     rotation: float,
     perspective: float,
+    tilt: float,
 ) -> np.ndarray:
     """``H_view_to_photo`` (3, 3) of a random view that lies inside the photograph.
 
     Args:
         size, crop: (width, height) of the photograph and of the view.
         zoom: range of the photograph's pixels for one of the view, as far as the photograph goes.
-        rotation, perspective: see ``random_homography``.
+        rotation, perspective, tilt: see ``random_homography``.
     """
     share = max(to / of for to, of in zip(crop, size, strict=True))
     scale = (min(share * zoom[0], 1.0), min(share * zoom[1], 1.0))
     H_whole_to_photo = random_homography(
-        rng, size, scale=scale, rotation=rotation, perspective=perspective
+        rng, size, scale=scale, rotation=rotation, perspective=perspective, tilt=tilt
     )
     return H_whole_to_photo @ resize_matrix(crop, size)
 

@@ -45,7 +45,7 @@ class SiLKTraining:
         learning_rate: of Adam after ``warmup`` steps; it falls to 0 in the last fifth of them all.
         zoom: range of the side of the square of a photograph in which both views lie, in sides of
             a view.
-        view_scale, rotation, perspective: see ``random_homography``.
+        view_scale, rotation, perspective, tilt: see ``random_homography``.
         photometric: strength of photometric augmentation, 0 to 1.
         temperature: of the similarities of descriptors of unit length.
         block_size: rows of similarities in memory at a time.
@@ -65,6 +65,7 @@ class SiLKTraining:
     view_scale: tuple[float, float] = (0.6, 0.9)
     rotation: float = 30.0
     perspective: float = 0.2
+    tilt: float = 1.0
     photometric: float = 0.5
     temperature: float = 0.05
     block_size: int = 256
@@ -225,6 +226,7 @@ def random_views(path: Path, rng: np.random.Generator, settings: SiLKTraining) -
             scale=settings.view_scale,
             rotation=settings.rotation,
             perspective=settings.perspective,
+            tilt=settings.tilt,
         )
         @ resize_matrix((side, side), (square, square))
         for _ in range(2)

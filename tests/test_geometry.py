@@ -31,6 +31,19 @@ def test_resizing_keeps_the_image_edge():
     np.testing.assert_allclose(warp_points(points, resize_matrix((4, 2), (8, 8))), resized)
 
 
+def test_tilt_foreshortens_and_keeps_the_area():
+    rng = np.random.default_rng(0)
+    tilts = []
+    for _ in range(200):
+        H = random_homography(rng, (640, 480), scale=(0.3, 0.3), perspective=0, tilt=3)
+        stretch = np.linalg.svd(H[:2, :2], compute_uv=False)
+        assert stretch.prod() == pytest.approx(0.3**2)
+        tilts.append(stretch[0] / stretch[1])
+    assert 1 <= min(tilts) < 1.1
+    assert 2.8 < max(tilts) <= 3
+    np.testing.assert_allclose(np.median(tilts), np.sqrt(3), rtol=0.1)
+
+
 def test_resizing_agrees_with_opencv():
     ramp = np.tile(np.arange(8, dtype=np.float32), (8, 1))
     halved = cv2.resize(ramp, (4, 4), interpolation=cv2.INTER_AREA)

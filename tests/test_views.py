@@ -25,7 +25,7 @@ def test_an_upright_crop_is_cut_out_of_the_maps():
 
 def test_a_keypoint_is_where_the_view_shows_it():
     rng = np.random.default_rng(0)
-    H = random_view(rng, (64, 48), (32, 24), zoom=(0.8, 1.2), rotation=30, perspective=0.2)
+    H = random_view(rng, (64, 48), (32, 24), zoom=(0.8, 1.2), rotation=30, perspective=0.2, tilt=1)
     inside = warp_points([[15.5, 11.5]], H).round()
     column, row = inside[0].astype(int)
     score_map = torch.zeros(1, 1, 48, 64)
@@ -69,7 +69,9 @@ def test_views_lie_inside_the_photograph():
     for _ in range(50):
         for H in (
             random_crop(rng, (64, 48), (32, 24)),
-            random_view(rng, (64, 48), (32, 24), zoom=(0.7, 3), rotation=45, perspective=0.3),
+            random_view(
+                rng, (64, 48), (32, 24), zoom=(0.7, 3), rotation=45, perspective=0.3, tilt=3
+            ),
         ):
             seen = warp_points(corners, H)
             assert (seen > -1).all()
