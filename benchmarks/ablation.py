@@ -16,12 +16,13 @@ pixel take 17 MB a photograph.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from data.config import load_settings, override
 from data.console import choose_device, progress, user_errors
@@ -34,9 +35,9 @@ from evaluation.extractors import StudentExtractor
 from evaluation.judge import judge, summarize_splits
 from evaluation.protocols import PROTOCOLS
 from evaluation.report import markdown_table
-from student.checkpoint import load_student, student_path
+from student.checkpoint import load_student, save_student, student_path
 from student.hfnet import HFNet, HFNetConfig
-from student.loader import DistillationDataset
+from student.loader import DistillationDataset, Warps
 from student.targets import STRATEGIES, DownsampledTargets, UpsampledTargets
 from student.training import RunFolder, train
 from teacher_export.cli import export_teacher
@@ -117,6 +118,8 @@ class Row:
     Attributes:
         stores: of scores and descriptors, the same where one is named.
         trained_as: the row whose student this one takes.
+        settings: of [train], where they are not those of every row.
+        average: of the weights over the steps, the share that stays at each; 0 takes the last.
     """
 
     name: str
@@ -125,6 +128,8 @@ class Row:
     trained_as: str = ""
     extractor: type = StudentExtractor
     seed: int = 0
+    settings: dict = field(default_factory=dict)
+    average: float = 0.0
 
 
 ROWS = (
@@ -153,9 +158,10 @@ ROWS = (
 )
 
 
-def export(images: Path, output: Path, photographs: int) -> dict[str, RecordStore]:
-    """The stores that the rows learn from."""
-    for name, (model, fields, quantisation) in STORES.items():
+def export(names, images: Path, output: Path, photographs: int) -> dict[str, RecordStore]:
+    """Some of the stores that rows learn from."""
+    for name in names:
+        model, fields, quantisation = STORES[name]
         export_teacher.main(
             [
                 *("--model", model, "--fields", fields, "--images", str(images)),
@@ -165,31 +171,47 @@ def export(images: Path, output: Path, photographs: int) -> dict[str, RecordStor
             ],
             standalone_mode=False,
         )
-    return {name: RecordStore.open(output / f"{name}.zarr") for name in STORES}
+    return {name: RecordStore.open(output / f"{name}.zarr") for name in names}
 
 
 def train_row(row: Row, stores: dict[str, RecordStore], images: Path, output: Path, epochs: int):
     """The row's run folder, trained if it is not yet."""
     scores, descriptors = stores[row.stores[0]], stores[row.stores[-1]]
+    plain = {"epochs": epochs, "views": 1, "warp": 0.0, "crop": CROP, "seed": row.seed}
+    settings = override(load_settings().train, **plain | row.settings)
+    path = output / "".join(c if c.isalnum() else "_" for c in row.name)
+    run = RunFolder(path, {"row": row.name, "epochs": epochs}, resume=True)
+    steps = len(scores.names) // settings.batch_size * epochs
+    if run.steps_done == steps:
+        return path
     target = row.targets(scores, descriptors)
-    settings = load_settings().train
-    settings = override(settings, epochs=epochs, views=1, warp=0.0, crop=CROP, seed=row.seed)
     common = {"size": SIZE, "seed": settings.seed}
     training = DistillationDataset(
-        images, scores.names, [target], crop=CROP, photometric=settings.photometric, **common
+        images,
+        scores.names,
+        [target],
+        crop=CROP,
+        views=settings.views,
+        warps=Warps.of(settings),
+        photometric=settings.photometric,
+        **common,
     )
     validation = DistillationDataset(images, scores.names[:4], [target], **common)
     torch.manual_seed(settings.seed)
     student = HFNet(HFNetConfig(descriptor_dim=target.descriptor_dim))
     trained = load_student(student_path("default"))[0]
     student.stem, student.local_blocks = trained.stem, trained.local_blocks
-    path = output / "".join(c if c.isalnum() else "_" for c in row.name)
-    run = RunFolder(path, {"row": row.name, "epochs": epochs}, resume=True)
-    steps = len(training) // settings.batch_size * epochs
-    if run.steps_done < steps:
-        with progress(row.name, steps, done=run.steps_done, quiet=False) as advance:
-            device = choose_device("auto")
-            train(student, training, validation, run, settings, device, advance=advance)
+    average = get_ema_multi_avg_fn(row.average)
+    averaged = AveragedModel(student, multi_avg_fn=average, use_buffers=True)
+    with progress(row.name, steps, done=run.steps_done, quiet=False) as advance:
+
+        def step(count: int, note: str) -> None:
+            averaged.update_parameters(student)
+            advance(count, note)
+
+        train(student, training, validation, run, settings, choose_device("auto"), advance=step)
+    if row.average:
+        save_student(path / "last.safetensors", averaged.module, run.info)
     return path
 
 
@@ -209,10 +231,22 @@ def judge_row(row: Row, run: Path, root: Path) -> dict:
             protocol,
             longest=longest,
             workers=1,
-            pictured=set(),
             advance=advance,
         )
     return summarize_splits(row.name, judged, choice.top_k, "all")[0]
+
+
+def make_table(rows, stores, images: Path, root: Path, output: Path, name: str, epochs: int):
+    """Train and judge rows, and write down what came of each as soon as it is known."""
+    runs, results = {}, []
+    for row in rows:
+        trained = runs.get(row.trained_as)
+        runs[row.name] = trained or train_row(row, stores, images, output, epochs)
+        results.append(judge_row(row, runs[row.name], root))
+        write_atomically(output / f"{name}.json", json.dumps(results, indent=2).encode())
+    table = markdown_table(results, PROTOCOLS["hfnet"].columns, "all")
+    write_atomically(output / f"{name}.md", table.encode())
+    click.echo(table)
 
 
 @click.command()
@@ -225,16 +259,8 @@ def judge_row(row: Row, run: Path, root: Path) -> dict:
 def main(images: Path, root: Path, output: Path, photographs: int, epochs: int) -> None:
     """Train and judge every row; ``table.md`` and ``table.json`` go into --output."""
     output.mkdir(parents=True, exist_ok=True)
-    stores = export(images, output, photographs)
-    runs, results = {}, []
-    for row in ROWS:
-        trained = runs.get(row.trained_as)
-        runs[row.name] = trained or train_row(row, stores, images, output, epochs)
-        results.append(judge_row(row, runs[row.name], root))
-        write_atomically(output / "table.json", json.dumps(results, indent=2).encode())
-    table = markdown_table(results, PROTOCOLS["hfnet"].columns, "all")
-    write_atomically(output / "table.md", table.encode())
-    click.echo(table)
+    stores = export(STORES, images, output, photographs)
+    make_table(ROWS, stores, images, root, output, "table", epochs)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,175 @@
+"""Ways to a better student, each alone: what the literature offers, at the ablation's small scale.
+
+Every row is ``benchmarks/ablation.py``'s "superpoint, downsample" with one thing added or changed;
+photographs, steps and sequences are the same, and so may be the folder of stores and runs.
+
+    python benchmarks/ways.py --images photos/ --root sequences/ --output ablation/
+"""
+
+from pathlib import Path
+
+import click
+import cv2
+import numpy as np
+import torch
+from ablation import SIZE, Row, export, make_table
+from torch import Tensor
+from torch.nn import functional as F
+
+from data.console import autocast, choose_device, choose_precision, progress, user_errors
+from data.geometry import random_homography
+from data.images import fit_image, read_image
+from data.store import RecordStore
+from student.losses import detector_loss
+from student.targets import DownsampledTargets, SparseTargets
+from student.views import to_cells, view_descriptors, view_scores
+from teacher_export.superpoint import SuperPoint, score_map_from_cells
+from teacher_export.teachers import SuperPointTeacher
+
+TEMPERATURE = 0.1
+WARPED = {"views": 2, "warp": 0.5}
+
+
+class WithRelations(DownsampledTargets):
+    """Also learns how alike the teacher finds any two cells of a view (Park et al., CVPR 2019)."""
+
+    def losses(self, output, fields, H_view_to_photo):
+        losses = super().losses(output, fields, H_view_to_photo)
+        student, teacher = (maps.flatten(2) for maps in self._maps(output, fields, H_view_to_photo))
+        logits = [cells.mT @ cells / TEMPERATURE for cells in (student, teacher)]
+        apart = F.kl_div(
+            *(each.log_softmax(2) for each in logits), log_target=True, reduction="none"
+        )
+        losses["descriptor"] = losses["descriptor"] + 0.1 * apart.sum(2).mean(1)
+        return losses
+
+    def _maps(self, output, fields, H_view_to_photo) -> tuple[Tensor, Tensor]:
+        whole = fields["descriptor_map"].repeat_interleave(H_view_to_photo.shape[1], 0)
+        shape = output.descriptor_map.shape[2:]
+        return output.descriptor_map, view_descriptors(whole, H_view_to_photo.flatten(0, 1), shape)
+
+
+class AgainstTheBatch(WithRelations):
+    """Also tells the teacher's descriptor of a cell from those of all others in the batch.
+
+    Contrastive distillation (Tian et al., ICLR 2020) with the batch's cells as negatives.
+    """
+
+    CELLS = 2048
+
+    def losses(self, output, fields, H_view_to_photo):
+        losses = DownsampledTargets.losses(self, output, fields, H_view_to_photo)
+        student, teacher = (
+            maps.transpose(1, -1).flatten(0, 2)
+            for maps in self._maps(output, fields, H_view_to_photo)
+        )
+        drawn = torch.randperm(len(student), device=student.device)[: self.CELLS]
+        logits = student[drawn] @ teacher[drawn].T / TEMPERATURE
+        surprise = F.cross_entropy(logits, torch.arange(len(drawn), device=logits.device))
+        losses["descriptor"] = losses["descriptor"] + 0.1 * surprise
+        return losses
+
+
+class Sharpened(DownsampledTargets):
+    """The teacher's distributions over the pixels of a cell, squared."""
+
+    def _detector_loss(self, output, fields, H_view_to_photo):
+        cells = to_cells(fields["score_map"], self.cells).square()
+        whole = (cells / cells.sum(1, keepdim=True)).repeat_interleave(H_view_to_photo.shape[1], 0)
+        shape = output.score_logits.shape[2:]
+        target = view_scores(whole, H_view_to_photo.flatten(0, 1), shape)
+        return detector_loss(output.score_logits, target)
+
+
+class KeypointsAndMaps(DownsampledTargets):
+    """The detector learns the teacher's keypoints, as ``sparse``; descriptors as ``downsample``."""
+
+    def __init__(self, scores, descriptors):
+        super().__init__(scores, descriptors)
+        self.sparse = SparseTargets(scores, scores)
+
+    def read(self, name, H_view_to_photo, size, rng):
+        fields = super().read(name, H_view_to_photo, size, rng)
+        return fields | self.sparse.read(name, H_view_to_photo, size, rng)
+
+    def losses(self, output, fields, H_view_to_photo):
+        detector = self.sparse.losses(output, fields, H_view_to_photo)["detector"]
+        return super().losses(output, fields, H_view_to_photo) | {"detector": detector}
+
+
+class Adapted(DownsampledTargets):
+    """Scores averaged over what SuperPoint says of many views of the photograph.
+
+    Homographic adaptation (DeTone et al., CVPR Workshops 2018).
+    """
+
+    VIEWS = 16
+    images: Path
+
+    def __init__(self, scores: RecordStore, descriptors: RecordStore):
+        super().__init__(scores, descriptors)
+        device = choose_device("auto")
+        teacher = SuperPointTeacher(None, device, choose_precision("auto", device))
+        self.score_maps = {}
+        with progress("adapt", len(scores.names), quiet=False) as advance:
+            for name in scores.names:
+                image = fit_image(read_image(self.images / name, channels=1), SIZE)
+                self.score_maps[name] = self._adapt(teacher, image)
+                advance(1)
+
+    def _adapt(self, teacher: SuperPointTeacher, image: np.ndarray) -> np.ndarray:
+        rng = np.random.default_rng(0)
+        to_photo = [random_homography(rng, SIZE, perspective=0.2) for _ in range(self.VIEWS - 1)]
+        to_photo = [np.eye(3), *to_photo]
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        views = np.stack([cv2.warpPerspective(image, H, SIZE, flags=flags) for H in to_photo])
+        images = torch.from_numpy(views)[:, None].float() / 255
+        with torch.inference_mode(), autocast(teacher.device, teacher.precision):
+            logits, _ = teacher.network(images.to(teacher.device))
+        scores = score_map_from_cells(SuperPoint.cell_distribution(logits)).cpu().numpy()
+        sums, counts = np.zeros(SIZE[::-1], np.float32), np.zeros(SIZE[::-1], np.float32)
+        for seen, H in zip(scores.squeeze(), to_photo, strict=True):
+            sums += cv2.warpPerspective(seen, H, SIZE)
+            counts += cv2.warpPerspective(np.ones_like(seen), H, SIZE)
+        return (sums / counts).clip(1e-6, 1 - 1e-6)[None]
+
+    def read(self, name, H_view_to_photo, size, rng):
+        fields = super().read(name, H_view_to_photo, size, rng)
+        return fields | {"score_map": self.score_maps[name]}
+
+
+def _row(way: str, targets: type = DownsampledTargets, **changes) -> Row:
+    return Row(f"superpoint, downsample{way}", targets, ("superpoint",), **changes)
+
+
+ROWS = (
+    _row(""),
+    _row(", other seed", seed=1),
+    _row(": weights averaged over the last steps", average=0.98),
+    _row(": the teacher's relations, too", WithRelations),
+    _row(": told from the batch's other cells", AgainstTheBatch),
+    _row(": detector's targets squared", Sharpened),
+    _row(": the teacher's keypoints for its scores", KeypointsAndMaps),
+    _row(": homographic adaptation of its scores", Adapted),
+    _row(": two views that learn to agree", settings=WARPED),
+    _row(": two views, foreshortened, too", settings=WARPED | {"tilt": 3.0}),
+)
+
+
+@click.command()
+@click.option("--images", type=click.Path(path_type=Path), required=True)
+@click.option("--root", type=click.Path(path_type=Path), required=True)
+@click.option("--output", type=click.Path(path_type=Path), required=True)
+@click.option("--photographs", default=160, show_default=True, help="The first so many.")
+@click.option("--epochs", default=10, show_default=True)
+@user_errors
+def main(images: Path, root: Path, output: Path, photographs: int, epochs: int) -> None:
+    """Train and judge every row; ``ways.md`` and ``ways.json`` go into --output."""
+    output.mkdir(parents=True, exist_ok=True)
+    Adapted.images = images
+    stores = export(("superpoint",), images, output, photographs)
+    make_table(ROWS, stores, images, root, output, "ways", epochs)
+
+
+if __name__ == "__main__":
+    main()
