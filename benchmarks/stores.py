@@ -13,8 +13,7 @@ same order, into the same batch buffer:
 A pass takes every contender in turn; what counts is the median of a contender's passes. Reads are
 warm: every file lies in the page cache and every map was used once. Cold reads follow, with the
 pages of the files dropped before each pass. Writes go into stores laid out before and end in the
-page cache, as nobody waits for the disk; what was written before is flushed first. RecordStore sums
-its checksums in a second thread: writing needs a second core that is idle.
+page cache, as nobody waits for the disk; what was written before is flushed first.
 """
 
 import gc

@@ -6,7 +6,7 @@ Both layouts offer the same methods; ``data.store.RecordStore`` is written again
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -16,13 +16,14 @@ import hdf5plugin
 import numpy as np
 import zarr
 
-from data.files import beside, write_atomically
+from data.files import beside, open_atomically, reserve, write_atomically
 from data.schema import Schema, StoreError
 
-__all__ = ["HDF5Layout", "ZarrLayout"]
+__all__ = ["HDF5Layout", "ZarrLayout", "checksums"]
 
 ATTRIBUTE = "hfnet_distill"
 PARAMETERS = "parameters"
+PART = 2**18  # bytes that are written, then summed while the processor's cache still has them
 
 
 def _sweep(folder: Path, pattern: str) -> None:
@@ -31,15 +32,41 @@ def _sweep(folder: Path, pattern: str) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _raw(array: np.ndarray) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))
+def checksums(fields: Sequence[np.ndarray]) -> np.ndarray:
+    """Per field the arrays of some records -> (records,) uint32: CRC-32C over a record's fields."""
+    sums = np.zeros(len(fields[0]), np.uint32)
+    for records in fields:
+        for _ in _parts(records, sums):
+            pass
+    return sums
+
+
+def _parts(records: np.ndarray, sums: np.ndarray, offset: int = 0) -> Iterator[memoryview]:
+    """The bytes of records in parts; what was used of a record is then added to its sum.
+
+    Summed before it is written, every byte would come from memory twice. Parts end at multiples of
+    ``PART`` in a file that has the first byte at ``offset``, which is how its pages are cached.
+    """
+    data = records.reshape(-1).view(np.uint8)
+    size = len(data) // len(records)
+    start = 0
+    while start < len(data):
+        stop = min(start + PART - (offset + start) % PART, len(data))
+        yield memoryview(data[start:stop])
+        while start < stop:
+            row = start // size
+            end = min((row + 1) * size, stop)
+            sums[row] = google_crc32c.extend(int(sums[row]), data[start:end])
+            start = end
 
 
 class ZarrLayout:
     """A Zarr v3 group; a shard of an array is one sharded object.
 
     An uncompressed shard is written as the specification lays it out: the records one after the
-    other, then an index of (offset, bytes) per record and the index's CRC-32C.
+    other, then an index of (offset, bytes) per record and the index's CRC-32C. All shards of an
+    array lie in its folder, such as ``score_map/c.7.0.0.0``; stores written before had a folder for
+    each shard, ``score_map/c/7/0/0/0``, and are still read and continued.
     """
 
     format = "zarr"
@@ -65,6 +92,7 @@ class ZarrLayout:
                     chunks=(1, *field.shape),
                     shards=(size, *field.shape),
                     compressors=zstd if schema.compression == "zstd" else None,
+                    chunk_key_encoding={"name": "default", "separator": "."},
                     fill_value=0,
                     attributes=field.attributes,
                 )
@@ -87,6 +115,7 @@ class ZarrLayout:
 
     def read_header(self) -> tuple[dict, list[str]]:
         group = zarr.open_group(self.path, mode="r")
+        self._separator = group["checksum"].metadata.chunk_key_encoding.separator
         return group.attrs[ATTRIBUTE], group["name"][:].tolist()
 
     def read_parameters(self) -> dict[str, np.ndarray]:
@@ -101,25 +130,32 @@ class ZarrLayout:
         self._group = lru_cache(maxsize=2)(partial(zarr.open_group, self.path))
 
     def _shard_path(self, field: str, number: int) -> Path:
-        return self.path.joinpath(field, "c", str(number), *"0" * len(self.fields[field].shape))
+        parts = ["c", str(number), *"0" * len(self.fields[field].shape)]
+        return self.path / field / self._separator.join(parts)
 
-    def write_arrays(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
+    def write_arrays(self, number: int, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         size = self.schema.shard_size
-        for field, records in arrays.items():
-            if self.schema.compression == "zstd":
+        if self.schema.compression == "zstd":
+            for field, records in arrays.items():
                 # Zarr would read what it writes over, damaged or not.
                 self._shard_path(field, number).unlink(missing_ok=True)
-                self._group(mode="r+")[field][number * size : number * size + len(records)] = (
-                    records
-                )
-                continue
+                first = number * size
+                self._group(mode="r+")[field][first : first + len(records)] = records
+            return checksums([*arrays.values()])
+        sums = np.zeros(len(next(iter(arrays.values()))), np.uint32)
+        for field, records in arrays.items():
             index = np.full((size, 2), 2**64 - 1, "<u8")  # the mark of an absent record
             index[: len(records), 0] = np.arange(len(records)) * records[0].nbytes
             index[: len(records), 1] = records[0].nbytes
             path = self._shard_path(field, number)
             path.parent.mkdir(parents=True, exist_ok=True)
             crc = google_crc32c.value(index.tobytes()).to_bytes(4, "little")
-            write_atomically(path, _raw(records), index.tobytes(), crc)
+            with open_atomically(path) as file:
+                reserve(file, 0, records.nbytes)
+                for part in _parts(records, sums):
+                    file.write(part)
+                file.write(index.tobytes() + crc)
+        return sums
 
     def mark_done(self, number: int) -> None:
         self._mark("done", number)
@@ -251,15 +287,20 @@ class HDF5Layout:
         self._maps: dict[str, np.ndarray] = {}
         self._file = None
 
-    def write_arrays(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
-        compressed = {name: array for name, array in arrays.items() if name not in self.offsets}
-        if compressed:
-            self._write_part(number, compressed)
+    def write_arrays(self, number: int, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        if not arrays.keys() <= self.offsets.keys():
+            self._write_part(number, arrays)
+            return checksums([*arrays.values()])
         first = number * self.schema.shard_size
+        sums = np.zeros(len(next(iter(arrays.values()))), np.uint32)
         with open(self.path, "r+b", buffering=0) as file:
-            for name in arrays.keys() & self.offsets.keys():
-                offset = self.offsets[name] + first * arrays[name][0].nbytes
-                _write_at(file, offset, _raw(arrays[name]))
+            for name, records in arrays.items():
+                offset = self.offsets[name] + first * records[0].nbytes
+                reserve(file, offset, records.nbytes)
+                for part in _parts(records, sums, offset):
+                    _write_at(file, offset, part)
+                    offset += len(part)
+        return sums
 
     def mark_done(self, number: int) -> None:
         self._set_mark("done", number, 1)

@@ -16,18 +16,16 @@ memory map; zstd-compressed ones through zarr and h5py.
 """
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-import google_crc32c
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from data.layouts import HDF5Layout, ZarrLayout
+from data.layouts import HDF5Layout, ZarrLayout, checksums
 from data.quantize import dequantise
 from data.records import TeacherRecord
 from data.remote import RemoteZarrLayout, is_url
@@ -207,10 +205,8 @@ class RecordStore:
                 )
             prepared[name] = array
         try:
-            with ThreadPoolExecutor(1) as thread:  # sums take as long as writes into the page cache
-                checksums = thread.submit(_checksums, [*prepared.values()])
-                self._layout.write_arrays(number, prepared)
-                self._layout.write_arrays(number, {"checksum": checksums.result()})
+            sums = self._layout.write_arrays(number, prepared)
+            self._layout.write_arrays(number, {"checksum": sums})
             self._layout.mark_done(number)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
@@ -258,7 +254,8 @@ class RecordStore:
     def _is_sound(self, index: int) -> bool:
         try:
             fields = [self._layout.read(field, index) for field in self.schema.fields]
-            return _checksums([[array] for array in fields])[0] == self._layout.checksum(index)
+            sums = checksums([np.asarray(array)[None] for array in fields])
+            return sums[0] == self._layout.checksum(index)
         except (OSError, ValueError, RuntimeError):  # a file cut off, a chunk that does not unpack
             return False
 
@@ -312,12 +309,3 @@ class RecordStore:
                 "another --store"
             ) from error
         layout.remove()
-
-
-def _checksums(fields: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Per field the arrays of some records -> (records,) uint32, over all fields of each."""
-    values = np.zeros(len(fields[0]), np.uint32)
-    for records in fields:
-        for row, array in enumerate(records):
-            values[row] = google_crc32c.extend(int(values[row]), np.ascontiguousarray(array))
-    return values

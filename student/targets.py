@@ -21,7 +21,15 @@ from student.losses import (
     global_descriptor_loss,
     keypoint_loss,
 )
-from student.views import is_inside, to_cells, to_view, view_descriptors, view_scores
+from student.views import (
+    cell_centres,
+    is_inside,
+    to_cells,
+    to_view,
+    view_descriptors,
+    view_scores,
+    warp,
+)
 
 __all__ = [
     "STRATEGIES",
@@ -68,9 +76,10 @@ class Targets(Protocol):
 class DownsampledTargets:
     """``downsample``: the teacher's descriptors on the student's own stride-8 grid.
 
-    ``descriptor_map`` (D, h, w) lies on that grid and has unit length along D. ``score_map`` is the
-    teacher's distribution over each 8x8 cell and "no keypoint" (65, h, w), or the probability of
-    every pixel inside a border (1, 8h - 2 * border, 8w - 2 * border).
+    ``descriptor_map`` (D, h, w) lies on that grid and has unit length along D; it may lack cells at
+    the photograph's edge, where nothing is learned then. ``score_map`` is the teacher's
+    distribution over each 8x8 cell and "no keypoint" (65, h, w), or the probability of every pixel
+    inside a border (1, 8h - 2 * border, 8w - 2 * border).
 
     Args:
         scores, descriptors: the stores of the two; mostly one and the same.
@@ -97,11 +106,12 @@ class DownsampledTargets:
             )
 
     def _check_descriptors(self) -> None:
-        if self.field.geometry != CELL_MAP:
+        stride, offset = self.field.geometry.stride, self.field.geometry.offset
+        if stride != CELL_MAP.stride or (offset - CELL_MAP.offset) % stride:
             raise StoreError(
                 f"{self.descriptors.path}: its descriptor_map lies on {self.field.geometry}, the "
-                f"student needs {CELL_MAP}; export it without a form behind its name, or set "
-                'strategy = "upsample" in [train]'
+                f"student needs the cells of {CELL_MAP}; export it without a form behind its name, "
+                'or set strategy = "upsample" in [train]'
             )
 
     def read(self, name, H_view_to_photo, size, rng):
@@ -110,12 +120,15 @@ class DownsampledTargets:
         )
 
     def losses(self, output, fields, H_view_to_photo):
-        shape = output.descriptor_map.shape[2:]
+        shape, views = output.descriptor_map.shape[2:], H_view_to_photo.flatten(0, 1)
         whole = _for_each_view(fields["descriptor_map"], H_view_to_photo)
-        target = view_descriptors(whole, H_view_to_photo.flatten(0, 1), shape)
+        target = view_descriptors(whole, views, shape, self.field.geometry)
+        centres = self.field.geometry.to_map(warp(cell_centres(shape).to(views), views))
+        height, width = self.field.shape[1:]
+        known = is_inside(centres, (width, height)).unflatten(1, shape)
         return {
             "detector": self._detector_loss(output, fields, H_view_to_photo),
-            "descriptor": descriptor_loss(output.descriptor_map, target),
+            "descriptor": descriptor_loss(output.descriptor_map, target, known),
         }
 
     def _detector_loss(self, output, fields, H_view_to_photo):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.geometry import CELL_MAP, random_homography, resize_matrix, sample_map
+from data.geometry import CELL_MAP, MapGeometry, random_homography, resize_matrix, sample_map
 
 __all__ = [
     "cell_centres",
@@ -68,12 +68,16 @@ def random_view(
 
 
 def view_descriptors(
-    descriptor_map: Tensor, H_view_to_photo: Tensor, shape: tuple[int, int]
+    descriptor_map: Tensor,
+    H_view_to_photo: Tensor,
+    shape: tuple[int, int],
+    geometry: MapGeometry = CELL_MAP,
 ) -> Tensor:
     """The teacher's descriptors at the centres of the views' cells.
 
     Args:
-        descriptor_map: (B, D, h, w) float at ``CELL_MAP`` of the photographs.
+        descriptor_map: (B, D, h, w) float with ``geometry`` in the photographs; beyond its edge the
+            edge repeats.
         H_view_to_photo: (B, 3, 3) float64.
         shape: (height, width) of the views in cells.
 
@@ -81,7 +85,7 @@ def view_descriptors(
         (B, D, *shape) of unit length along D.
     """
     points = warp(cell_centres(shape).to(H_view_to_photo), H_view_to_photo).float()
-    samples = sample_map(descriptor_map, points, CELL_MAP)
+    samples = sample_map(descriptor_map, points, geometry)
     return F.normalize(samples, dim=2).transpose(1, 2).unflatten(2, shape)
 
 
@@ -152,7 +156,7 @@ def to_view(points: Tensor, H_view_to_photo: Tensor) -> Tensor:
 
 
 def is_inside(points: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which of the points (..., 2) lie on a view of that (width, height)."""
+    """Which of the points (..., 2) lie on a view or map of that (width, height)."""
     x, y = points.unbind(-1)
     return (x > -0.5) & (y > -0.5) & (x < size[0] - 0.5) & (y < size[1] - 0.5)
 

@@ -88,10 +88,13 @@ def export_teacher(
     \b
     --fields, bytes at 640x480   superpoint        silk
       score_map                     624,000     574,728
-      descriptor_map              2,457,600   1,228,800  on the student's 8x8 cells
-      descriptor_map:averaged             –   1,228,800  over each cell
-      descriptor_map:full                 –  73,565,184  inside the border
+      descriptor_map              2,457,600   1,158,144  on the student's 8x8 cells
+      descriptor_map:averaged             –   1,158,144  over each cell
+      descriptor_map:full                 –  73,565,184  of each pixel
       sparse                        524,004     268,004  1,000 keypoints with descriptors
+
+    silk says nothing of the outermost 9 pixels, nor of cells whose centre is one of them.
+    With --quantisation int8 the two maps take 1,550,553 and 875,484 bytes.
 
     sift has sparse alone, as silk's. netvlad (8,192 bytes) and vlad (1,024) have global_descriptor
     alone. vlad learns from the records of another store, given with --from-store instead of

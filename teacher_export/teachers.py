@@ -1,6 +1,7 @@
 """The registry of teachers: name -> a Teacher, which turns images into records and features."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.console import autocast
-from data.geometry import CELL_MAP, average_map, resample_map, sample_descriptors
+from data.geometry import CELL_MAP, MapGeometry, average_map, resample_map, sample_descriptors
 from data.keypoints import KeypointChoice
 from data.records import Features
 from data.store import Field, RecordStore, StoreError
@@ -147,7 +148,7 @@ class SiLKTeacher:
 
     Its ``descriptor_map`` comes in three forms: sampled at the centres of the student's cells,
     ``:averaged`` over each cell, which blurs what tells neighbours apart, and ``:full``, one for
-    every pixel inside the border.
+    every pixel inside the border. Cells whose centre lies in the border have none.
     """
 
     name = "silk"
@@ -160,15 +161,18 @@ class SiLKTeacher:
         self.network.to(device, memory_format=torch.channels_last)
         self.geometry = self.network.config.geometry
         self.descriptor_dim = self.network.config.descriptor_dim
+        self.skipped = math.ceil((self.geometry.offset - CELL_MAP.offset) / CELL_MAP.stride)
+        offset = CELL_MAP.offset + self.skipped * CELL_MAP.stride
+        self.cell_geometry = MapGeometry(CELL_MAP.stride, offset)
         self.device, self.precision = device, precision
 
     def fields(self, groups: list[str], size: tuple[int, int], top_k: int) -> dict[str, Field]:
         lost = int(2 * self.geometry.offset)
         inside = (size[1] - lost, size[0] - lost)
         cells = Field(
-            shape=(self.descriptor_dim, size[1] // 8, size[0] // 8),
+            shape=(self.descriptor_dim, *self._cells(size)),
             dtype="float16",
-            geometry=CELL_MAP,
+            geometry=self.cell_geometry,
         )
         maps = {
             "score_map": Field(shape=(1, *inside), dtype="float16", geometry=self.geometry),
@@ -211,14 +215,22 @@ class SiLKTeacher:
         with autocast(self.device, self.precision):
             return self.network(images)
 
+    def _cells(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the cells that have a descriptor."""
+        return size[1] // 8 - 2 * self.skipped, size[0] // 8 - 2 * self.skipped
+
     def _resample(self, descriptor_map: Tensor, form: str, size: tuple[int, int]) -> Tensor:
         """The descriptors of every pixel as one of the forms of ``descriptor_map``."""
         if form == "descriptor_map:full":
             return descriptor_map
+        cells = self._cells(size)
         if form == "descriptor_map:averaged":
-            return F.normalize(average_map(descriptor_map, int(self.geometry.offset)), dim=1)
-        cells = (size[1] // 8, size[0] // 8)
-        return F.normalize(resample_map(descriptor_map, self.geometry, CELL_MAP, cells), dim=1)
+            averaged = average_map(descriptor_map, int(self.geometry.offset))
+            rows, columns = (slice(self.skipped, self.skipped + side) for side in cells)
+            sampled = averaged[:, :, rows, columns]
+        else:
+            sampled = resample_map(descriptor_map, self.geometry, self.cell_geometry, cells)
+        return F.normalize(sampled, dim=1)
 
     def _features(self, size, logits: Tensor, descriptors: Tensor, choice) -> Features:
         border = int(self.geometry.offset)

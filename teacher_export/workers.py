@@ -1,9 +1,11 @@
 """Shards spread over processes: of this machine, or of a Dask cluster that sees the same files."""
 
+import os
 import socket
+import threading
+import time
 import uuid
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -67,7 +69,7 @@ def export_in_workers(
         UnreadablePhotographError, OSError: as ``fill_shards``.
     """
     tasks = (joblib.delayed(_fill_shard)(job, number) for number in store.pending_shards())
-    with _cluster(scheduler) if scheduler else nullcontext():
+    with _cluster(scheduler) if scheduler else _this_machine():
         pool = joblib.Parallel(
             n_jobs=-1 if scheduler else workers,
             batch_size=1,
@@ -111,6 +113,22 @@ def _prepare(job: ShardJob) -> tuple[RecordStore, Teacher]:
             f"{found}; give all workers the same software and weights, and start them again"
         )
     return store, teacher
+
+
+def _this_machine():
+    """The context in which joblib's work goes to processes of this machine."""
+    return joblib.parallel_config("loky", initializer=_end_with, initargs=(os.getpid(),))
+
+
+def _end_with(parent: int) -> None:
+    """In a worker: end when the parent does, also when that was killed and could not say so."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _cluster(scheduler: str):

@@ -122,7 +122,7 @@ def stored_at(store: RecordStore, name: str, field: str) -> tuple[Path, int]:
     needle = np.array(store.read(name, field)).tobytes()
     path = store.path
     if store.format == "zarr":
-        path = path / field / "c" / str(number) / "0" / "0" / "0"
+        path = path / field / f"c.{number}.0.0.0"
     return path, path.read_bytes().index(needle) + len(needle) // 2
 
 
@@ -207,12 +207,12 @@ def test_any_damage_within_a_shard_is_repaired(arguments, tmp_path, kind):
     export(*arguments)
     whole = digest(path)
     if format == "zarr":
-        shards = sorted((path / "descriptor_map").rglob("c/*/0/0/0"))
+        shards = sorted((path / "descriptor_map").glob("c.*"))
         os.truncate(shards[0], shards[0].stat().st_size // 2)
         flip(shards[1], shards[1].stat().st_size - 3)  # the checksum of its index
         shards[2].unlink()
         flip(shards[3], 5)
-        expected = [int(shard.parts[-4]) for shard in shards[:4]]
+        expected = [int(shard.name.split(".")[1]) for shard in shards[:4]]
     else:
         with h5py.File(path) as file:
             dataset = file["descriptor_map"].id

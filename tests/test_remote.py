@@ -66,9 +66,9 @@ def test_records_are_those_of_the_folder_and_fetched_once(bucket, tmp_path, monk
     assert remote.complete
     folder = remote._layout.path
     assert folder.is_relative_to(tmp_path / "cache")
-    assert not (folder / "score_map" / "c").exists()
+    assert not list(folder.glob("score_map/c*"))
     np.testing.assert_array_equal(remote.read("a", "score_map"), local.read("a", "score_map"))
-    assert not (folder / "descriptor_map" / "c").exists()
+    assert not list(folder.glob("descriptor_map/c*"))
     assert remote.corrupt_records(0) == []
     again = RecordStore.open(url)
     monkeypatch.setattr(again._layout._obstore, "get_ranges", None)  # nothing is asked for again
@@ -150,8 +150,8 @@ def test_what_is_wrong_is_said(bucket, store, train, run_command, tmp_path, monk
     )
     assert "upload the store when it is complete" in output
     lost = RecordStore.open(url)
-    obstore.delete(lost._layout._bucket, "score_map/c/0/0/0/0")
-    with pytest.raises(StoreError, match="score_map/c/0/0/0/0 not found; upload the store again"):
+    obstore.delete(lost._layout._bucket, "score_map/c.0.0.0.0")
+    with pytest.raises(StoreError, match=r"c\.0\.0\.0\.0 not found; upload the store again"):
         lost.read(lost.names[0], "score_map")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StoreError, match="object storage does not give it"):

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import google_crc32c
 import h5py
 import hdf5plugin  # noqa: F401  registers zstd
 import numpy as np
@@ -131,6 +132,31 @@ def test_a_stranger_reads_zarr(tmp_path, compression):
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_a_store_with_a_folder_for_each_shard_is_continued(tmp_path, compression):
+    store = create(tmp_path / "store.zarr", ("zarr", compression))
+    for field in store.schema.stored_fields:
+        path = store.path / field / "zarr.json"
+        path.write_text(path.read_text().replace('"separator": "."', '"separator": "/"'))
+    fill(RecordStore.open(store.path), shards=[0, 2])
+    again = fill(create(store.path, ("zarr", compression)))
+    assert (store.path / "score_map/c/1/0/0/0").exists()
+    group = zarr.open_group(store.path, mode="r")
+    np.testing.assert_array_equal(group["score_map"][3:6], make_shard(store, 1)["score_map"])
+    np.testing.assert_array_equal(again.read(NAMES[4], "scores"), make_shard(store, 1)["scores"][1])
+    assert [again.corrupt_records(number) for number in range(3)] == [[], [], []]
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_checksums_are_those_of_whole_records(tmp_path, monkeypatch, format):
+    whole = fill(create(tmp_path / "whole", (format, "none")))
+    arrays = [whole.read(NAMES[4], field).tobytes() for field in whole.schema.fields]
+    assert whole._layout.checksum(4) == google_crc32c.value(b"".join(arrays))
+    monkeypatch.setattr("data.layouts.PART", 100)
+    fill(create(tmp_path / "parts", (format, "none")))
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
 def test_a_stranger_reads_hdf5(tmp_path, compression):
     store = fill(create(tmp_path / "store.h5", ("hdf5", compression)))
     with h5py.File(store.path) as file:
@@ -156,7 +182,7 @@ def test_what_killed_writers_left_is_removed(tmp_path, kind):
     fill(create(tmp_path / "whole", kind))
     store = fill(create(tmp_path / "killed", kind), shards=[1])
     (tmp_path / "killed.0a.partial").mkdir()
-    folder = store.path / "score_map/c" if kind[0] == "zarr" else tmp_path / "killed.parts"
+    folder = store.path / "score_map" if kind[0] == "zarr" else tmp_path / "killed.parts"
     if folder.exists():
         (folder / "0.0a.partial").write_bytes(b"half")
     fill(create(tmp_path / "killed", kind))
@@ -186,7 +212,7 @@ def test_an_array_off_the_schema_is_refused(tmp_path, kind):
 @pytest.mark.parametrize("format", ["zarr", "hdf5"])
 def test_a_flipped_byte_is_found(tmp_path, format):
     store = fill(create(tmp_path / "store", (format, "none")))
-    path = store.path if format == "hdf5" else store.path / "score_map/c/1/0/0/0"
+    path = store.path if format == "hdf5" else store.path / "score_map/c.1.0.0.0"
     needle = make_shard(store, 1)["score_map"][1].tobytes()
     data = bytearray(path.read_bytes())
     data[data.index(needle) + 100] ^= 1

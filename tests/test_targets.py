@@ -132,6 +132,33 @@ def test_a_perfect_student_has_no_descriptor_loss(tmp_path, strategy):
     assert (loss(maps.roll(1, 3)) > 5 * loss(maps)).all()
 
 
+@pytest.mark.parametrize(("missing", "expected"), [(0, 1), (1, 0)])
+def test_cells_that_the_teacher_does_not_see_do_not_count(tmp_path, missing, expected):
+    cells = smooth_map()
+    inner = cells[0, :, missing : 6 - missing, missing : 8 - missing]
+    geometry = MapGeometry(8, 3.5 + 8 * missing)
+    fields = {
+        "score_map": pixels(9),
+        "descriptor_map": Field(shape=inner.shape, dtype="float16", geometry=geometry),
+    }
+    arrays = {"score_map": np.zeros((1, 30, 46)), "descriptor_map": inner}
+    (target,) = choose_targets([make_store(tmp_path / "s", arrays, **fields)])
+    read = target.read("a", np.eye(3)[None], SIZE, None)
+    read = {name: torch.from_numpy(value)[None].float() for name, value in read.items()}
+
+    def loss(maps: torch.Tensor) -> float:
+        output = HFNetOutput(torch.zeros(1, 65, 6, 8), maps, None)
+        views = torch.eye(3, dtype=torch.float64)[None, None]
+        return target.losses(output, read, views)["descriptor"].item()
+
+    opposite = -cells
+    opposite[..., 1:-1, 1:-1] *= -1
+    assert loss(cells) == pytest.approx(0, abs=1e-3)
+    assert loss(opposite) == pytest.approx(expected, abs=1e-3)  # a loss of 2 in 24 of 48 cells
+    opposite[..., 2, 3] *= -1
+    assert loss(opposite) > expected + 0.01
+
+
 def test_sparse_keypoints_are_where_the_view_shows_them(tmp_path):
     keypoints = np.array([[20, 13], [23, 15], [41, 30], [60, 40], [22, 12]], np.float32)
     arrays = {

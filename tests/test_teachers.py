@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from data.config import load_settings
-from data.geometry import CELL_MAP, MapGeometry
+from data.geometry import MapGeometry
 from data.images import fit_image, read_image
 from data.keypoints import KeypointChoice
+from data.quantize import quantise_fields
 from data.store import RecordStore, StoreError
 from evaluation.extractors import make_extractor
 from teacher_export.cli import export_teacher, train_teacher
@@ -54,8 +55,8 @@ def test_fields_of_a_store(run_command, photographs, tmp_path):
     fields = store.schema.fields
     assert fields["score_map"].shape == (1, 30, 46)
     assert fields["score_map"].geometry == MapGeometry(1, 9)
-    assert fields["descriptor_map"].shape == (128, 6, 8)
-    assert fields["descriptor_map"].geometry == CELL_MAP
+    assert fields["descriptor_map"].shape == (128, 4, 6)
+    assert fields["descriptor_map"].geometry == MapGeometry(8, 11.5)
     record = store.record("0.png")
     norms = np.linalg.norm(record.descriptor_map.astype(np.float32), axis=0)
     np.testing.assert_allclose(norms, 1, atol=1e-2)
@@ -64,7 +65,7 @@ def test_fields_of_a_store(run_command, photographs, tmp_path):
 
 @pytest.mark.parametrize(
     ("form", "shape"),
-    [("", (128, 6, 8)), (":averaged", (128, 6, 8)), (":full", (128, 30, 46))],
+    [("", (128, 4, 6)), (":averaged", (128, 4, 6)), (":full", (128, 30, 46))],
 )
 def test_forms_of_the_descriptor_map(silk, form, shape):
     image = torch.rand(1, 48, 64, generator=torch.Generator().manual_seed(0))
@@ -74,7 +75,8 @@ def test_forms_of_the_descriptor_map(silk, form, shape):
     assert found.shape == field.shape == shape
     with torch.inference_mode():
         pixels = silk.network(image[None]).descriptor_map[0].numpy()
-    # Cell (2, 3) covers pixels from (24, 16) on, elements from (15, 7) on; its centre is a corner.
+    # Element (1, 2) is cell (2, 3) and covers pixels from (24, 16) on, those of SiLK's map from
+    # (15, 7) on; its centre is a corner.
     expected = {
         "": pixels[:, 10:12, 18:20].mean((1, 2)),
         ":averaged": pixels[:, 7:15, 15:23].mean((1, 2)),
@@ -82,7 +84,7 @@ def test_forms_of_the_descriptor_map(silk, form, shape):
     if expected is None:
         np.testing.assert_allclose(found, pixels, atol=1e-3)
     else:
-        np.testing.assert_allclose(found[:, 2, 3], expected / np.linalg.norm(expected), atol=2e-3)
+        np.testing.assert_allclose(found[:, 1, 2], expected / np.linalg.norm(expected), atol=2e-3)
 
 
 def test_forms_are_part_of_the_store(run_command, photographs, tmp_path):
@@ -120,6 +122,8 @@ def test_help_tells_the_bytes_of_each_field(run_command, silk):
         fields = silk.fields([group], (640, 480), 1000)
         (line,) = (line for line in output.splitlines() if line.split()[:1] == [group])
         assert f"{sum(field.nbytes for field in fields.values()):,}" in line
+    eight_bits = quantise_fields(silk.fields([*silk.usual_fields], (640, 480), 1000))
+    assert f"{sum(field.nbytes for field in eight_bits.values()):,}" in output
 
 
 def train(run_command, photographs, output, *arguments, code=0) -> str:

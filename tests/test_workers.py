@@ -1,4 +1,8 @@
-"""Exports by several processes: of this machine, and of a Dask cluster that loses one."""
+"""Exports by several processes: of this machine, and of a Dask cluster that loses one.
+
+The workers of this machine end when the process that started them does: tests in which they live on
+show that they find it where they look.
+"""
 
 import os
 import signal
@@ -88,6 +92,44 @@ def _die(job, number):
     return _fill_shard(job, number)
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_workers_end_when_the_export_is_killed(run_command, arguments, alone, tmp_path):
+    store = tmp_path / "store"
+    options = ("--store", store, "--workers", 2)
+    command = [str(part) for part in (*EXPORT, *arguments, *options)]
+    export = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: (store / "done" / "c").is_dir())
+        started = {pid for pid, parent in living().items() if parent == export.pid}
+    finally:
+        export.kill()
+        export.wait()
+    assert len(started) >= 2
+    wait_until(lambda: not started & living().keys(), seconds=10)
+    run_command(export_teacher, *arguments, *options)
+    assert digest(store) == alone["zarr"]
+
+
+def living() -> dict[int, int]:
+    """The processes of this machine: id -> id of the parent."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(") ")[2].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):  # ended meanwhile
+            continue
+        if state not in "ZX":
+            found[int(path.parent.name)] = int(parent)
+    return found
+
+
+def wait_until(condition, seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
 @pytest.fixture
 def cluster(tmp_path):
     """The address of a Dask scheduler on this machine, and its two workers."""
@@ -113,9 +155,7 @@ def cluster(tmp_path):
     ]
     from distributed import Client
 
-    deadline = time.monotonic() + 60
-    while not file.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(file.exists)
     with Client(scheduler_file=str(file)) as client:
         client.wait_for_workers(2, timeout=60)
         address = client.scheduler.address
@@ -131,9 +171,7 @@ def test_a_cluster_that_loses_a_worker_writes_the_same_bytes(cluster, arguments,
     command = [*EXPORT, *arguments, "--store", store, "--scheduler", address]
     export = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True)
     done = store / "done" / "c"
-    deadline = time.monotonic() + 60
-    while not (done.is_dir() and len(list(done.iterdir())) >= 2) and time.monotonic() < deadline:
-        time.sleep(0.002)
+    wait_until(lambda: done.is_dir() and len(list(done.iterdir())) >= 2)
     workers[0].send_signal(signal.SIGKILL)
     pending = RecordStore.open(store).pending_shards()
     _, errors = export.communicate(timeout=120)
