@@ -2,10 +2,13 @@
 
 import contextlib
 import hashlib
+import math
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from data.geometry import resize_matrix, warp_points
 
 __all__ = [
     "UnreadablePhotographError",
@@ -17,6 +20,7 @@ __all__ = [
     "resize_longest",
     "resize_shorter",
     "split_names",
+    "view_through",
 ]
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -124,6 +128,35 @@ def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     smaller = size[0] < image.shape[1]
     # cv2's resize keeps pixel areas: the convention of data/geometry.py.
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+
+
+def view_through(
+    image: np.ndarray,
+    H_view_to_image: np.ndarray,
+    size: tuple[int, int],
+    *,
+    interpolation: int = cv2.INTER_LINEAR,
+    border: int = cv2.BORDER_CONSTANT,
+) -> np.ndarray:
+    """What a camera of ``size`` (width, height) sees of an image through a homography.
+
+    An image finer than the view is first shrunk to the view's scale: warping reads only a few
+    pixels of it for each of the view's, and fine texture would alias.
+
+    Args:
+        image: (H, W) or (H, W, 3) uint8.
+        interpolation, border: cv2's, of the warp.
+    """
+    full = (image.shape[1], image.shape[0])
+    centre = np.array([size[0] / 2, size[1] / 2])
+    steps = warp_points([centre, centre + [1, 0], centre + [0, 1]], H_view_to_image)
+    scale = math.sqrt(abs(np.linalg.det(steps[1:] - steps[0])))  # pixels of the image
+    if scale > 1:
+        shrunk = tuple(max(1, round(side / scale)) for side in full)
+        image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
+        H_view_to_image = resize_matrix(full, shrunk) @ H_view_to_image
+    flags = interpolation | cv2.WARP_INVERSE_MAP
+    return cv2.warpPerspective(image, H_view_to_image, size, flags=flags, borderMode=border)
 
 
 def split_names(names: list[str], validation: float) -> tuple[list[str], list[str]]:

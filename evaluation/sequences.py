@@ -4,7 +4,6 @@ Every view is a virtual camera that looks at a part of one photograph, with a ho
 own, so that the truth is exact; then come light, colour, blur, noise and JPEG of a real camera.
 """
 
-import math
 import os
 import shutil
 import tempfile
@@ -14,8 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.geometry import random_homography, resize_matrix, warp_points
-from data.images import crop_to_shape, read_image
+from data.geometry import random_homography, resize_matrix
+from data.images import crop_to_shape, read_image, view_through
 
 __all__ = ["render_sequences"]
 
@@ -87,35 +86,18 @@ def _render_sequence(rng, photo: Path, folder: Path, kind: str, size, views: int
     strength = 0.35 if kind == "v" else 1.0
     folder.mkdir()
     for k, H_view_to_base in enumerate(to_base, start=1):
-        view = _render_view(image, H_base_to_photo @ H_view_to_base, size)
+        view = view_through(
+            image,
+            H_base_to_photo @ H_view_to_base,
+            size,
+            interpolation=cv2.INTER_CUBIC,
+            border=cv2.BORDER_REFLECT_101,
+        )
         view = _expose(rng, view, 0.2 if k == 1 else strength)
         cv2.imwrite(str(folder / f"{k}.ppm"), view[..., ::-1])  # OpenCV writes blue first
         if k > 1:
             H_1_k = np.eye(3) if kind == "i" else np.linalg.inv(H_view_to_base) @ frontal
             np.savetxt(folder / f"H_1_{k}", H_1_k / H_1_k[2, 2], fmt="%.17g")
-
-
-def _render_view(image: np.ndarray, H_view_to_photo: np.ndarray, size) -> np.ndarray:
-    """What a camera of ``size`` sees of a photograph, (H, W, 3) uint8.
-
-    A photograph finer than the view is first shrunk to the view's scale: warping reads only a few
-    pixels of it for each of the view's, and fine texture would alias.
-    """
-    full = (image.shape[1], image.shape[0])
-    centre = np.array([size[0] / 2, size[1] / 2])
-    steps = warp_points([centre, centre + [1, 0], centre + [0, 1]], H_view_to_photo)
-    scale = math.sqrt(abs(np.linalg.det(steps[1:] - steps[0])))  # pixels of the photograph
-    if scale > 1:
-        shrunk = tuple(max(1, round(side / scale)) for side in full)
-        image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
-        H_view_to_photo = resize_matrix(full, shrunk) @ H_view_to_photo
-    return cv2.warpPerspective(
-        image,
-        H_view_to_photo,
-        size,
-        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REFLECT_101,
-    )
 
 
 def _expose(rng: np.random.Generator, view: np.ndarray, strength: float) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.augment import augment_photometric
 from data.config import TrainSettings
-from data.images import fit_image, read_image
+from data.images import fit_image, read_image, view_through
 from student.targets import Targets
 from student.views import random_crop, random_view
 
@@ -93,8 +93,7 @@ class DistillationDataset(Dataset):
         images, homographies = [], []
         for _ in range(self.views):
             H_view_to_photo = self._draw_view(rng)
-            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-            image = cv2.warpPerspective(photograph, H_view_to_photo, self.crop, flags=flags)
+            image = view_through(photograph, H_view_to_photo, self.crop)
             images.append(augment_photometric(image, rng, self.photometric)[None])
             homographies.append(H_view_to_photo)
         item = {"image": np.stack(images), "H_view_to_photo": np.stack(homographies)}

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from data.augment import augment_photometric
 from data.console import deferred_interrupt
 from data.geometry import random_homography, resize_matrix
-from data.images import read_image
+from data.images import read_image, view_through
 from data.tensors import load_training, save_training
 from teacher_export.silk import SiLK, SiLKConfig, save_silk
 from teacher_export.silk_loss import homography_correspondences, match_rates, pair_losses
@@ -231,11 +230,8 @@ def random_views(path: Path, rng: np.random.Generator, settings: SiLKTraining) -
         @ resize_matrix((side, side), (square, square))
         for _ in range(2)
     ]
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     views = [
-        augment_photometric(
-            cv2.warpPerspective(crop, H, (side, side), flags=flags), rng, settings.photometric
-        )
+        augment_photometric(view_through(crop, H, (side, side)), rng, settings.photometric)
         for H in H_views_to_crop
     ]
     H_0to1 = np.linalg.inv(H_views_to_crop[1]) @ H_views_to_crop[0]

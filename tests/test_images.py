@@ -15,6 +15,7 @@ from data.images import (
     read_image,
     resize_longest,
     split_names,
+    view_through,
 )
 
 
@@ -93,6 +94,19 @@ def test_the_longest_side_is_resized(photograph):
     assert resize_longest(photograph, 32).shape == (24, 32, 3)
     assert resize_longest(photograph, 128).shape == (96, 128, 3)
     assert resize_longest(photograph, 0) is photograph
+
+
+def test_a_view_of_fine_texture_does_not_alias():
+    checks = (np.indices((300, 300)).sum(0) % 2 * 255).astype(np.uint8)
+    view = view_through(checks, np.diag([3.0, 3.0, 1.0]), (90, 90))
+    assert np.abs(view[1:, 1:].astype(int) - 127).max() <= 2
+
+
+def test_a_view_shows_what_its_homography_says(photograph):
+    H_view_to_image = np.array([[2.0, 0, 0.5], [0, 2.0, 0.5], [0, 0, 1]])
+    view = view_through(photograph, H_view_to_image, (32, 24))
+    assert view[:12, :16].min() == 220
+    assert view[12:].max() == view[:, 16:].max() == 20
 
 
 def test_a_name_stays_on_its_side_of_the_split():
