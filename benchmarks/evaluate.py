@@ -203,7 +203,7 @@ def main(
     print("| model | pairs | reference s | one process s | ours s | times | difference |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as scratch:
-        root = root or render_samples(Path(scratch), count=8)
+        root = root or render_samples(Path(scratch), count=16)
         for model in models:
             scenes = extract_scenes(root, model, num_keypoints)
             ways = {

@@ -223,7 +223,8 @@ def match_descriptors(
     )
     if not binary:
         np.sqrt(distances, out=distances)
-    return _two_nearest(distances), _two_nearest(distances.T)
+    opposite = np.ascontiguousarray(distances.T)
+    return _two_nearest(distances), _two_nearest(opposite)
 
 
 def summarize(pairs: Sequence[PairScores]) -> dict[str, float]:
@@ -243,7 +244,8 @@ def matching_score(pairs: Iterable[PairScores], threshold: float = THRESHOLD) ->
     """Correct matches over visible keypoints, mean of both directions and of all matched pairs."""
 
     def score(view: ViewScores) -> float:
-        return (view.matches.errors < threshold).sum() / max(view.visible.sum(), 1)
+        correct = np.count_nonzero(view.matches.errors < threshold)
+        return correct / max(np.count_nonzero(view.visible), 1)
 
     return _mean([(score(p.view0) + score(p.view1)) / 2 for p in pairs if p.is_matched])
 
@@ -264,7 +266,7 @@ def descriptor_ap(pairs: Iterable[PairScores]) -> float:
     return _average_precision(
         np.concatenate([v.matches.correct[v.visible] for v in views]),
         np.concatenate([v.matches.ratios[v.visible] for v in views]),
-        sum(int((v.offsets[v.visible] < THRESHOLD).sum()) for v in views),
+        sum(np.count_nonzero(v.offsets[v.visible] < THRESHOLD) for v in views),
     )
 
 
@@ -279,9 +281,9 @@ def repeatability(pairs: Iterable[PairScores]) -> float:
     """Repeated over visible keypoints, both directions together; 0 for a pair without keypoints."""
 
     def repeat(pair: PairScores) -> float:
-        visible = pair.view0.visible.sum() + pair.view1.visible.sum()
         views = (pair.view0, pair.view1)
-        return sum((v.repeated & v.visible).sum() for v in views) / max(visible, 1)
+        repeated = sum(np.count_nonzero(v.repeated & v.visible) for v in views)
+        return repeated / max(sum(np.count_nonzero(v.visible) for v in views), 1)
 
     return _mean([0.0 if p.is_empty else repeat(p) for p in pairs])
 
@@ -328,8 +330,8 @@ def _nearest_keypoints(warped: np.ndarray, points: np.ndarray) -> tuple[np.ndarr
 
 
 def _judge_matches(indices, ratios, warped, visible, points) -> Matches:
-    errors = np.full(len(indices), np.inf)
-    errors[visible] = np.linalg.norm(warped[visible] - points[indices[visible]], axis=1)
+    errors = np.linalg.norm(warped - points[indices], axis=1)
+    errors[~visible] = np.inf
     return Matches(indices, ratios, errors)
 
 
@@ -352,13 +354,15 @@ def _squared_distances(rows0: np.ndarray, rows1: np.ndarray) -> np.ndarray:
 
 
 def _two_nearest(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the smallest element of each row, and its ratio to the second smallest."""
+    """Indices of the smallest element of each row, and its ratio to the second smallest.
+
+    The smallest are overwritten.
+    """
     rows = np.arange(len(distances))
     indices = distances.argmin(axis=1)
     nearest = distances[rows, indices]
     distances[rows, indices] = np.inf
-    second = distances.min(axis=1)
-    distances[rows, indices] = nearest
+    second = distances[rows, distances.argmin(axis=1)]
     ratios = np.ones(len(distances), np.float32)
     np.divide(nearest, second, out=ratios, where=(second > 0) & np.isfinite(second))
     return indices, ratios

@@ -1,4 +1,4 @@
-"""OpenCV's RANSAC homography, replayed many models at a time: the same result, four times sooner.
+"""OpenCV's RANSAC homography, replayed by a compiled loop: the same result, far sooner.
 
 ``cv2.findHomography(points0, points1, cv2.RANSAC, 3.0)`` draws up to 2000 subsets of four matches
 from a generator with a fixed seed, skips those that no camera could see, solves each for a
@@ -6,47 +6,41 @@ homography and counts the matches within 3 px of it. What has more than the best
 best and lowers the number of subsets still to come; the last best one's inliers are fitted
 together. Nearly all of its time goes into models that never are the best. Here
 
-* ``_draws`` gives the same subsets, and ``_usable`` skips the same ones;
-* ``_models`` solves all of them at once, in closed form;
-* ``_likely`` counts the matches near each, never too few, at times a few too many: "H p lies within
-  t of p'" is a quadratic form of H with coefficients of the match alone, so that one matrix product
-  judges every match under every model. What rounding can do is granted to each match;
-* the few models that this count lets become the best are solved and counted as OpenCV does it: by
-  OpenCV's own solver, and in its order of float32 operations.
+* ``_draw`` draws the same subsets and ``_is_usable`` skips the same ones;
+* ``_solve`` gives their homographies in closed form, ``_count`` the inliers at least and at most,
+  for what rounding can do is taken from or granted to each match;
+* where these two leave open whether a model is the best, and for the inliers of the last best one,
+  it is solved and counted as OpenCV does it: by OpenCV's own solver, and in its order of float32
+  operations.
 
 So each decision is taken in OpenCV's arithmetic, and the result is OpenCV's to the last bit. Where
-that is not certain OpenCV itself is asked: few matches or inliers, hardly a usable subset, and,
-tried out once in every process, an OpenCV that does it otherwise.
+that is not certain OpenCV itself is asked: few matches or inliers, and, tried out once in every
+process, an OpenCV that does it otherwise.
+
+Numba compiles the loop on its first call and keeps it in ``__pycache__`` or in its own cache.
 """
 
-import bisect
 import functools
 import math
 import sys
 
 import cv2
+import numba
 import numpy as np
 
 __all__ = ["THRESHOLD", "find_homography"]
 
 THRESHOLD = 3.0
 """In pixels, of inliers."""
-MAX_ITERATIONS, CONFIDENCE, FLT_EPSILON = 2000, 0.995, 2.0**-23
+MAX_ITERATIONS, MAX_ATTEMPTS, CONFIDENCE, FLT_EPSILON = 2000, 10000, 0.995, 2.0**-23
+SEED = 2**64 - 1
 MIN_MATCHES = 32
-FIRST_BLOCK, LARGEST_BLOCK = 256, 4096
-"""Subsets looked at together. OpenCV gives up after 10000 useless ones in a row."""
-FEW_DRAWS, NUM_DRAWS = 5 * FIRST_BLOCK, 16384
-"""Subsets that many pairs make do with, and at most; 2000 usable ones take 12000 where all matches
-are wrong."""
-LARGEST_PRODUCT = 2**21
-"""Matches times subsets of a block."""
-MARGIN = 1.002
-ROUNDING = {np.float32: 2e-6, np.float64: 1e-8}
-"""A match is near up to MARGIN times the squared threshold plus ROUNDING times the sum of the
-form's absolute terms: a matrix product in float32 errs by less than 26 epsilon of it, and OpenCV's
-float32 and its solver by less than 1e-6 of the terms that are squared."""
-DEGENERATE = 1e-4
-"""Share of its bounding box below which a triangle makes the solver err by more."""
+MARGIN, ROUNDING, SOLVER_ERROR = 1.002, 2.0**-21, 1e-13
+"""OpenCV's residuals and ours differ by errors in float32 of less than ROUNDING times the sum of a
+coordinate's absolute terms, and in its solver of less than SOLVER_ERROR times the square of a box
+over a triangle in it; see ``_doubt`` for MARGIN."""
+
+_compiled = numba.njit(cache=True, error_model="numpy", nogil=True)
 
 
 def find_homography(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
@@ -90,174 +84,172 @@ def _replays_this_opencv() -> bool:
 
 def _replay(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
     """What OpenCV finds; None where only OpenCV can tell."""
-    num = len(points0)
     pixels = np.concatenate([points0, points1], axis=1).T.astype(np.float32, order="C")
     exact = pixels.astype(np.float64)
-    units, unit_threshold = _to_units(exact)
-    conditions = _conditions(units, unit_threshold)
-    best, inliers, iteration, limit = 3, None, 0, MAX_ITERATIONS
-    start, block = 0, FIRST_BLOCK
-
-    def inliers_of(rows: np.ndarray) -> np.ndarray:
-        H_0to1 = cv2.findHomography(points0[rows], points1[rows], 0)[0]
-        if H_0to1 is None:
-            return np.zeros(num, bool)
-        return _squared_errors(H_0to1, pixels) <= np.float32(THRESHOLD**2)
-
-    while iteration < limit:
-        draws = _draws(num, FEW_DRAWS if start + block <= FEW_DRAWS else NUM_DRAWS)
-        subsets = draws[:, start : start + block]
-        usable = _usable(exact.take(subsets, axis=1))[: limit - iteration]
-        if not len(usable):
-            return None
-        subsets = subsets.take(usable, axis=1)
-        likely, near = _likely(units.take(subsets, axis=1), conditions, best)
-        if len(likely):
-            peak = likely[near.argmax()]
-            at_peak = inliers_of(subsets[:, peak])
-            top = np.count_nonzero(at_peak)
-        for k, most in zip(likely, near, strict=True):
-            if iteration + k >= limit:
-                break
-            # What the peak will overtake matters only if it ends the search before.
-            overtaken = k < peak and most < top
-            if most <= best or (overtaken and _num_iterations(most, num, limit) > iteration + peak):
-                continue
-            found = at_peak if k == peak else inliers_of(subsets[:, k])
-            if (count := np.count_nonzero(found)) > best:
-                best, inliers = count, found
-                limit = _num_iterations(count, num, limit)
-        iteration += len(usable)
-        start += block
-        missing = int(1.1 * (limit - iteration) * start / iteration)
-        block = max(FIRST_BLOCK, min(4 * block, LARGEST_BLOCK, LARGEST_PRODUCT // num, missing))
+    largest = np.abs(exact).max(axis=1)
+    state, rows, best_rows = np.array([SEED], np.uint64), np.empty(4, np.intp), None
+    best, iteration, limit = 3, 0, MAX_ITERATIONS
+    while True:
+        iteration, fewest, most = _next_likely(
+            pixels, exact, largest, state, rows, iteration, limit, best
+        )
+        if not iteration:
+            break
+        if fewest < most:
+            fewest = np.count_nonzero(_inliers(points0, points1, rows, pixels))
+        if fewest > best:
+            best, best_rows = fewest, rows.copy()
+            limit = _num_iterations(best, len(points0), limit)
     if best <= 4:  # a fit to four matches is refined by OpenCV's RANSAC alone
+        return None
+    inliers = _inliers(points0, points1, best_rows, pixels)
+    if np.count_nonzero(inliers) != best:
         return None
     return cv2.findHomography(points0[inliers], points1[inliers], 0)[0]
 
 
-@functools.cache
-def _random_numbers() -> np.ndarray:
-    """What OpenCV's generator, a multiplication with carry, gives from the seed of its RANSAC."""
-    state, numbers = 2**64 - 1, []
-    for _ in range(int(4.4 * NUM_DRAWS)):
-        state = (state & 0xFFFFFFFF) * 4164903690 + (state >> 32)
-        numbers.append(state & 0xFFFFFFFF)
-    return np.array(numbers, np.uint32)
+@_compiled
+def _next_likely(pixels, exact, largest, state, rows, iteration, limit, best):
+    """Go on to the next subset whose model may have more than ``best`` inliers.
+
+    Args:
+        pixels, exact: (4, N) float32 and float64: x0, y0, x1, y1 of the matches.
+        largest: (4,), the most that each row of ``exact`` comes to.
+        state, rows: (1,) uint64 and (4,) intp, are overwritten: the generator's, and the subset.
+        iteration, limit: usable subsets so far, and at most.
+
+    Returns:
+        The usable subsets with this one, and how many inliers it has at least and at most; 0, 0, 0
+        where there is none.
+    """
+    attempts = 0
+    while iteration < limit and attempts < MAX_ATTEMPTS:
+        _draw(state, pixels.shape[1], rows)
+        attempts += 1
+        if _is_usable(pixels, exact, rows):
+            iteration += 1
+            attempts = 0
+            H_0to1, error = _solve(exact, rows)
+            doubt = _doubt(H_0to1, error, largest)
+            most = _count(H_0to1, MARGIN, doubt, exact)
+            if most > best:
+                fewest = _count(H_0to1, 1 / MARGIN, -doubt / MARGIN, exact)
+                return iteration, fewest if doubt < np.inf else 0, most
+    return 0, 0, 0
 
 
-@functools.lru_cache(maxsize=32)
-def _draws(num: int, count: int) -> np.ndarray:
-    """The subsets that OpenCV draws from ``num`` matches, (4, count) intp: the random numbers in
-    fours, less those that repeat one of their four."""
-    rows = (_random_numbers()[: int(4.4 * count)] % num).astype(np.intp)
-    clash = np.zeros(len(rows), bool)  # whether a row is met again among the next three
-    for apart in (1, 2, 3):
-        same = rows[:-apart] == rows[apart:]
-        for first in range(4 - apart):  # the place in a four of the one that is met again
-            clash[: len(same) - first] |= same[first:]
-    clashes = [(np.flatnonzero(clash[phase::4]) * 4 + phase).tolist() for phase in range(4)]
-    repeats, start, end = [], 0, len(rows)
-    while (later := bisect.bisect_left(clashes[start % 4], start)) < len(clashes[start % 4]):
-        start, four = clashes[start % 4][later], set()
-        while len(four) < 4 and start < end:
-            row = rows.item(start)
-            if row in four:
-                repeats.append(start)
-            four.add(row)
-            start += 1
-    return np.delete(rows, repeats)[: 4 * count].reshape(-1, 4).T.copy()
+@_compiled
+def _draw(state, num, rows):
+    """Four different numbers below ``num``, by multiplication with carry."""
+    drawn = 0
+    while drawn < 4:
+        low, high = state[0] & np.uint64(0xFFFFFFFF), state[0] >> np.uint64(32)
+        state[0] = low * np.uint64(4164903690) + high
+        rows[drawn] = (state[0] & np.uint64(0xFFFFFFFF)) % np.uint64(num)
+        drawn += 0 if rows[drawn] in rows[:drawn] else 1
 
 
-def _usable(points: np.ndarray) -> np.ndarray:
-    """Which subsets OpenCV solves, (K,) intp, of points (4, 4, M): x0, y0, x1, y1 of four matches.
+@_compiled
+def _is_usable(pixels, exact, rows):
+    """Whether OpenCV solves a subset.
 
     The last point must not lie on a line with two others, and of the four triangles all or none
     must be turned over from one view to the other.
     """
-    pairs = ((0, 1), (0, 2), (1, 2))
-    sides = points[:, :3] - points[:, 3:]
-    turned, *others = [np.multiply(*_double_areas(sides, i, j)) < 0 for i, j in pairs]
-    usable = np.flatnonzero((others[0] == turned) & (others[1] == turned))
-    turned, points = turned[usable], points.take(usable, axis=2)
-    (ax, bx, cx, _), (ay, by, cy, _) = points[::2].swapaxes(0, 1), points[1::2].swapaxes(0, 1)
-    determinants = ax * (by - cy) - ay * (bx - cx) + (bx * cy - cx * by)  # in OpenCV's order
-    keep = (np.multiply(*determinants) < 0) == turned
-    pixels = points.astype(np.float32)  # here OpenCV subtracts before it turns to float64
-    sides = (pixels[:, :3] - pixels[:, 3:]).astype(np.float64)
-    lengths = np.abs(sides[::2]) + np.abs(sides[1::2])
-    for i, j in pairs:
-        least = FLT_EPSILON * (lengths[:, i] + lengths[:, j])
-        keep &= (np.abs(_double_areas(sides, i, j)) > least).all(axis=0)
-    return usable[keep]
+    turned = 0
+    for number, (i, j, k) in enumerate(((0, 1, 2), (1, 2, 3), (0, 2, 3), (0, 1, 3)), 1):
+        orientation = 1.0
+        for x, y in ((0, 1), (2, 3)):
+            ax, ay = exact[x, rows[i]], exact[y, rows[i]]
+            bx, by = exact[x, rows[j]], exact[y, rows[j]]
+            cx, cy = exact[x, rows[k]], exact[y, rows[k]]
+            orientation *= ax * (by - cy) - ay * (bx - cx) + (bx * cy - cx * by)
+            if k == 3:
+                # OpenCV subtracts before it turns to float64.
+                ax = np.float64(pixels[x, rows[i]] - pixels[x, rows[k]])
+                ay = np.float64(pixels[y, rows[i]] - pixels[y, rows[k]])
+                bx = np.float64(pixels[x, rows[j]] - pixels[x, rows[k]])
+                by = np.float64(pixels[y, rows[j]] - pixels[y, rows[k]])
+                if abs(ax * by - ay * bx) <= FLT_EPSILON * (abs(ax) + abs(ay) + abs(bx) + abs(by)):
+                    return False
+        turned += orientation < 0
+        if 0 < turned < number:
+            return False
+    return True
 
 
-def _double_areas(sides: np.ndarray, i: int, j: int) -> np.ndarray:
-    """Twice the signed area (2, M) in both views of the triangle of two sides of (4, 3, M)."""
-    return sides[::2, i] * sides[1::2, j] - sides[::2, j] * sides[1::2, i]
+@_compiled
+def _triangles(x, y, rows):
+    """Of one view the first three points of a subset, seen from the last one, and twice the signed
+    areas opposite to them; and how little of its box the smallest of the four triangles takes."""
+    x = x[rows[0]] - x[rows[3]], x[rows[1]] - x[rows[3]], x[rows[2]] - x[rows[3]]
+    y = y[rows[0]] - y[rows[3]], y[rows[1]] - y[rows[3]], y[rows[2]] - y[rows[3]]
+    a, b, c = x[1] * y[2] - x[2] * y[1], x[2] * y[0] - x[0] * y[2], x[0] * y[1] - x[1] * y[0]
+    width = max(x[0], x[1], x[2], 0.0) - min(x[0], x[1], x[2], 0.0)
+    height = max(y[0], y[1], y[2], 0.0) - min(y[0], y[1], y[2], 0.0)
+    share = min(abs(a), abs(b), abs(c), abs(a + b + c)) / (width * height)
+    return x, y, (a, b, c), share
 
 
-def _to_units(points: np.ndarray) -> tuple[np.ndarray, float]:
-    """Points (4, N) as x0, y0, x1, y1 within -1 and 1, and the threshold in view 1's unit."""
-    low, high = points.min(axis=1), points.max(axis=1)
-    scale = np.maximum((high - low).reshape(2, 2).max(axis=1) / 2, 1.0).repeat(2)
-    return (points - (low + high)[:, None] / 2) / scale[:, None], THRESHOLD / scale[2]
+@_compiled
+def _solve(exact, rows):
+    """The rows of the homography through a subset, up to scale, and how far OpenCV's may be off.
 
-
-def _models(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Homographies (3, 3, M) up to scale through points (4, 4, M), and which hang on rounding.
-
-    Three points are a basis of the plane in which the homography is diagonal; the fourth gives its
-    diagonal.
+    Seen from the last point, the other three are a basis in which the homography is diagonal: the
+    ratios of the areas opposite to them.
     """
-    x, y = points[::2], points[1::2]
-    (xi, xj), (yi, yj) = ((z[:, [1, 2, 0]], z[:, [2, 0, 1]]) for z in (x, y))
-    a, b, c = yi - yj, xj - xi, xi * yj - xj * yi  # the lines through two of the three
-    areas = a * x[:, 3:] + b * y[:, 3:] + c
-    smallest = np.minimum(np.abs(areas).min(axis=1), np.abs(areas.sum(axis=1)))
-    degenerate = (smallest < DEGENERATE * np.ptp(x, axis=1) * np.ptp(y, axis=1)).any(axis=0)
-    diagonal = areas[1] * areas[0, [1, 2, 0]] * areas[0, [2, 0, 1]]
-    lines = np.stack([a[0], b[0], c[0]]) * diagonal
-    H = np.stack([(x[1, :3] * lines).sum(1), (y[1, :3] * lines).sum(1), lines.sum(1)])
-    return H / np.maximum(np.abs(H).max(axis=(0, 1)), sys.float_info.min), degenerate
+    x0, y0, areas0, share0 = _triangles(exact[0], exact[1], rows)
+    x1, y1, areas1, share1 = _triangles(exact[2], exact[3], rows)
+    ux = uy = vx = vy = wx = wy = w = 0.0
+    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        ratio = areas1[i] / areas0[i]
+        x, y = (y0[j] - y0[k]) * ratio, (x0[k] - x0[j]) * ratio
+        ux, uy = ux + x1[i] * x, uy + x1[i] * y
+        vx, vy = vx + y1[i] * x, vy + y1[i] * y
+        wx, wy, w = wx + x, wy + y, w + areas1[i]
+    x, y = exact[0, rows[3]], exact[1, rows[3]]
+    u, v, w = -ux * x - uy * y, -vx * x - vy * y, w - wx * x - wy * y
+    x, y = exact[2, rows[3]], exact[3, rows[3]]
+    ux, uy, u = ux + x * wx, uy + x * wy, u + x * w
+    vx, vy, v = vx + y * wx, vy + y * wy, v + y * w
+    error = ROUNDING + SOLVER_ERROR / min(share0, share1) ** 2
+    return ((ux, uy, u), (vx, vy, v), (wx, wy, w)), error
 
 
-def _conditions(points: np.ndarray, threshold: float) -> dict:
-    """(N, 24) by dtype; their product with ``_forms`` is not positive where a match is near."""
-    x, y, x1, y1 = points
-    monomials = np.stack([x * x, y * y, np.ones_like(x), x * y, x, y])
-    beyond = x1 * x1 + y1 * y1 - MARGIN * threshold**2
-    factors = np.stack([np.ones_like(x), -2 * x1, -2 * y1, beyond])
-    conditions = (factors[:, None] * monomials).reshape(24, -1).T
-    return {dtype: conditions.astype(dtype, order="C") for dtype in ROUNDING}
+@_compiled
+def _doubt(H_0to1, error, largest):
+    """What the error of a squared residual, times the depth's square, adds to its bounds.
 
-
-def _forms(H: np.ndarray) -> np.ndarray:
-    """(24, M): of the rows u, v, w of homographies the quadratic forms uu + vv, uw, vw and ww."""
-    left, right = H[[0, 1, 0, 1, 2]], H[[0, 1, 2, 2, 2]]
-    i, j = [0, 0, 1], [1, 2, 2]
-    mixed = left[:, i] * right[:, j] + left[:, j] * right[:, i]
-    forms = np.concatenate([left * right, mixed], axis=1)
-    forms[1] += forms[0]
-    return forms[1:].reshape(24, -1)
-
-
-def _likely(points: np.ndarray, conditions: dict, best: int) -> tuple:
-    """Which models may have more than ``best`` inliers, (K,) intp ascending, and how many at most.
-
-    Float32 takes half the time and finds too many likely; float64 looks at those again.
+    Where residuals r and s differ by at most d, s may be within t unless r^2 > M t^2 + D, and is if
+    r^2 <= (t^2 - D) / M, with M = MARGIN and D = M / (M - 1) d^2.
     """
-    H, degenerate = _models(points)
-    forms, likely = _forms(H), np.arange(len(degenerate))
-    largest = np.abs(conditions[np.float64]).max(axis=0)
-    for dtype, rounding in ROUNDING.items():
-        granted = rounding * (largest @ np.abs(forms))
-        is_near = conditions[dtype] @ forms.astype(dtype, copy=False) <= granted.astype(dtype)
-        near = is_near.view(np.uint8).sum(axis=0, dtype=np.int32)
-        near[degenerate[likely]] = len(is_near)
-        kept = np.flatnonzero(near > best)
-        likely, near, forms = likely[kept], near[kept], forms.take(kept, axis=1)
-    return likely, near
+    (a, b, c), (d, e, f), (g, h, i) = H_0to1
+    w = abs(g) * largest[0] + abs(h) * largest[1] + abs(i)
+    u = abs(a) * largest[0] + abs(b) * largest[1] + abs(c) + largest[2] * w
+    v = abs(d) * largest[0] + abs(e) * largest[1] + abs(f) + largest[3] * w
+    return MARGIN / (MARGIN - 1) * error**2 * (u**2 + v**2)
+
+
+@_compiled
+def _count(H_0to1, share, doubt, exact):
+    """How many squared residuals are not above ``share`` of the threshold's square and a doubt."""
+    (a, b, c), (d, e, f), (g, h, i) = H_0to1
+    count = 0
+    for n in range(exact.shape[1]):  # of zip(*exact) no vector instructions would be made
+        x0, y0, x1, y1 = exact[0, n], exact[1, n], exact[2, n], exact[3, n]
+        w = g * x0 + h * y0 + i
+        u = a * x0 + b * y0 + c - x1 * w
+        v = d * x0 + e * y0 + f - y1 * w
+        count += not u * u + v * v > share * THRESHOLD**2 * w * w + doubt
+    return count
+
+
+def _inliers(points0, points1, rows: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Which matches (N,) bool OpenCV takes for inliers of the model through a subset."""
+    H_0to1 = cv2.findHomography(points0[rows], points1[rows], 0)[0]
+    if H_0to1 is None:
+        return np.zeros(len(points0), bool)
+    return _squared_errors(H_0to1, pixels) <= np.float32(THRESHOLD**2)
 
 
 def _squared_errors(H_0to1: np.ndarray, pixels: np.ndarray) -> np.ndarray:

@@ -70,21 +70,13 @@ def test_all_matches_go_to_four_places():
     np.testing.assert_array_equal(find_homography(points0, points1), expected)
 
 
-def draws_in_another_order(num, count, draws=ransac._draws):
-    return draws(num, count)[:, ::-1]
-
-
 def errors_in_float64(H_0to1, pixels):
     return ((warp_points(pixels[:2].T, H_0to1) - pixels[2:].T) ** 2).sum(axis=1)
 
 
 @pytest.mark.parametrize(
     ("name", "other"),
-    [
-        ("_squared_errors", errors_in_float64),
-        ("_draws", draws_in_another_order),
-        ("MAX_ITERATIONS", 10),
-    ],
+    [("_squared_errors", errors_in_float64), ("SEED", 1), ("MAX_ITERATIONS", 10)],
 )
 def test_another_opencv_is_noticed_and_asked(monkeypatch, name, other):
     points = draw_matches(5)
@@ -99,28 +91,33 @@ def test_another_opencv_is_noticed_and_asked(monkeypatch, name, other):
 
 
 def test_draws_are_the_generators():
-    """Four numbers each, none twice in a subset, as drawing one by one gives them."""
-    numbers = iter(ransac._random_numbers().tolist())
-    for drawn in ransac._draws(40, 2000).T.tolist():
+    """OpenCV's multiplication with carry; four numbers each, none twice in a subset."""
+    state, rows = np.array([ransac.SEED], np.uint64), np.empty(4, np.intp)
+    number = ransac.SEED
+    for _ in range(2000):
         subset = []
         while len(subset) < 4:
-            row = next(numbers) % 40
-            if row not in subset:
-                subset.append(row)
-        assert drawn == subset
+            number = (number % 2**32 * 4164903690 + (number >> 32)) % 2**64
+            if number % 2**32 % 40 not in subset:
+                subset.append(number % 2**32 % 40)
+        ransac._draw(state, 40, rows)
+        assert rows.tolist() == subset
 
 
-def test_counts_are_never_too_few():
+def test_inliers_are_between_the_bounds():
     """Even where a subset is nearly degenerate, and so its model uncertain."""
     points0, points1 = draw_matches(6, num=120, share_correct=0.5)
     points0[:40, 1] = points0[:40, 0] + np.float32(1e-3) * points0[::-1][:40, 1]
     pixels = np.concatenate([points0, points1], axis=1).T.copy()
-    units, threshold = ransac._to_units(pixels.astype(np.float64))
-    subsets = ransac._draws(120, 1500)
-    subsets = subsets[:, ransac._usable(pixels.astype(np.float64).take(subsets, axis=1))]
-    conditions = ransac._conditions(units, threshold)
-    likely, near = ransac._likely(units.take(subsets, axis=1), conditions, best=-1)
-    assert likely.tolist() == list(range(subsets.shape[1]))
-    for rows, most in zip(subsets.T, near, strict=True):
-        H_0to1 = cv2.findHomography(points0[rows], points1[rows], 0)[0]
-        assert (ransac._squared_errors(H_0to1, pixels) <= 9).sum() <= most
+    exact = pixels.astype(np.float64)
+    largest = np.abs(exact).max(axis=1)
+    state, rows = np.array([ransac.SEED], np.uint64), np.empty(4, np.intp)
+    iteration, certain = 0, 0
+    while iteration < 1500:
+        iteration, fewest, most = ransac._next_likely(
+            pixels, exact, largest, state, rows, iteration, 2000, -1
+        )
+        found = np.count_nonzero(ransac._inliers(points0, points1, rows, pixels))
+        assert fewest <= found <= most
+        certain += fewest == most
+    assert certain > 500
