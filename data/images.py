@@ -31,7 +31,7 @@ class UnreadablePhotographError(ValueError):
 
 
 def list_images(folder: str | Path) -> list[str]:
-    """The names of all photographs below a folder: relative POSIX paths, sorted.
+    """The names of all photographs below a folder: relative POSIX paths, sorted; hidden ones not.
 
     Raises:
         FileNotFoundError: the folder is missing or holds no photograph.
@@ -42,8 +42,9 @@ def list_images(folder: str | Path) -> list[str]:
     names = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in SUFFIXES and path.is_file()
     )
+    names = [name for name in names if not name.startswith(".") and "/." not in name]
     if not names:
         raise FileNotFoundError(
             f"{folder}: no photographs found; expected files ending in {' '.join(sorted(SUFFIXES))}"
@@ -67,13 +68,17 @@ def read_image(path: str | Path, *, channels: int) -> np.ndarray:
     return _decode(path, cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB)
 
 
-def check_image(path: str | Path) -> None:
+def check_image(path: str | Path) -> tuple[int, int]:
     """See that a photograph decodes, at an eighth of its size where the format allows.
+
+    Returns:
+        (width, height), each up to 7 pixels too many or too few.
 
     Raises:
         FileNotFoundError, UnreadablePhotographError: as ``read_image``.
     """
-    _decode(path, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+    height, width = _decode(path, cv2.IMREAD_REDUCED_GRAYSCALE_8).shape
+    return 8 * width, 8 * height
 
 
 def _decode(path: str | Path, flag: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from data.tensors import read_description
 from teacher_export.export import (
     export_places,
     export_shards,
-    find_unreadable,
+    look_at,
     make_places_schema,
     make_schema,
 )
@@ -134,7 +134,7 @@ def export_teacher(
         if places and not path.exists():
             parameters = _learn_places(images, settings, quiet)
         elif not places and (not path.exists() or skip_unreadable):
-            names = _readable(folder, names, skip_unreadable, quiet)
+            names = _readable(folder, names, settings.size, skip_unreadable, quiet)
         store = RecordStore.create(path, schema, names, settings.format, parameters)
         if repair:
             damaged = _damaged_shards(store, quiet)
@@ -254,10 +254,21 @@ def _learn_places(
     return vlad.to_arrays()
 
 
-def _readable(folder: Path, names: list[str], skip: bool, quiet: bool) -> list[str]:
+def _readable(
+    folder: Path, names: list[str], size: tuple[int, int], skip: bool, quiet: bool
+) -> list[str]:
     """The photographs that decode; refuses those that do not unless they are to be skipped."""
     with progress("check photographs", len(names), quiet=quiet) as advance:
-        unreadable = find_unreadable(folder, names, advance)
+        found = look_at(folder, names, advance)
+    unreadable = {name: seen for name, seen in found.items() if isinstance(seen, Exception)}
+    sizes = [seen for seen in found.values() if not isinstance(seen, Exception)]
+    # Up to a twentieth is not worth a word, and sizes are not known to the pixel.
+    if small := sum(min(w / size[0], h / size[1]) < 0.95 for w, h in sizes):
+        say(
+            f"{small} of {len(names)} photographs are smaller than {size[0]}x{size[1]} and blurred "
+            "by being enlarged; take larger ones, or see python -m data.mosaics --help",
+            quiet=quiet,
+        )
     if not unreadable:
         return names
     if not skip:

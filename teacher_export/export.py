@@ -21,7 +21,7 @@ __all__ = [
     "export_places",
     "export_shards",
     "fill_shards",
-    "find_unreadable",
+    "look_at",
     "make_places_schema",
     "make_schema",
 ]
@@ -30,25 +30,23 @@ DECODERS = 4  # threads; OpenCV decodes without holding Python's lock
 SHARDS_IN_FLIGHT = 2
 
 
-def find_unreadable(
+def look_at(
     folder: Path, names: list[str], advance: Callable[[], None]
-) -> dict[str, UnreadablePhotographError]:
-    """Look at every photograph before the network runs; name -> error of those that fail."""
+) -> dict[str, tuple[int, int] | UnreadablePhotographError]:
+    """Look at every photograph before the network runs: name -> its size, about, or its error."""
 
-    def check(name: str) -> UnreadablePhotographError | None:
+    def check(name: str) -> tuple[int, int] | UnreadablePhotographError:
         try:
-            check_image(folder / name)
+            return check_image(folder / name)
         except UnreadablePhotographError as error:
             return error
-        return None
 
-    errors = {}
+    found = {}
     with ThreadPoolExecutor(DECODERS) as pool:
-        for name, error in zip(names, pool.map(check, names), strict=True):
+        for name, result in zip(names, pool.map(check, names), strict=True):
             advance()
-            if error is not None:
-                errors[name] = error
-    return errors
+            found[name] = result
+    return found
 
 
 def make_schema(teacher: Teacher, settings: ExportSettings) -> Schema:

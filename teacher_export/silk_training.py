@@ -111,7 +111,7 @@ def train_silk(
         photographs: to train on.
         validation: to validate on; always the same pair of views of each.
         initial: the network to start from, of the widths in ``settings``.
-        resume: go on with the run in ``output``.
+        resume: go on with the run in ``output``, or start where there is none.
         advance: called with steps taken and a note about the loss.
 
     Raises:
@@ -296,8 +296,8 @@ def _open_run(output: Path, settings: SiLKTraining, resume: bool) -> None:
     """Make the run's folder, or hold the settings of the one that is there against ours."""
     file = output / "run.json"
     ours = json.loads(json.dumps(asdict(settings)))
-    if resume:
-        found = json.loads(file.read_text()) if file.is_file() else {}
+    if resume and file.exists():
+        found = json.loads(file.read_text())
         bound = ours.keys() - MAY_CHANGE
         if different := [key for key in ours if key in bound and found.get(key) != ours[key]]:
             raise ValueError(

@@ -148,6 +148,13 @@ def test_an_unreadable_photograph_is_named_or_skipped(run_command, photographs, 
     assert len(RecordStore.open(tmp_path / "store").require_complete()) == 5
 
 
+def test_small_photographs_are_counted(run_command, photographs, tmp_path):
+    arguments = ("--images", photographs, "--store", tmp_path / "store", "--device", "cpu")
+    command = ("--model", "superpoint", *arguments, "--size", "640x480", "--limit", "1")
+    output = run_command(export_teacher, *command)
+    assert "1 of 1 photographs are smaller than 640x480" in output
+
+
 def test_weights_of_another_network(run_command, photographs, tmp_path):
     np.savez(tmp_path / "other.npz", **{"conv1.weight": np.zeros((3, 3))})
     output = export(

@@ -33,7 +33,7 @@ def photograph():
 
 
 def test_names_are_relative_posix_paths_in_order(tmp_path, photograph):
-    for name in ("b.PNG", "a/z.jpg", "a/b.jpeg", ".hidden.jpg"):
+    for name in ("b.PNG", "a/z.jpg", "a/b.jpeg", ".hidden.jpg", ".a/c.jpg"):
         write(tmp_path / name, photograph)
     (tmp_path / "notes.txt").write_text("no photograph")
     assert list_images(tmp_path) == ["a/b.jpeg", "a/z.jpg", "b.PNG"]
@@ -94,6 +94,12 @@ def test_the_longest_side_is_resized(photograph):
     assert resize_longest(photograph, 32).shape == (24, 32, 3)
     assert resize_longest(photograph, 128).shape == (96, 128, 3)
     assert resize_longest(photograph, 0) is photograph
+
+
+def test_looking_tells_the_size(tmp_path, photograph):
+    for suffix in (".jpg", ".png"):
+        write(tmp_path / f"a{suffix}", photograph)
+        assert check_image(tmp_path / f"a{suffix}") == (64, 48)
 
 
 def test_a_view_of_fine_texture_does_not_alias():

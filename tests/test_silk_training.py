@@ -95,7 +95,7 @@ def interrupt_at(step):
 
 
 def test_a_resumed_run_takes_the_same_steps(photographs, tmp_path):
-    train_silk(photographs[1:], photographs[:1], tmp_path / "whole", SETTINGS)
+    train_silk(photographs[1:], photographs[:1], tmp_path / "whole", SETTINGS, resume=True)
     halves = tmp_path / "halves"
     with pytest.raises(KeyboardInterrupt):
         train_silk(photographs[1:], photographs[:1], halves, SETTINGS, advance=interrupt_at(4))

@@ -1,0 +1,91 @@
+"""Small photographs, four to a picture: sharp ones to learn from.
+
+A photograph smaller than the teacher's ``--size`` is enlarged, and so blurred; a student that sees
+no other pictures is behind its teacher on sharp ones as soon as the viewpoint changes. Shrunk to
+half that size, four of them fill a picture that is sharp everywhere.
+
+``python -m data.mosaics PHOTOGRAPHS OUTPUT`` makes as many mosaics as there are photographs. An
+OUTPUT inside of PHOTOGRAPHS adds them to these.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import cv2
+import numpy as np
+
+from data.config import parse_size
+from data.console import user_errors
+from data.images import fit_image, list_images, read_image, split_names
+
+__all__ = ["make_mosaics"]
+
+
+def make_mosaics(
+    photographs: Sequence[Path], output: Path, *, size: tuple[int, int], count: int, seed: int
+) -> None:
+    """Write ``mosaic_0000.png``, ...; each photograph is used once before one is used again.
+
+    The same photographs and arguments give the same files. The folder appears when all are made.
+
+    Args:
+        size: (width, height) of a mosaic, even.
+
+    Raises:
+        ValueError: fewer than four photographs, an odd size, or one that cannot be read.
+        FileExistsError: ``output`` exists.
+    """
+    if len(photographs) < 4:
+        raise ValueError(f"{len(photographs)} photographs to make mosaics of; expected 4 or more")
+    if size[0] % 2 or size[1] % 2:
+        raise ValueError(f"mosaics of {size[0]}x{size[1]}: both sides must be even")
+    if output.exists():
+        raise FileExistsError(f"{output} exists already; remove it or name another folder")
+    rng, order = np.random.default_rng(seed), []
+    while len(order) < 4 * count:
+        order += rng.permutation(len(photographs)).tolist()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        for number in range(count):
+            four = [photographs[index] for index in order[4 * number : 4 * number + 4]]
+            path = partial / f"mosaic_{number:04d}.png"
+            if not cv2.imwrite(str(path), _mosaic(four, size)[..., ::-1]):  # blue first
+                raise OSError(f"{output}: cannot write a picture; is the disk full?")
+        partial.chmod(0o755)  # mkdtemp's folder is for its owner alone
+        os.replace(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _mosaic(photographs: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
+    half = (size[0] // 2, size[1] // 2)
+    a, b, c, d = (fit_image(read_image(path, channels=3), half) for path in photographs)
+    return np.vstack([np.hstack([a, b]), np.hstack([c, d])])
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("folder", metavar="PHOTOGRAPHS", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--size", default="640x480", help="Width x height of a mosaic.")
+@click.option("--count", type=click.IntRange(1), help="  [default: as many as photographs]")
+@click.option("--validation", default=0.04, help="Share that train-student will hold out.")
+@click.option("--seed", default=0)
+@user_errors
+def main(
+    folder: Path, output: Path, size: str, count: int | None, validation: float, seed: int
+) -> None:
+    """Mosaics of the photographs below a folder, without those that train-student holds out."""
+    names = list_images(folder)
+    photographs = [folder / name for name in split_names(names, validation)[0]]
+    count = count or len(names)
+    make_mosaics(photographs, output, size=parse_size(size), count=count, seed=seed)
+    click.echo(f"{output}: {count} mosaics of {len(photographs)} photographs")
+
+
+if __name__ == "__main__":
+    main()
