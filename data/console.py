@@ -30,6 +30,7 @@ __all__ = [
     "deferred_interrupt",
     "progress",
     "say",
+    "shared_options",
     "user_errors",
 ]
 
@@ -66,6 +67,19 @@ def user_errors(command: Callable) -> Callable:
             raise click.ClickException(str(error)) from error
 
     return wrapped
+
+
+def shared_options(command: Callable) -> Callable:
+    """What every command takes, ``--device``, ``--config`` and ``--quiet``, and ``user_errors``."""
+    options = (
+        click.option("--device", help="auto, cpu, cuda or cuda:N."),
+        click.option("--config", type=click.Path(), help="Settings; pipeline.toml if not given."),
+        click.option("--quiet", is_flag=True, help="No progress bar, only errors and results."),
+    )
+    command = user_errors(command)
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def _os_error(error: OSError) -> str:

@@ -8,7 +8,7 @@ import click
 import torch
 
 from data.config import load_settings, override
-from data.console import choose_device, progress, say, user_errors
+from data.console import choose_device, progress, say, shared_options
 from data.images import list_images
 from evaluation.comparison import compare_models, comparison_table
 from evaluation.extractors import make_extractor
@@ -54,7 +54,6 @@ MEGABYTE = 10**6
 @click.option("--nms-radius", type=int, help="Pixels around a keypoint that stay free of others.")
 @click.option("--split", type=click.Choice(["all", "illumination", "viewpoint"]))
 @click.option("--weights", type=click.Path(), help="A teacher's weights, if kept elsewhere.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
 @click.option(
     "--render",
@@ -66,9 +65,7 @@ MEGABYTE = 10**6
     "--download", is_flag=True, help="First fetch the full HPatches (1.3 GB) into --root."
 )
 @click.option("--sequences", type=int, default=8, show_default=True, help="How many to render.")
-@click.option("--config", type=click.Path(), help="Settings; pipeline.toml when not given.")
-@click.option("--quiet", is_flag=True, help="No progress bar, only the table.")
-@user_errors
+@shared_options
 def evaluate(
     dataset: str,
     root: Path,
@@ -77,7 +74,7 @@ def evaluate(
     output: Path | None,
     nms_radius: int | None,
     weights: str | None,
-    device: str,
+    device: str | None,
     precision: str | None,
     photographs: Path | None,
     download: bool,
@@ -122,7 +119,7 @@ def evaluate(
             model,
             predict,
             num_keypoints=settings.num_keypoints,
-            device=choose_device(device),
+            device=choose_device(device or "auto"),
             weights=weights,
         )
         for model in models

@@ -7,7 +7,7 @@ import click
 import torch
 
 from data.config import TrainSettings, load_settings, override
-from data.console import StorePath, choose_device, choose_precision, progress, say, user_errors
+from data.console import StorePath, choose_device, choose_precision, progress, say, shared_options
 from data.images import list_images, split_names
 from data.store import RecordStore
 from student.checkpoint import init_student, load_student, student_path
@@ -54,10 +54,7 @@ MAY_CHANGE = {"device", "num_workers", "checkpoint_minutes"}
 @click.option("--num-workers", type=int, help="Loader processes.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
 @click.option("--seed", type=int, help="Of weights, order, crops and augmentation.")
-@click.option("--device", help="auto, cpu, cuda or cuda:N.")
-@click.option("--config", type=click.Path(), help="Settings; pipeline.toml when not given.")
-@click.option("--quiet", is_flag=True, help="No progress bar, only errors.")
-@user_errors
+@shared_options
 def train_student(
     paths: tuple[Path | str, ...],
     folder: Path,

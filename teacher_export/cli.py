@@ -7,7 +7,7 @@ import click
 import numpy as np
 
 from data.config import ExportSettings, load_settings, override
-from data.console import StorePath, choose_device, choose_precision, progress, say, user_errors
+from data.console import StorePath, choose_device, choose_precision, progress, say, shared_options
 from data.images import list_images, split_names
 from data.store import RecordStore, StoreError
 from data.tensors import read_description
@@ -43,7 +43,6 @@ MODELS = sorted([*TEACHERS, VladTeacher.name])
 @click.option("--top-k", type=int, help="Keypoints of sparse, at most.")
 @click.option("--compression", type=click.Choice(["none", "zstd"]), help="Of the store.")
 @click.option("--weights", type=click.Path(), help="The teacher's weights, if kept elsewhere.")
-@click.option("--device", help="auto, cpu, cuda or cuda:N.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
 @click.option("--batch-size", type=int, help="Photographs per forward pass.")
 @click.option("--workers", type=int, help="Processes that fill shards.")
@@ -61,9 +60,7 @@ MODELS = sorted([*TEACHERS, VladTeacher.name])
 @click.option("--overwrite", is_flag=True, help="Replace a store made with other settings.")
 @click.option("--verify", is_flag=True, help="Only see whether the store is as it was written.")
 @click.option("--repair", is_flag=True, help="Make the shards again that --verify finds damaged.")
-@click.option("--config", type=click.Path(), help="Settings; pipeline.toml when not given.")
-@click.option("--quiet", is_flag=True, help="No progress bar, only errors.")
-@user_errors
+@shared_options
 def export_teacher(
     folder: Path | None,
     path: Path,
@@ -180,10 +177,7 @@ NETWORKS = {
 @click.option("--steps", type=int, help="Pairs of views, one a step.")
 @click.option("--grid", type=int, help="Side of the maps that are compared.")
 @click.option("--learning-rate", type=float, help="Until the last fifth of the steps.")
-@click.option("--device", help="auto, cpu, cuda or cuda:N.")
-@click.option("--config", type=click.Path(), help="Settings; pipeline.toml when not given.")
-@click.option("--quiet", is_flag=True, help="No progress bar, only errors.")
-@user_errors
+@shared_options
 def train_teacher(
     model: str,
     folder: Path,
