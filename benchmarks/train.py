@@ -114,6 +114,7 @@ def measure(
             width=settings.width,
             descriptor_dim=targets[0].descriptor_dim,
             detector_skip=settings.detector_skip,
+            context_block=settings.context_block,
         )
     )
     loader = ticks(make_loader(dataset, batches, settings.num_workers), seconds)

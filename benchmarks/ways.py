@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.console import autocast, choose_device, choose_precision, progress, user_errors
-from data.geometry import random_homography
+from data.geometry import CELL_MAP, random_homography, sample_map
 from data.images import fit_image, read_image
 from data.store import RecordStore
-from student.losses import detector_loss
-from student.targets import DownsampledTargets, SparseTargets
-from student.views import to_cells, view_descriptors, view_scores
+from student.losses import descriptor_loss, detector_loss
+from student.targets import DownsampledTargets, PeakTargets, SparseTargets
+from student.views import cell_centres, cell_peaks, to_cells, view_descriptors, view_scores
 from teacher_export.superpoint import SuperPoint, score_map_from_cells
 from teacher_export.teachers import SuperPointTeacher
 
@@ -46,7 +46,9 @@ class WithRelations(DownsampledTargets):
     def _maps(self, output, fields, H_view_to_photo) -> tuple[Tensor, Tensor]:
         whole = fields["descriptor_map"].repeat_interleave(H_view_to_photo.shape[1], 0)
         shape = output.descriptor_map.shape[2:]
-        return output.descriptor_map, view_descriptors(whole, H_view_to_photo.flatten(0, 1), shape)
+        points = cell_centres(shape).to(H_view_to_photo)
+        target = view_descriptors(whole, points, H_view_to_photo.flatten(0, 1))
+        return output.descriptor_map, target.mT.unflatten(2, shape)
 
 
 class AgainstTheBatch(WithRelations):
@@ -68,6 +70,44 @@ class AgainstTheBatch(WithRelations):
         surprise = F.cross_entropy(logits, torch.arange(len(drawn), device=logits.device))
         losses["descriptor"] = losses["descriptor"] + 0.1 * surprise
         return losses
+
+
+class Rotated(PeakTargets):
+    """Descriptors half as long as the teacher's, which are turned into their space to compare.
+
+    The orthogonal Procrustes problem (Schoenemann, 1966; EdgePoint2, arXiv 2504.17280): of all
+    matrices with orthonormal columns, that which brings the teacher's descriptors nearest to the
+    student's; from the cross-covariance of the last hundred steps or so.
+    """
+
+    KEPT = 0.99
+
+    def __init__(self, scores, descriptors):
+        super().__init__(scores, descriptors)
+        self.covariance = None
+        self.teacher_dim, self.descriptor_dim = self.descriptor_dim, self.descriptor_dim // 2
+
+    def losses(self, output, fields, H_view_to_photo):
+        cells = self._scores_of_views(output, fields, H_view_to_photo)
+        peaks = cell_peaks(cells)
+        target, known = self._descriptors_at(peaks, fields, H_view_to_photo)
+        found = F.normalize(sample_map(output.descriptor_map, peaks.float(), CELL_MAP), dim=2)
+        weights = known * (1 - cells[:, 64].flatten(1))
+        turned = F.normalize(target @ self._rotation(target, found.detach(), weights), dim=2)
+        return {
+            "detector": detector_loss(output.score_logits, cells),
+            "descriptor": descriptor_loss(found.mT, turned.mT, weights),
+        }
+
+    @torch.no_grad()
+    def _rotation(self, target: Tensor, found: Tensor, weights: Tensor) -> Tensor:
+        covariance = torch.einsum("bnt,bns,bn->ts", target, found, weights.float())
+        if self.covariance is None:  # a projection that keeps most of the teacher's, to begin with
+            flat = target.flatten(0, 1)
+            self.covariance = 1e3 * torch.pca_lowrank(flat, self.descriptor_dim, center=False)[2]
+        self.covariance = self.KEPT * self.covariance + (1 - self.KEPT) * covariance
+        left, _, right = torch.linalg.svd(self.covariance, full_matrices=False)
+        return left @ right
 
 
 class Sharpened(DownsampledTargets):
@@ -153,6 +193,9 @@ ROWS = (
     _row(": homographic adaptation of its scores", Adapted),
     _row(": two views that learn to agree", settings=WARPED),
     _row(": two views, foreshortened, too", settings=WARPED | {"tilt": 3.0}),
+    _row(": at the peaks of cells", PeakTargets),
+    _row(": at the peaks of cells, two views", PeakTargets, settings=WARPED),
+    _row(": at the peaks, descriptors half as long", Rotated),
 )
 
 

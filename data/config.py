@@ -111,9 +111,10 @@ class TeacherSettings(_Section):
 class TrainSettings(_Section):
     """[train]: see pipeline.toml for the meaning of each key."""
 
-    strategy: Literal["downsample", "upsample", "sparse"]
+    strategy: Literal["peaks", "downsample", "upsample", "sparse"]
     width: Annotated[float, Field(gt=0)]
     detector_skip: bool
+    context_block: bool
     global_pooling: Literal["auto", "deep"]
     global_rank: NotNegative
     epochs: Count

@@ -18,7 +18,10 @@ from student.hfnet import HFNet, HFNetConfig
 
 __all__ = ["init_student", "load_student", "save_student", "student_path"]
 
-NEW = ("global_blocks.", "vlad.", "projection.", "detector_skip.", "descriptor_head.1.")
+NEW = (
+    *("global_blocks.", "vlad.", "projection."),
+    *("detector_skip.", "context_block.", "descriptor_head.1."),
+)
 DEFAULT = Path(__file__).parent / "weights" / "default.safetensors"
 
 
@@ -61,8 +64,8 @@ def load_student(path: str | Path) -> tuple[HFNet, dict, str]:
 def init_student(student: HFNet, path: str | Path) -> str:
     """Start a student from another's weights. Returns their SHA-256.
 
-    Its global branch and detector_skip may be new, and the last layer of its descriptors where
-    their size differs.
+    Its global branch, detector_skip and context_block may be new, and the last layer of its
+    descriptors where their size differs.
 
     Raises:
         CheckpointError: the other one differs in more.

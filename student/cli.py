@@ -145,6 +145,7 @@ def _make_student(
             width=settings.width,
             descriptor_dim=local.descriptor_dim,
             detector_skip=settings.detector_skip,
+            context_block=settings.context_block,
         )
     elif init is None:
         raise ValueError(

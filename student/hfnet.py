@@ -53,6 +53,8 @@ class HFNetConfig:
         descriptor_dim: of the local descriptors.
         detector_skip: lets the detector also see the first block's map, at stride 2, which knows
             better where within a cell a corner is; HF-Net has none.
+        context_block: one more block at stride 8 with a 5x5 filter, before both heads, which then
+            see 107 pixels instead of 75; HF-Net has none.
         global_dim: of the global descriptor; 0 leaves the global branch out.
         global_pooling: what the global descriptor is pooled from: ``deep`` layers of its own, as
             HF-Net has it, or the ``local`` descriptors, which takes fewer weights and no layers.
@@ -64,6 +66,7 @@ class HFNetConfig:
     width: float = 0.75
     descriptor_dim: int = 256
     detector_skip: bool = False
+    context_block: bool = False
     global_dim: int = 0
     global_pooling: str = "deep"
     clusters: int = 32
@@ -93,6 +96,8 @@ class HFNet(nn.Module):
         channels = scale_channels(32, config.width)
         self.stem = ConvBN(1, channels, 3, stride=2)
         self.local_blocks, channels = _make_blocks(LOCAL_BLOCKS, channels, config.width)
+        if config.context_block:
+            self.context_block = InvertedResidual(channels, channels, 1, 4, kernel=5)
         if config.detector_skip:
             fine = 16 * scale_channels(LOCAL_BLOCKS[0][0], config.width)
             self.detector_skip = ConvBN(fine, channels, 1, activate=False)
@@ -109,8 +114,11 @@ class HFNet(nn.Module):
             self.projection = _make_projection(config.descriptor_dim * config.clusters, config)
         self.local_is_frozen = False
         self.apply(_initialize)
-        if config.detector_skip:  # nothing at first, so that it can be added to a trained student
+        # What HF-Net has not is nothing at first, so that it can be added to a trained student.
+        if config.detector_skip:
             nn.init.zeros_(self.detector_skip.norm.weight)
+        if config.context_block:
+            nn.init.zeros_(self.context_block.project.norm.weight)
 
     def forward(self, image: Tensor) -> HFNetOutput:
         """Run a batch of images (B, 1, H, W) float32 in [0, 1].
@@ -154,8 +162,9 @@ class HFNet(nn.Module):
         return self
 
     def _local_modules(self) -> list[nn.Module]:
-        skip = [self.detector_skip] if self.config.detector_skip else []
-        return [self.stem, self.local_blocks, self.descriptor_head, self.detector_head, *skip]
+        added = [self.detector_skip] if self.config.detector_skip else []
+        added += [self.context_block] if self.config.context_block else []
+        return [self.stem, self.local_blocks, self.descriptor_head, self.detector_head, *added]
 
     def _features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The maps at stride 8 and, of the first block, at stride 2."""
@@ -165,7 +174,8 @@ class HFNet(nn.Module):
             raise ValueError(f"an image of {found} pixels is too small for HF-Net: 8x8 at least")
         centred = image[..., :height, :width] * (255 / 128) - 1  # HF-Net's (x - 128) / 128
         fine = self.local_blocks[0](self.stem(centred))
-        return self.local_blocks[1:](fine), fine
+        features = self.local_blocks[1:](fine)
+        return (self.context_block(features) if self.config.context_block else features), fine
 
     def _project(self, vlad: Tensor) -> Tensor:
         return F.normalize(self.projection(vlad).float(), dim=1)
@@ -235,11 +245,11 @@ class FoldedConv(nn.Module):
 class InvertedResidual(nn.Module):
     """MobileNetV2's block: expand, filter each channel, project (Sandler et al., CVPR 2018)."""
 
-    def __init__(self, before: int, after: int, stride: int, expansion: int):
+    def __init__(self, before: int, after: int, stride: int, expansion: int, kernel: int = 3):
         super().__init__()
         inner = before * expansion
         self.expand = ConvBN(before, inner, 1) if expansion > 1 else nn.Identity()
-        self.depthwise = ConvBN(inner, inner, 3, stride=stride, groups=inner)
+        self.depthwise = ConvBN(inner, inner, kernel, stride=stride, groups=inner)
         self.project = ConvBN(inner, after, 1, activate=False)
         self.residual = stride == 1 and before == after
 

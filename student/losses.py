@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.geometry import CELL_MAP, sample_map
-from student.views import cell_centres, is_inside, warp
+from student.views import is_inside, warp
 
 __all__ = [
     "UncertaintyWeights",
@@ -18,13 +18,16 @@ __all__ = [
     "weighted_mean",
 ]
 
+SAME = 4
+"""Pixels. Suppression leaves no two keypoints nearer to each other."""
+
 
 def descriptor_loss(predicted: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Half the squared distance of a position's descriptors, mean over positions.
 
     Args:
-        predicted, target: (B, D, h, w) of unit length along D.
-        mask: (B, h, w) bool; other positions do not count.
+        predicted, target: (B, D, ...) of unit length along D.
+        mask: (B, ...) bool, other positions do not count; or float, how much each one does.
 
     Returns:
         (B,), 0 to 2: one minus their cosine.
@@ -65,34 +68,41 @@ def keypoint_loss(score_logits: Tensor, keypoint_map: Tensor, mask: Tensor | Non
 
 def correspondence_loss(
     descriptor_maps: tuple[Tensor, Tensor],
+    points: Tensor,
     weights: Tensor,
     H_0to1: Tensor,
     *,
-    temperature: float = 0.1,
+    temperature: float = 0.05,
 ) -> Tensor:
     """How surely a point of view 0 is told from all others of view 1, and the other way round.
 
-    InfoNCE (van den Oord et al., 2018) over the similarities of descriptors at the centres of the
-    cells of view 0 and where they are in view 1.
+    InfoNCE (van den Oord et al., 2018) over the similarities of descriptors at points of view 0
+    and where they are in view 1. Points less than ``SAME`` pixels apart need not be told apart.
 
     Args:
         descriptor_maps: of views 0 and 1, (B, D, h, w) each, of unit length along D.
-        weights: (B, h, w), how much each cell of view 0 counts.
+        points: (B, N, 2) float64, in pixels of view 0.
+        weights: (B, N), how much each of them counts.
         H_0to1: (B, 3, 3) float64.
 
     Returns:
         (B,), 0 where the views share nothing.
     """
-    shape = weights.shape[1:]
-    points = warp(cell_centres(shape).to(H_0to1), H_0to1).float()
-    seen = is_inside(points, (8 * shape[1], 8 * shape[0]))
-    descriptors0 = descriptor_maps[0].flatten(2).mT
-    descriptors1 = F.normalize(sample_map(descriptor_maps[1], points, CELL_MAP), dim=2)
-    similarity = descriptors0 @ descriptors1.mT / temperature
-    similarity = similarity.masked_fill(~(seen[:, :, None] & seen[:, None, :]), -1e4)
+    height, width = (8 * side for side in descriptor_maps[1].shape[2:])
+    places = points.float(), warp(points, H_0to1).float()
+    seen = is_inside(places[1], (width, height))
+    descriptors = [
+        F.normalize(sample_map(maps, at, CELL_MAP), dim=2)
+        for maps, at in zip(descriptor_maps, places, strict=True)
+    ]
+    similarity = descriptors[0] @ descriptors[1].mT / temperature
+    same = torch.cdist(places[0], places[0]) < SAME
+    same.diagonal(dim1=1, dim2=2).fill_(False)
+    ignored = same | ~(seen[:, :, None] & seen[:, None, :])
+    similarity = similarity.masked_fill(ignored, -1e4)
     right = similarity.diagonal(dim1=1, dim2=2)
     surprise = (similarity.logsumexp(1) + similarity.logsumexp(2)) / 2 - right
-    return _mean(surprise.unflatten(1, shape), weights * seen.unflatten(1, shape))
+    return _mean(surprise, weights * seen)
 
 
 def global_descriptor_loss(predicted: Tensor, target: Tensor) -> Tensor:
@@ -101,11 +111,11 @@ def global_descriptor_loss(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, h, w) -> (B,), over the positions in the mask."""
+    """(B, ...) -> (B,), over the positions in the mask."""
     if mask is None:
-        return values.mean((1, 2))
+        return values.flatten(1).mean(1)
     mask = mask.to(values.dtype)
-    return (values * mask).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1e-6)
+    return (values * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1e-6)
 
 
 def weighted_mean(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

@@ -23,6 +23,7 @@ from student.losses import (
 )
 from student.views import (
     cell_centres,
+    cell_peaks,
     is_inside,
     to_cells,
     to_view,
@@ -35,6 +36,7 @@ __all__ = [
     "STRATEGIES",
     "DownsampledTargets",
     "GlobalTargets",
+    "PeakTargets",
     "SparseTargets",
     "Targets",
     "UpsampledTargets",
@@ -120,22 +122,48 @@ class DownsampledTargets:
         )
 
     def losses(self, output, fields, H_view_to_photo):
-        shape, views = output.descriptor_map.shape[2:], H_view_to_photo.flatten(0, 1)
-        whole = _for_each_view(fields["descriptor_map"], H_view_to_photo)
-        target = view_descriptors(whole, views, shape, self.field.geometry)
-        centres = self.field.geometry.to_map(warp(cell_centres(shape).to(views), views))
-        height, width = self.field.shape[1:]
-        known = is_inside(centres, (width, height)).unflatten(1, shape)
+        centres = cell_centres(output.descriptor_map.shape[2:]).to(H_view_to_photo)
+        target, known = self._descriptors_at(centres, fields, H_view_to_photo)
+        found = output.descriptor_map.flatten(2)
         return {
             "detector": self._detector_loss(output, fields, H_view_to_photo),
-            "descriptor": descriptor_loss(output.descriptor_map, target, known),
+            "descriptor": descriptor_loss(found, target.mT, known),
         }
 
-    def _detector_loss(self, output, fields, H_view_to_photo):
-        shape = output.score_logits.shape[2:]
+    def _descriptors_at(self, points, fields, H_view_to_photo) -> tuple[Tensor, Tensor]:
+        """The teacher's (B * V, N, D) at points of the views, and where it has any (B * V, N)."""
+        views = H_view_to_photo.flatten(0, 1)
+        whole = _for_each_view(fields["descriptor_map"], H_view_to_photo)
+        height, width = self.field.shape[1:]
+        known = is_inside(self.field.geometry.to_map(warp(points, views)), (width, height))
+        return view_descriptors(whole, points, views, self.field.geometry), known
+
+    def _scores_of_views(self, output, fields, H_view_to_photo) -> Tensor:
+        """The teacher's distributions (B * V, 65, h, w) over the cells of the views."""
         whole = _for_each_view(to_cells(fields["score_map"], self.cells), H_view_to_photo)
-        target = view_scores(whole, H_view_to_photo.flatten(0, 1), shape)
+        return view_scores(whole, H_view_to_photo.flatten(0, 1), output.score_logits.shape[2:])
+
+    def _detector_loss(self, output, fields, H_view_to_photo):
+        target = self._scores_of_views(output, fields, H_view_to_photo)
         return detector_loss(output.score_logits, target)
+
+
+class PeakTargets(DownsampledTargets):
+    """``peaks``: as ``downsample``, but descriptors are compared where keypoints will be.
+
+    At the likeliest pixel of each cell, and as much as the teacher holds a keypoint there likely.
+    """
+
+    def losses(self, output, fields, H_view_to_photo):
+        cells = self._scores_of_views(output, fields, H_view_to_photo)
+        peaks = cell_peaks(cells)
+        target, known = self._descriptors_at(peaks, fields, H_view_to_photo)
+        found = sample_map(output.descriptor_map, peaks.float(), CELL_MAP)
+        likely = 1 - cells[:, 64].flatten(1)
+        return {
+            "detector": detector_loss(output.score_logits, cells),
+            "descriptor": descriptor_loss(F.normalize(found, dim=2).mT, target.mT, known * likely),
+        }
 
 
 class UpsampledTargets(DownsampledTargets):
@@ -239,13 +267,14 @@ class GlobalTargets:
 
 
 STRATEGIES = {
+    "peaks": PeakTargets,
     "downsample": DownsampledTargets,
     "upsample": UpsampledTargets,
     "sparse": SparseTargets,
 }
 
 
-def choose_targets(stores: list[RecordStore], strategy: str = "downsample") -> list[Targets]:
+def choose_targets(stores: list[RecordStore], strategy: str = "peaks") -> list[Targets]:
     """What the student learns from the stores: a strategy's local targets, global ones, or both.
 
     Raises:
@@ -302,4 +331,4 @@ def _sparse_loss(output, points, target, H_view_to_photo, present=None) -> Tenso
     mask = is_inside(points, (width, height))
     mask = mask if present is None else mask & present
     found = F.normalize(sample_map(output.descriptor_map, points, CELL_MAP), dim=2)
-    return descriptor_loss(found.mT[..., None], target.mT[..., None], mask[..., None])
+    return descriptor_loss(found.mT, target.mT, mask)

@@ -21,6 +21,7 @@ from student.hfnet import HFNet, HFNetOutput
 from student.loader import Batches, DistillationDataset, make_loader
 from student.losses import UncertaintyWeights, correspondence_loss, weighted_mean
 from student.targets import Targets
+from student.views import cell_peaks
 
 __all__ = ["NotANumberError", "RunFolder", "train"]
 
@@ -172,11 +173,12 @@ def compute_losses(
 
 
 def _loss_between_views(output: HFNetOutput, H_view_to_photo: Tensor) -> Tensor:
-    """The correspondence loss (B,); a cell counts as it is likely to have a keypoint."""
+    """The correspondence loss (B,), at the likeliest pixel of each cell, as likely as that is."""
     H_0to1 = torch.linalg.inv(H_view_to_photo[:, 1]) @ H_view_to_photo[:, 0]
     maps = output.descriptor_map.unflatten(0, (-1, 2)).unbind(1)
-    likely = 1 - output.score_logits[::2].detach().softmax(1)[:, 64]
-    return correspondence_loss(maps, likely, H_0to1)
+    score_logits = output.score_logits[::2].detach()
+    likely = 1 - score_logits.softmax(1)[:, 64].flatten(1)
+    return correspondence_loss(maps, cell_peaks(score_logits), likely, H_0to1)
 
 
 @torch.no_grad()

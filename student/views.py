@@ -14,6 +14,7 @@ from data.geometry import CELL_MAP, MapGeometry, random_homography, resize_matri
 
 __all__ = [
     "cell_centres",
+    "cell_peaks",
     "is_inside",
     "random_crop",
     "random_view",
@@ -69,24 +70,23 @@ def random_view(
 
 def view_descriptors(
     descriptor_map: Tensor,
+    points: Tensor,
     H_view_to_photo: Tensor,
-    shape: tuple[int, int],
     geometry: MapGeometry = CELL_MAP,
 ) -> Tensor:
-    """The teacher's descriptors at the centres of the views' cells.
+    """The teacher's descriptors at points of the views.
 
     Args:
         descriptor_map: (B, D, h, w) float with ``geometry`` in the photographs; beyond its edge the
             edge repeats.
+        points: (N, 2) or (B, N, 2) float64, in pixels.
         H_view_to_photo: (B, 3, 3) float64.
-        shape: (height, width) of the views in cells.
 
     Returns:
-        (B, D, *shape) of unit length along D.
+        (B, N, D) of unit length along D.
     """
-    points = warp(cell_centres(shape).to(H_view_to_photo), H_view_to_photo).float()
-    samples = sample_map(descriptor_map, points, geometry)
-    return F.normalize(samples, dim=2).transpose(1, 2).unflatten(2, shape)
+    seen = warp(points, H_view_to_photo).float()
+    return F.normalize(sample_map(descriptor_map, seen, geometry), dim=2)
 
 
 def view_scores(score_map: Tensor, H_view_to_photo: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -97,7 +97,8 @@ def view_scores(score_map: Tensor, H_view_to_photo: Tensor, shape: tuple[int, in
 
     Args:
         score_map: (B, 65, h, w) distributions over the cells of the photographs, see ``to_cells``.
-        H_view_to_photo, shape: see ``view_descriptors``.
+        H_view_to_photo: (B, 3, 3) float64.
+        shape: (height, width) of the views in cells.
 
     Returns:
         (B, 65, *shape) float32, distributions.
@@ -148,6 +149,17 @@ def cell_centres(shape: tuple[int, int]) -> Tensor:
     """Those of a grid of ``shape`` cells in pixels, row by row, (h * w, 2) float64."""
     rows, columns = torch.meshgrid(*(torch.arange(side) for side in shape), indexing="ij")
     return CELL_MAP.to_image(torch.stack([columns, rows], -1).flatten(0, 1).double())
+
+
+def cell_peaks(cells: Tensor) -> Tensor:
+    """The likeliest pixel of each cell, (B, h * w, 2) float64, cells row by row.
+
+    Args:
+        cells: (B, 65, h, w), distributions or their logits.
+    """
+    within = cells[:, :64].argmax(1).flatten(1)
+    corners = cell_centres(cells.shape[2:]).to(cells.device) - 3.5
+    return corners + torch.stack([within % 8, within // 8], -1)
 
 
 def to_view(points: Tensor, H_view_to_photo: Tensor) -> Tensor:

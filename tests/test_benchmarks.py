@@ -19,6 +19,7 @@ ROWS = {
         "superpoint, downsample: the teacher's keypoints for its scores",
         "superpoint, downsample: homographic adaptation of its scores",
         "superpoint, downsample: two views, foreshortened, too",
+        "superpoint, downsample: at the peaks, descriptors half as long",
     ],
 }
 

@@ -248,22 +248,25 @@ def test_training_in_bfloat16_gives_float32_maps_of_unit_length_and_gradients():
             assert torch.isfinite(parameter.grad).all(), name
 
 
-def test_a_detector_skip_changes_nothing_until_it_is_trained(tmp_path):
+@pytest.mark.parametrize("part", ["detector_skip", "context_block"])
+def test_what_hfnet_has_not_changes_nothing_until_it_is_trained(tmp_path, part):
     plain = HFNet(HFNetConfig(width=0.35))
     save_student(tmp_path / "plain.safetensors", plain, {})
-    student = HFNet(HFNetConfig(width=0.35, detector_skip=True))
+    student = HFNet(HFNetConfig(width=0.35, **{part: True}))
     init_student(student, tmp_path / "plain.safetensors")
     image = torch.rand(1, 1, 48, 64)
     expected, found = plain.eval()(image), student.eval()(image)
     torch.testing.assert_close(found.score_logits, expected.score_logits)
     student.train()(image).score_logits.logsumexp(1).sum().backward()
-    assert student.detector_skip.norm.weight.grad.abs().max() > 0
+    scales = [p for n, p in student.named_parameters() if n.startswith(part) and p.ndim == 1]
+    assert max(scale.grad.abs().max() for scale in scales) > 0
 
 
 @pytest.mark.parametrize("size", [(64, 48), (40, 24)])
 def test_folding_the_normalisation_changes_no_number(size):
     torch.manual_seed(0)
-    student = HFNet(HFNetConfig(width=0.35, detector_skip=True, global_dim=16, clusters=4)).train()
+    added = {"detector_skip": True, "context_block": True, "global_dim": 16, "clusters": 4}
+    student = HFNet(HFNetConfig(width=0.35, **added)).train()
     for _ in range(20):  # statistics of its own
         student(torch.rand(2, 1, 48, 64))
     student.eval()

@@ -16,6 +16,7 @@ from student.losses import (
     keypoint_loss,
     weighted_mean,
 )
+from student.views import cell_centres
 
 
 class Recorded:
@@ -101,15 +102,23 @@ def test_corresponding_points_are_told_from_all_others():
     maps = F.normalize(torch.randn(2, 32, 6, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     shift = torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
     shift[:, 0, 2] = -8.0  # view 1 begins one cell to the right of view 0
-    weights = torch.ones(2, 6, 8)
-    same = correspondence_loss((maps, maps.roll(-1, 3)), weights, shift)
-    other = correspondence_loss((maps, maps), weights, shift)
+    points = cell_centres((6, 8)).expand(2, -1, -1)
+    weights = torch.ones(2, 48)
+    same = correspondence_loss((maps, maps.roll(-1, 3)), points, weights, shift)
+    other = correspondence_loss((maps, maps), points, weights, shift)
     assert (same < 0.1).all()
     assert (other > 1).all()
     # By hand: two cells, seen in both views, whose descriptors are at right angles.
     pair = torch.eye(2)[None, :, None]
-    loss = correspondence_loss((pair, pair), torch.ones(1, 1, 2), shift[:1] * 0 + torch.eye(3))
+    two, still = cell_centres((1, 2))[None], torch.eye(3, dtype=torch.float64)[None]
+    loss = correspondence_loss((pair, pair), two, torch.ones(1, 2), still, temperature=0.1)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-10)), rel=0.02)
+    # Two points of nearly one place need not be told apart, however unlike a third is.
+    three = torch.cat([two, two[:, :1] + 2], 1)
+    loss = correspondence_loss((pair, pair), three, torch.ones(1, 3), still)
+    assert 0 < loss < 0.01
+    three[:, 2] += 1
+    assert correspondence_loss((pair, pair), three, torch.ones(1, 3), still) > 0.03
     nothing = shift.clone()
     nothing[:, 0, 2] = 1000
-    assert correspondence_loss((maps, maps), weights, nothing).tolist() == [0, 0]
+    assert correspondence_loss((maps, maps), points, weights, nothing).tolist() == [0, 0]

@@ -88,7 +88,7 @@ def smooth_map() -> torch.Tensor:
     return F.normalize(torch.stack(waves)[None], dim=1)
 
 
-@pytest.mark.parametrize("strategy", ["downsample", "upsample", "sparse"])
+@pytest.mark.parametrize("strategy", ["peaks", "downsample", "upsample", "sparse"])
 def test_a_perfect_student_has_no_descriptor_loss(tmp_path, strategy):
     rng = np.random.default_rng(0)
     cells = smooth_map()
@@ -108,7 +108,8 @@ def test_a_perfect_student_has_no_descriptor_loss(tmp_path, strategy):
     )
     if strategy != "sparse":
         fields = {"score_map": pixels(9), "descriptor_map": CELLS}
-        arrays = {"score_map": np.zeros((1, 30, 46)), "descriptor_map": cells[0]}
+        scores = rng.uniform(0.1, 0.5, (1, 30, 46))
+        arrays = {"score_map": scores, "descriptor_map": cells[0]}
     if strategy == "upsample":
         fields["descriptor_map"] = Field(
             shape=(8, 30, 46), dtype="float16", geometry=MapGeometry(1, 9)
@@ -132,17 +133,20 @@ def test_a_perfect_student_has_no_descriptor_loss(tmp_path, strategy):
     assert (loss(maps.roll(1, 3)) > 5 * loss(maps)).all()
 
 
+@pytest.mark.parametrize("strategy", ["peaks", "downsample"])
 @pytest.mark.parametrize(("missing", "expected"), [(0, 1), (1, 0)])
-def test_cells_that_the_teacher_does_not_see_do_not_count(tmp_path, missing, expected):
+def test_cells_that_the_teacher_does_not_see_do_not_count(tmp_path, missing, expected, strategy):
     cells = smooth_map()
     inner = cells[0, :, missing : 6 - missing, missing : 8 - missing]
     geometry = MapGeometry(8, 3.5 + 8 * missing)
     fields = {
-        "score_map": pixels(9),
+        "score_map": pixels(0),
         "descriptor_map": Field(shape=inner.shape, dtype="float16", geometry=geometry),
     }
-    arrays = {"score_map": np.zeros((1, 30, 46)), "descriptor_map": inner}
-    (target,) = choose_targets([make_store(tmp_path / "s", arrays, **fields)])
+    scores = np.zeros((1, 48, 64))
+    scores[:, 3::8, 3::8] = 0.9  # in the middle of each cell, as near as pixels come
+    arrays = {"score_map": scores, "descriptor_map": inner}
+    (target,) = choose_targets([make_store(tmp_path / "s", arrays, **fields)], strategy)
     read = target.read("a", np.eye(3)[None], SIZE, None)
     read = {name: torch.from_numpy(value)[None].float() for name, value in read.items()}
 
@@ -157,6 +161,24 @@ def test_cells_that_the_teacher_does_not_see_do_not_count(tmp_path, missing, exp
     assert loss(opposite) == pytest.approx(expected, abs=1e-3)  # a loss of 2 in 24 of 48 cells
     opposite[..., 2, 3] *= -1
     assert loss(opposite) > expected + 0.01
+
+
+def test_descriptors_are_compared_where_a_keypoint_is_likely(tmp_path):
+    scores = np.zeros((1, 48, 64))
+    scores[0, 21, 43] = 0.9  # half a cell to the right of its cell's middle, nearly
+    fields = {"score_map": pixels(0), "descriptor_map": CELLS}
+    arrays = {"score_map": scores, "descriptor_map": smooth_map()[0]}
+    (target,) = choose_targets([make_store(tmp_path / "s", arrays, **fields)], "peaks")
+    read = target.read("a", np.eye(3)[None], SIZE, None)
+    read = {name: torch.from_numpy(value)[None].float() for name, value in read.items()}
+    maps = smooth_map().requires_grad_()
+    output = HFNetOutput(torch.zeros(1, 65, 6, 8), maps, None)
+    views = torch.eye(3, dtype=torch.float64)[None, None]
+    wrong = output._replace(descriptor_map=maps.roll(1, 2))
+    target.losses(wrong, read, views)["descriptor"].sum().backward()
+    touched = maps.grad.roll(1, 2).abs().sum((0, 1)).nonzero().tolist()
+    assert touched == [[2, 4], [2, 5], [3, 4], [3, 5]]
+    assert target.losses(output, read, views)["descriptor"].item() < 1e-5
 
 
 def test_sparse_keypoints_are_where_the_view_shows_them(tmp_path):

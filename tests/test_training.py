@@ -158,7 +158,7 @@ def test_a_run_folder_holds_all_that_is_needed(train, tmp_path):
     train("--epochs", 2)
     run = tmp_path / "run"
     student, info, digest = load_student(run / "best.safetensors")
-    assert student.config == HFNetConfig(detector_skip=True)
+    assert student.config == HFNetConfig(detector_skip=True, context_block=True)
     assert info["teachers"][0]["teacher"] == "superpoint"
     assert json.loads((run / "best.json").read_text()) == info
     assert len(digest) == 64

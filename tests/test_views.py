@@ -6,7 +6,15 @@ import torch
 from torch.nn import functional as F
 
 from data.geometry import warp_points
-from student.views import random_crop, random_view, to_cells, view_descriptors, view_scores
+from student.views import (
+    cell_centres,
+    cell_peaks,
+    random_crop,
+    random_view,
+    to_cells,
+    view_descriptors,
+    view_scores,
+)
 
 
 def shift(x: float, y: float) -> torch.Tensor:
@@ -15,8 +23,8 @@ def shift(x: float, y: float) -> torch.Tensor:
 
 def test_an_upright_crop_is_cut_out_of_the_maps():
     descriptors = F.normalize(torch.randn(1, 16, 6, 8), dim=1)
-    found = view_descriptors(descriptors, shift(16, 8), (3, 4))
-    torch.testing.assert_close(found, descriptors[:, :, 1:4, 2:6])
+    found = view_descriptors(descriptors, cell_centres((3, 4)), shift(16, 8))
+    torch.testing.assert_close(found.mT.unflatten(2, (3, 4)), descriptors[:, :, 1:4, 2:6])
     cells = (torch.randn(1, 65, 6, 8) * 3).softmax(1)
     cells[:, :64][cells[:, :64] <= 1e-3] = 0
     cells[:, 64] = 1 - cells[:, :64].sum(1)
@@ -37,6 +45,16 @@ def test_a_keypoint_is_where_the_view_shows_it():
     y, x = torch.meshgrid(torch.arange(24), torch.arange(32), indexing="ij")
     centre = [[(seen * x).sum() / 0.9, (seen * y).sum() / 0.9]]
     np.testing.assert_allclose(centre, warp_points(inside, np.linalg.inv(H)), atol=1e-3)
+
+
+def test_the_peak_of_a_cell_is_its_likeliest_pixel():
+    logits = torch.zeros(1, 65, 2, 3)
+    logits[:, 64] = 9.0  # "no keypoint", whatever else
+    logits[0, 8 * 5 + 2, 1, 0] = 1.0
+    logits[0, 7, 0, 2] = 1.0
+    peaks = cell_peaks(logits)
+    assert peaks.dtype == torch.float64
+    assert peaks[0].tolist() == [[0, 0], [8, 0], [23, 0], [2, 13], [8, 8], [16, 8]]
 
 
 def test_many_keypoints_in_one_cell_share_it():
