@@ -133,6 +133,7 @@ class TrainSettings(_Section):
     descriptor_weight: Weight
     detector_weight: Weight
     correspondence_weight: Weight
+    localization_weight: Weight
     global_weight: Weight
     photometric: Share
     validation: Share

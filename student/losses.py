@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.geometry import CELL_MAP, sample_map
+from student.hfnet import score_map
 from student.views import is_inside, warp
 
 __all__ = [
@@ -15,11 +16,14 @@ __all__ = [
     "detector_loss",
     "global_descriptor_loss",
     "keypoint_loss",
+    "localization_loss",
     "weighted_mean",
 ]
 
 SAME = 4
 """Pixels. Suppression leaves no two keypoints nearer to each other."""
+KEYPOINTS, LEAST = 100, 0.005
+"""So many of a view's keypoints have their places compared, and what their scores are above."""
 
 
 def descriptor_loss(predicted: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -103,6 +107,51 @@ def correspondence_loss(
     right = similarity.diagonal(dim1=1, dim2=2)
     surprise = (similarity.logsumexp(1) + similarity.logsumexp(2)) / 2 - right
     return _mean(surprise, weights * seen)
+
+
+def localization_loss(score_logits: tuple[Tensor, Tensor], H_0to1: Tensor) -> Tensor:
+    """How far apart two views see the same keypoint, mean over keypoints.
+
+    A keypoint is the highest score within ``SAME`` pixels, at the centre of gravity of the scores
+    there (see ``data.keypoints.refine_keypoints``); two are the same where each is the nearest to
+    the other and at most ``SAME`` pixels away.
+
+    Args:
+        score_logits: of views 0 and 1, (B, 65, h, w) each.
+        H_0to1: (B, 3, 3) float64.
+
+    Returns:
+        (B,), in pixels of view 0 and of view 1, their mean; 0 where nothing is seen twice.
+    """
+    (points0, found0), (points1, found1) = (
+        _best_keypoints(score_map(logits.float())) for logits in score_logits
+    )
+    offsets1 = warp(points0, H_0to1)[:, :, None] - points1[:, None]
+    offsets0 = points0[:, :, None] - warp(points1, torch.linalg.inv(H_0to1))[:, None]
+    apart = (offsets1.square().sum(3) + 1e-6).sqrt()
+    nearest = (apart == apart.amin(1, keepdim=True)) & (apart == apart.amin(2, keepdim=True))
+    apart_in_0 = (offsets0.square().sum(3) + 1e-6).sqrt()
+    same = nearest & (apart < SAME) & found0[:, :, None] & found1[:, None]
+    return _mean((apart + apart_in_0).float() / 2, same)
+
+
+def _best_keypoints(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The best of score maps (B, H, W): (B, K, 2) float64 between pixels, (B, K) bool if any."""
+    width, side = scores.shape[2], 2 * SAME + 1
+    with torch.no_grad():
+        is_highest = scores == F.max_pool2d(scores[:, None], side, 1, SAME)[:, 0]
+        highest = (scores * is_highest).flatten(1)
+        best, pixels = highest.topk(min(KEYPOINTS, highest.shape[1]))
+        x, y = pixels % width, pixels // width
+        steps = torch.arange(side, device=scores.device)
+        padded_width = width + 2 * SAME
+        square = (steps[:, None] * padded_width + steps).flatten()
+        around = (y * padded_width + x)[:, :, None] + square
+    weights = F.pad(scores, [SAME] * 4).flatten(1).gather(1, around.flatten(1))
+    weights = weights.view(*pixels.shape, side, side)
+    weights = weights / weights.sum((2, 3), keepdim=True).clamp(min=1e-12)
+    moves = torch.stack([(weights.sum(dim) * (steps - SAME)).sum(2) for dim in (2, 3)], 2)
+    return (torch.stack([x, y], 2) + moves).double(), best > LEAST
 
 
 def global_descriptor_loss(predicted: Tensor, target: Tensor) -> Tensor:

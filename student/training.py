@@ -19,7 +19,7 @@ from student.checkpoint import save_student
 from student.distributed import average, average_gradients, rank, synchronise_norms, world_size
 from student.hfnet import HFNet, HFNetOutput
 from student.loader import Batches, DistillationDataset, make_loader
-from student.losses import UncertaintyWeights, correspondence_loss, weighted_mean
+from student.losses import UncertaintyWeights, correspondence_loss, localization_loss, weighted_mean
 from student.targets import Targets
 from student.views import cell_peaks
 
@@ -168,17 +168,23 @@ def compute_losses(
     for target in targets:
         losses |= target.losses(output, fields, H_view_to_photo)
     if H_view_to_photo.shape[1] == 2 and not student.local_is_frozen:
-        losses["correspondence"] = _loss_between_views(output, H_view_to_photo)
+        losses |= _losses_between_views(output, H_view_to_photo)
     return {name: loss.mean() for name, loss in losses.items()}
 
 
-def _loss_between_views(output: HFNetOutput, H_view_to_photo: Tensor) -> Tensor:
-    """The correspondence loss (B,), at the likeliest pixel of each cell, as likely as that is."""
+def _losses_between_views(output: HFNetOutput, H_view_to_photo: Tensor) -> dict[str, Tensor]:
+    """Losses (B,) by name; of descriptors at each cell's likeliest pixel, as likely as that is."""
     H_0to1 = torch.linalg.inv(H_view_to_photo[:, 1]) @ H_view_to_photo[:, 0]
-    maps = output.descriptor_map.unflatten(0, (-1, 2)).unbind(1)
-    score_logits = output.score_logits[::2].detach()
-    likely = 1 - score_logits.softmax(1)[:, 64].flatten(1)
-    return correspondence_loss(maps, cell_peaks(score_logits), likely, H_0to1)
+    maps, score_logits = (
+        tensor.unflatten(0, (-1, 2)).unbind(1)
+        for tensor in (output.descriptor_map, output.score_logits)
+    )
+    peaks = cell_peaks(score_logits[0].detach())
+    likely = 1 - score_logits[0].detach().softmax(1)[:, 64].flatten(1)
+    return {
+        "correspondence": correspondence_loss(maps, peaks, likely, H_0to1),
+        "localization": localization_loss(score_logits, H_0to1),
+    }
 
 
 @torch.no_grad()
@@ -218,7 +224,7 @@ def make_weighting(settings: TrainSettings, student: HFNet) -> nn.Module:
     names = ["global"] if student.config.global_dim else []
     names += [] if student.local_is_frozen else ["descriptor", "detector"]
     if settings.views == 2 and not student.local_is_frozen:
-        names.append("correspondence")
+        names += ["correspondence", "localization"]
     if settings.loss_weights == "uncertainty":
         return UncertaintyWeights(names)
     return FixedWeights({name: getattr(settings, f"{name}_weight") for name in names})

@@ -14,6 +14,7 @@ from student.losses import (
     detector_loss,
     global_descriptor_loss,
     keypoint_loss,
+    localization_loss,
     weighted_mean,
 )
 from student.views import cell_centres
@@ -86,6 +87,41 @@ def test_a_perfect_student_has_no_descriptor_loss_and_the_teachers_entropy():
     cells = torch.full((1, 65, 2, 2), 1 / 65)
     loss = detector_loss(torch.zeros(1, 65, 2, 2), cells)
     torch.testing.assert_close(loss, torch.log(torch.tensor([65.0])))
+
+
+def logits_of(*keypoints, seed=0):
+    """Logits of 64x48 pixels that say keypoints (x, y, probability) and nothing between them."""
+    scores = torch.full((1, 1, 48, 64), 1e-6)
+    for x, y, score in keypoints:
+        scores[0, 0, y, x] = score
+    cells = F.pixel_unshuffle(scores, 8)
+    return torch.cat([cells, 1 - cells.sum(1, keepdim=True)], 1).log()
+
+
+def test_localization_is_how_far_apart_two_views_see_a_keypoint():
+    # Between (20, 21) and (22, 21) by their scores; a pixel lower in view 1, which is shifted.
+    view0 = logits_of((20, 21, 0.6), (22, 21, 0.3), (50, 40, 0.8))
+    view1 = logits_of((12, 22, 0.6), (14, 22, 0.3), (42, 40, 0.8))
+    shift = torch.eye(3, dtype=torch.float64)[None]
+    shift[:, 0, 2] = -8
+    assert localization_loss((view0, view1), shift).item() == pytest.approx(0.5, abs=0.01)
+    # By the centres of gravity, so that scores, not only their maxima, are drawn together.
+    view1 = logits_of((12, 21, 0.6), (14, 21, 0.1), (42, 40, 0.8)).requires_grad_()
+    loss = localization_loss((view0, view1), shift)
+    assert loss.item() == pytest.approx((2 / 3 - 2 / 7) / 2, abs=0.01)
+    loss.sum().backward()
+    weaker = F.pixel_shuffle(view1.grad[:, :64], 8)[0, 0, 21, 14]
+    assert weaker < 0  # it should be likelier
+    # What one view alone sees does not count.
+    shift[:, 0, 2] = 1000
+    assert localization_loss((view0, view1), shift).item() == 0
+
+
+def test_localization_is_measured_in_both_views():
+    enlarged = torch.diag(torch.tensor([2.0, 2.0, 1.0], dtype=torch.float64))[None]
+    views = logits_of((10, 10, 0.8)), logits_of((22, 20, 0.8))
+    loss = localization_loss(views, enlarged)  # 2 pixels in view 1, one in view 0
+    assert loss.item() == pytest.approx(1.5, abs=0.01)
 
 
 def test_an_image_of_which_nothing_counts_has_no_loss():
