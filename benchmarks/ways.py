@@ -27,7 +27,7 @@ from teacher_export.superpoint import SuperPoint, score_map_from_cells
 from teacher_export.teachers import SuperPointTeacher
 
 TEMPERATURE = 0.1
-WARPED = {"views": 2, "warp": 0.5}
+WARPED = {"views": 2, "warp": 0.5, "localization_weight": 0.0}
 
 
 class WithRelations(DownsampledTargets):
@@ -193,6 +193,7 @@ ROWS = (
     _row(": homographic adaptation of its scores", Adapted),
     _row(": two views that learn to agree", settings=WARPED),
     _row(": two views, foreshortened, too", settings=WARPED | {"tilt": 3.0}),
+    _row(": two views, keypoints placed alike", settings=WARPED | {"localization_weight": 0.5}),
     _row(": at the peaks of cells", PeakTargets),
     _row(": at the peaks of cells, two views", PeakTargets, settings=WARPED),
     _row(": at the peaks, descriptors half as long", Rotated),
@@ -205,13 +206,15 @@ ROWS = (
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 @click.option("--photographs", default=160, show_default=True, help="The first so many.")
 @click.option("--epochs", default=10, show_default=True)
+@click.option("--row", "wanted", multiple=True, help="Only rows that end so; repeatable.")
 @user_errors
-def main(images: Path, root: Path, output: Path, photographs: int, epochs: int) -> None:
+def main(images: Path, root: Path, output: Path, photographs: int, epochs: int, wanted) -> None:
     """Train and judge every row; ``ways.md`` and ``ways.json`` go into --output."""
     output.mkdir(parents=True, exist_ok=True)
     Adapted.images = images
     stores = export(("superpoint",), images, output, photographs)
-    make_table(ROWS, stores, images, root, output, "ways", epochs)
+    rows = [row for row in ROWS if not wanted or row.name.endswith(wanted)]
+    make_table(rows, stores, images, root, output, "ways", epochs)
 
 
 if __name__ == "__main__":
