@@ -44,10 +44,10 @@ class WithRelations(DownsampledTargets):
         return losses
 
     def _maps(self, output, fields, H_view_to_photo) -> tuple[Tensor, Tensor]:
-        whole = fields["descriptor_map"].repeat_interleave(H_view_to_photo.shape[1], 0)
         shape = output.descriptor_map.shape[2:]
         points = cell_centres(shape).to(H_view_to_photo)
-        target = view_descriptors(whole, points, H_view_to_photo.flatten(0, 1))
+        views = H_view_to_photo.flatten(0, 1)
+        target = view_descriptors(fields["descriptor_map"], points, views)
         return output.descriptor_map, target.mT.unflatten(2, shape)
 
 

@@ -206,11 +206,12 @@ class ConvBN(nn.Module):
         return F.relu6(x, inplace=True) if self.activate else x
 
     def _convolve(self, x: Tensor) -> Tensor:
-        strided_depthwise = self.stride == 2 and self.conv.groups > 1
+        is_plain = self.stride == 1 and self.conv.kernel_size[0] < 5
         bfloat16_on_cpu = x.dtype == torch.bfloat16 and x.device.type == "cpu"
-        if not (strided_depthwise and bfloat16_on_cpu and x.requires_grad):
+        if is_plain or self.conv.groups == 1 or not (bfloat16_on_cpu and x.requires_grad):
             return self.conv(x)
-        # oneDNN takes ten times as long for this gradient in bfloat16, a fifth of a whole step.
+        # oneDNN takes two to ten times as long for the gradient of a depthwise convolution that is
+        # strided or has a larger filter in bfloat16, up to a fifth of a whole step.
         with torch.autocast("cpu", enabled=False):
             return self.conv(x.float()).to(x.dtype)
 

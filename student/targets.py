@@ -133,10 +133,10 @@ class DownsampledTargets:
     def _descriptors_at(self, points, fields, H_view_to_photo) -> tuple[Tensor, Tensor]:
         """The teacher's (B * V, N, D) at points of the views, and where it has any (B * V, N)."""
         views = H_view_to_photo.flatten(0, 1)
-        whole = _for_each_view(fields["descriptor_map"], H_view_to_photo)
         height, width = self.field.shape[1:]
         known = is_inside(self.field.geometry.to_map(warp(points, views)), (width, height))
-        return view_descriptors(whole, points, views, self.field.geometry), known
+        target = view_descriptors(fields["descriptor_map"], points, views, self.field.geometry)
+        return target, known
 
     def _scores_of_views(self, output, fields, H_view_to_photo) -> Tensor:
         """The teacher's distributions (B * V, 65, h, w) over the cells of the views."""

@@ -25,6 +25,9 @@ from student.views import cell_peaks
 
 __all__ = ["NotANumberError", "RunFolder", "train"]
 
+COMPARED = 512
+"""Cells of a view whose descriptors are told from each other."""
+
 
 class NotANumberError(RuntimeError):
     """The loss stopped being a number; checkpoints written before are sound."""
@@ -173,14 +176,16 @@ def compute_losses(
 
 
 def _losses_between_views(output: HFNetOutput, H_view_to_photo: Tensor) -> dict[str, Tensor]:
-    """Losses (B,) by name; of descriptors at each cell's likeliest pixel, as likely as that is."""
+    """Losses (B,) by name; descriptors are those at the likeliest pixels of the likeliest cells."""
     H_0to1 = torch.linalg.inv(H_view_to_photo[:, 1]) @ H_view_to_photo[:, 0]
     maps, score_logits = (
         tensor.unflatten(0, (-1, 2)).unbind(1)
         for tensor in (output.descriptor_map, output.score_logits)
     )
-    peaks = cell_peaks(score_logits[0].detach())
-    likely = 1 - score_logits[0].detach().softmax(1)[:, 64].flatten(1)
+    cells = score_logits[0].detach()
+    likely = 1 - cells.softmax(1)[:, 64].flatten(1)
+    likely, chosen = likely.topk(min(COMPARED, likely.shape[1]))
+    peaks = cell_peaks(cells).gather(1, chosen[:, :, None].expand(-1, -1, 2))
     return {
         "correspondence": correspondence_loss(maps, peaks, likely, H_0to1),
         "localization": localization_loss(score_logits, H_0to1),

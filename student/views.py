@@ -79,14 +79,16 @@ def view_descriptors(
     Args:
         descriptor_map: (B, D, h, w) float with ``geometry`` in the photographs; beyond its edge the
             edge repeats.
-        points: (N, 2) or (B, N, 2) float64, in pixels.
-        H_view_to_photo: (B, 3, 3) float64.
+        points: (N, 2) or (B * V, N, 2) float64, in pixels.
+        H_view_to_photo: (B * V, 3, 3) float64, a photograph's views one after the other.
 
     Returns:
-        (B, N, D) of unit length along D.
+        (B * V, N, D) of unit length along D.
     """
     seen = warp(points, H_view_to_photo).float()
-    return F.normalize(sample_map(descriptor_map, seen, geometry), dim=2)
+    of_photographs = seen.reshape(len(descriptor_map), -1, 2)
+    samples = sample_map(descriptor_map, of_photographs, geometry)
+    return F.normalize(samples, dim=2).reshape(*seen.shape[:2], -1)
 
 
 def view_scores(score_map: Tensor, H_view_to_photo: Tensor, shape: tuple[int, int]) -> Tensor:

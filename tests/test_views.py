@@ -31,6 +31,15 @@ def test_an_upright_crop_is_cut_out_of_the_maps():
     torch.testing.assert_close(view_scores(cells, shift(16, 8), (3, 4)), cells[:, :, 1:4, 2:6])
 
 
+def test_each_view_sees_the_maps_of_its_own_photograph():
+    maps = F.normalize(torch.randn(2, 16, 6, 8), dim=1)
+    views = torch.cat([shift(16, 8), shift(0, 0), shift(8, 24), shift(32, 16)])
+    found = view_descriptors(maps, cell_centres((3, 4)), views)
+    for seen, whole, view in zip(found, maps.repeat_interleave(2, 0), views, strict=True):
+        alone = view_descriptors(whole[None], cell_centres((3, 4)), view[None])
+        torch.testing.assert_close(seen, alone[0])
+
+
 def test_a_keypoint_is_where_the_view_shows_it():
     rng = np.random.default_rng(0)
     H = random_view(rng, (64, 48), (32, 24), zoom=(0.8, 1.2), rotation=30, perspective=0.2, tilt=1)
