@@ -120,6 +120,7 @@ class Row:
         trained_as: the row whose student this one takes.
         settings: of [train], where they are not those of every row.
         average: of the weights over the steps, the share that stays at each; 0 takes the last.
+        network: the student's class.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Row:
     seed: int = 0
     settings: dict = field(default_factory=dict)
     average: float = 0.0
+    network: type = HFNet
 
 
 ROWS = (
@@ -198,7 +200,7 @@ def train_row(row: Row, stores: dict[str, RecordStore], images: Path, output: Pa
     )
     validation = DistillationDataset(images, scores.names[:4], [target], **common)
     torch.manual_seed(settings.seed)
-    student = HFNet(HFNetConfig(descriptor_dim=target.descriptor_dim))
+    student = row.network(HFNetConfig(descriptor_dim=target.descriptor_dim))
     trained = load_student(student_path("default"))[0]
     student.stem, student.local_blocks = trained.stem, trained.local_blocks
     average = get_ema_multi_avg_fn(row.average)

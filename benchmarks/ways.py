@@ -17,9 +17,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.console import autocast, choose_device, choose_precision, progress, user_errors
-from data.geometry import CELL_MAP, random_homography, sample_map
+from data.geometry import (
+    CELL_MAP,
+    MapGeometry,
+    random_homography,
+    sample_descriptors,
+    sample_map,
+)
 from data.images import fit_image, read_image
+from data.keypoints import KeypointChoice
+from data.records import Features
 from data.store import RecordStore
+from data.tensors import read_tensors
+from evaluation.datasets import View
+from evaluation.extractors import StudentExtractor
+from student.hfnet import ConvBN, HFNet, HFNetConfig, HFNetOutput, score_map
 from student.losses import descriptor_loss, detector_loss
 from student.targets import DownsampledTargets, PeakTargets, SparseTargets
 from student.views import cell_centres, cell_peaks, to_cells, view_descriptors, view_scores
@@ -110,6 +122,54 @@ class Rotated(PeakTargets):
         return left @ right
 
 
+class FinerGrid(HFNet):
+    """Descriptors on cells of 4x4 pixels: those of the 8x8 cells, enlarged, and what the backbone's
+    map at stride 4 adds to them. 0.12 G multiply-adds more at 640x480."""
+
+    GEOMETRY = MapGeometry(4, 1.5)
+
+    def __init__(self, config: HFNetConfig):
+        super().__init__(config)
+        channels = self.local_blocks[2].project.conv.out_channels
+        self.finer = ConvBN(channels, config.descriptor_dim, 1, activate=False)
+        torch.nn.init.zeros_(self.finer.norm.weight)
+
+    def forward(self, image: Tensor) -> HFNetOutput:
+        at_stride_4 = []
+        seen = self.local_blocks[2].register_forward_hook(lambda *call: at_stride_4.append(call[2]))
+        features, _ = self._features(image)
+        seen.remove()
+        coarse = self.descriptor_head(features).float()
+        enlarged = F.interpolate(coarse, scale_factor=2, mode="bilinear")
+        descriptors = F.normalize(enlarged + self.finer(at_stride_4[0]).float(), dim=1)
+        return HFNetOutput(self.detector_head(features).float(), descriptors, None)
+
+
+class FinerPeaks(PeakTargets):
+    """``peaks`` for a ``FinerGrid``."""
+
+    geometry = FinerGrid.GEOMETRY
+
+
+class FinerExtractor(StudentExtractor):
+    """The features of a ``FinerGrid``."""
+
+    def __init__(self, path: Path, choice: KeypointChoice, device: torch.device, precision: str):
+        tensors, description = read_tensors(path)
+        student = FinerGrid(HFNetConfig(**description["config"]))
+        student.load_state_dict(tensors)
+        self.student = student.eval().to(device)
+        self.choice, self.device, self.origin = choice, device, "an experiment"
+
+    def extract(self, view: View, name: str) -> Features:
+        image = torch.from_numpy(view.image[None, None]).to(self.device).float() / 255
+        output = self.student(image)
+        keypoints, scores = self.choice(score_map(output.score_logits)[0].cpu().numpy())
+        descriptors = sample_descriptors(output.descriptor_map[0], keypoints, FinerGrid.GEOMETRY)
+        size = (image.shape[3], image.shape[2])
+        return Features(size, keypoints, scores, descriptors)
+
+
 class Sharpened(DownsampledTargets):
     """The teacher's distributions over the pixels of a cell, squared."""
 
@@ -197,6 +257,12 @@ ROWS = (
     _row(": at the peaks of cells", PeakTargets),
     _row(": at the peaks of cells, two views", PeakTargets, settings=WARPED),
     _row(": at the peaks, descriptors half as long", Rotated),
+    _row(
+        ": at the peaks, on cells of 4x4 pixels",
+        FinerPeaks,
+        extractor=FinerExtractor,
+        network=FinerGrid,
+    ),
 )
 
 

@@ -152,13 +152,18 @@ class PeakTargets(DownsampledTargets):
     """``peaks``: as ``downsample``, but descriptors are compared where keypoints will be.
 
     At the likeliest pixel of each cell, and as much as the teacher holds a keypoint there likely.
+
+    Attributes:
+        geometry: of the student's descriptor map.
     """
+
+    geometry = CELL_MAP
 
     def losses(self, output, fields, H_view_to_photo):
         cells = self._scores_of_views(output, fields, H_view_to_photo)
         peaks = cell_peaks(cells)
         target, known = self._descriptors_at(peaks, fields, H_view_to_photo)
-        found = sample_map(output.descriptor_map, peaks.float(), CELL_MAP)
+        found = sample_map(output.descriptor_map, peaks.float(), self.geometry)
         likely = 1 - cells[:, 64].flatten(1)
         return {
             "detector": detector_loss(output.score_logits, cells),

@@ -20,6 +20,7 @@ ROWS = {
         "superpoint, downsample: homographic adaptation of its scores",
         "superpoint, downsample: two views, foreshortened, too",
         "superpoint, downsample: at the peaks, descriptors half as long",
+        "superpoint, downsample: at the peaks, on cells of 4x4 pixels",
     ],
 }
 

@@ -1,0 +1,78 @@
+"""What the student's local part and SuperPoint cost: multiply-adds and time of one image.
+
+    python benchmarks/networks.py --json networks.json
+
+Each network runs as ``evaluate`` runs it, on one image of noise; they take turns, and what counts
+is the median of each. The student is the packaged one without its place descriptor.
+"""
+
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from data.config import parse_size
+from data.console import autocast, choose_device, user_errors
+from student.checkpoint import load_student, student_path
+from student.hfnet import HFNet, fold_normalisation
+from teacher_export.superpoint import SuperPoint
+
+
+def count_multiply_adds(network: nn.Module, image: torch.Tensor) -> int:
+    """Of the convolutions and products of matrices; two operations each."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(image)
+    return counter.get_total_flops() // 2
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--size", default="640x480", help="Width x height of the image.")
+@click.option("--runs", default=15, help="Of each network; the first is not counted.")
+@click.option("--threads", default=2)
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32")
+@click.option("--device", default="cpu")
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Where numbers go.")
+@user_errors
+def main(
+    size: str, runs: int, threads: int, precision: str, device: str, output: Path | None
+) -> None:
+    """Count and measure; takes half a minute."""
+    width, height = parse_size(size)
+    torch.set_num_threads(threads)
+    where = choose_device(device)
+    config = load_student(student_path("default"))[0].config
+    student = HFNet(replace(config, global_dim=0)).eval()
+    plain = {"student": student, "superpoint": SuperPoint().eval()}
+    image = torch.rand(1, 1, height, width)
+    costs = {name: count_multiply_adds(network, image) for name, network in plain.items()}
+    networks = {**plain, "student": fold_normalisation(student)}
+    for network in networks.values():
+        network.to(where, memory_format=torch.channels_last)
+    seconds = {name: [] for name in networks}
+    with torch.inference_mode(), autocast(where, precision):
+        shown = image.to(where, memory_format=torch.channels_last)
+        for _ in range(runs):
+            for name, network in networks.items():
+                start = time.perf_counter()
+                maps = network(shown)
+                maps[0].sum().item()  # waits for the device
+                seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    for name, median in medians.items():
+        click.echo(
+            f"{name}: {costs[name] / 1e9:.2f} G multiply-adds, {median * 1e3:.1f} ms, "
+            f"1 to {costs['superpoint'] / costs[name]:.1f} and "
+            f"1 to {medians['superpoint'] / median:.1f} of superpoint's"
+        )
+    if output is not None:
+        output.write_text(json.dumps({"multiply_adds": costs, "seconds": medians}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
