@@ -179,8 +179,9 @@ def export(names, images: Path, output: Path, photographs: int) -> dict[str, Rec
 def train_row(row: Row, stores: dict[str, RecordStore], images: Path, output: Path, epochs: int):
     """The row's run folder, trained if it is not yet."""
     scores, descriptors = stores[row.stores[0]], stores[row.stores[-1]]
-    plain = {"epochs": epochs, "views": 1, "warp": 0.0, "crop": CROP, "seed": row.seed}
-    settings = override(load_settings().train, **plain | row.settings)
+    plain = {"views": 1, "warp": 0.0, "crop": CROP, "detector_weight": 1.0}
+    of_row = {"epochs": epochs, "seed": row.seed} | row.settings
+    settings = override(load_settings().train, **plain | of_row)
     path = output / "".join(c if c.isalnum() else "_" for c in row.name)
     run = RunFolder(path, {"row": row.name, "epochs": epochs}, resume=True)
     steps = len(scores.names) // settings.batch_size * epochs

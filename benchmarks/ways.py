@@ -39,7 +39,16 @@ from teacher_export.superpoint import SuperPoint, score_map_from_cells
 from teacher_export.teachers import SuperPointTeacher
 
 TEMPERATURE = 0.1
-WARPED = {"views": 2, "warp": 0.5, "localization_weight": 0.0}
+WARPED = {
+    "views": 2,
+    "warp": 0.5,
+    "zoom": (0.7, 1.4),
+    "rotation": 30.0,
+    "perspective": 0.2,
+    "tilt": 1.0,
+    "correspondence_weight": 0.2,
+    "localization_weight": 0.0,
+}
 
 
 class WithRelations(DownsampledTargets):
