@@ -2,8 +2,8 @@
 
     python benchmarks/networks.py --json networks.json
 
-Each network runs as ``evaluate`` runs it, on one image of noise, several times in a row, as a camera
-has it; they take turns, and what counts is the median of each. The student is the packaged one
+Each network runs as ``evaluate`` runs it, on one image of noise, several times in a row as for a
+camera; they take turns, and what counts is the median of each. The student is the packaged one
 without its place descriptor.
 """
 

@@ -1,21 +1,50 @@
-"""A run's best checkpoint as one small file: ``python -m student.pack RUN FILE.safetensors``."""
+"""Students as one small file: ``python -m student.pack RUN FILE.safetensors``."""
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import torch
 
+from data.console import user_errors
 from student.checkpoint import load_student, save_student, student_path
 
 __all__ = ["pack_student"]
 
 
-def pack_student(model: str | Path, path: str | Path) -> None:
-    """Write a student in float16, with its description in a JSON file beside it."""
-    student, info, _ = load_student(student_path(model))
+def pack_student(models: Sequence[str | Path], path: str | Path) -> None:
+    """Write a student in float16, with its description in a JSON file beside it.
+
+    Of several, such as the last epochs of one training, the mean of their weights (Izmailov et al.,
+    Averaging Weights Leads to Wider Optima and Better Generalization, UAI 2018); the description is
+    that of the last.
+
+    Raises:
+        ValueError: students of different configurations.
+        CheckpointError: as ``load_student``.
+    """
+    loaded = [load_student(student_path(model)) for model in models]
+    configs = [student.config for student, _, _ in loaded]
+    for model, config in zip(models, configs, strict=True):
+        if config != configs[0]:
+            raise ValueError(f"{model}: is of {config}, {models[0]} of {configs[0]}")
+    states = [student.state_dict() for student, _, _ in loaded]
+    student, info, _ = loaded[-1]
+    student.load_state_dict(
+        {name: sum(state[name].double() for state in states) / len(states) for name in states[0]}
+    )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_student(Path(path), student, {**info, "packed": "float16"}, torch.float16)
 
 
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+@click.argument("output", type=click.Path(path_type=Path))
+@user_errors
+def main(models: tuple[str, ...], output: Path) -> None:
+    """Write MODELS, run folders or files of weights, or the mean of several, to OUTPUT."""
+    pack_student(models, output)
+
+
 if __name__ == "__main__":
-    pack_student(*sys.argv[1:])
+    main()

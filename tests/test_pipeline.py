@@ -38,7 +38,7 @@ def test_photographs_to_table(run_command, tmp_path, teacher, format, start, des
     results = json.loads((report / "report.json").read_text())["results"]
     assert {row["model"] for row in results} == {str(run), "orb"}
     assert (report / "index.html").stat().st_size > 10_000
-    pack_student(run, tmp_path / "packed.safetensors")
+    pack_student([run], tmp_path / "packed.safetensors")
     student, _, _ = load_student(tmp_path / "packed.safetensors")
     float16_bytes = 2 * sum(tensor.numel() for tensor in student.state_dict().values())
     assert (tmp_path / "packed.safetensors").stat().st_size < 1.05 * float16_bytes
