@@ -11,8 +11,10 @@ from click.testing import CliRunner
 
 from teacher_export.superpoint import SuperPoint
 
-# Threads cost these small tensors more than they bring, above all on a busy machine.
+# Threads cost these small tensors more than they bring, above all on a busy machine. Processes that
+# tests start have as many, for some processors add up in another order with another number.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
