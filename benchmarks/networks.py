@@ -2,9 +2,9 @@
 
     python benchmarks/networks.py --json networks.json
 
-Each network runs as ``evaluate`` runs it, on one image of noise, several times in a row as for a
-camera; they take turns, and what counts is the median of each. The student is the packaged one
-without its place descriptor.
+Each network runs as ``evaluate`` runs it, on one image of noise; they take turns of several runs,
+as for a camera, and what counts is the median. With ``--turn 1`` each run begins with what the
+other network left in the caches. The student is the packaged one without its place descriptor.
 """
 
 import json
@@ -42,14 +42,21 @@ def time_once(network: nn.Module, image: torch.Tensor) -> float:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--size", default="640x480", help="Width x height of the image.")
-@click.option("--rounds", default=5, help="Of six runs of each network, the first not counted.")
+@click.option("--rounds", default=5, help="Turns of each network.")
+@click.option("--turn", default=5, help="Runs of a turn; before several, one not counted.")
 @click.option("--threads", default=2)
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32")
 @click.option("--device", default="cpu")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Where numbers go.")
 @user_errors
 def main(
-    size: str, rounds: int, threads: int, precision: str, device: str, output: Path | None
+    size: str,
+    rounds: int,
+    turn: int,
+    threads: int,
+    precision: str,
+    device: str,
+    output: Path | None,
 ) -> None:
     """Count and measure; takes half a minute."""
     width, height = parse_size(size)
@@ -68,7 +75,8 @@ def main(
         shown = image.to(where, memory_format=torch.channels_last)
         for _ in range(rounds):
             for name, network in networks.items():
-                seconds[name] += [time_once(network, shown) for _ in range(6)][1:]
+                runs = [time_once(network, shown) for _ in range(turn + (turn > 1))]
+                seconds[name] += runs[-turn:]
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     for name, median in medians.items():
         click.echo(
