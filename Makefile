@@ -22,7 +22,7 @@ test: .venv/ready
 # then judge it on sequences rendered from others.
 demo: .venv/ready
 	rm -rf $(DEMO)
-	$(BIN)/python -m data.samples $(DEMO)/photographs
+	$(BIN)/python -m hfnet_distill.data.samples $(DEMO)/photographs
 	$(BIN)/export-teacher --model silk --images $(DEMO)/photographs/train \
 		--store $(DEMO)/silk.zarr --precision auto
 	$(BIN)/train-student --store $(DEMO)/silk.zarr --images $(DEMO)/photographs/train \

@@ -24,23 +24,23 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from data.config import load_settings, override
-from data.console import choose_device, progress, user_errors
-from data.files import write_atomically
-from data.geometry import warp_points
-from data.keypoints import KeypointChoice
-from data.store import RecordStore
-from evaluation.datasets import HPatches
-from evaluation.extractors import StudentExtractor
-from evaluation.judge import judge, summarize_splits
-from evaluation.protocols import PROTOCOLS
-from evaluation.report import markdown_table
-from student.checkpoint import load_student, save_student, student_path
-from student.hfnet import HFNet, HFNetConfig
-from student.loader import DistillationDataset, Warps
-from student.targets import STRATEGIES, DownsampledTargets, UpsampledTargets
-from student.training import RunFolder, train
-from teacher_export.cli import export_teacher
+from hfnet_distill.config import load_settings, override
+from hfnet_distill.console import choose_device, progress, user_errors
+from hfnet_distill.data.geometry import warp_points
+from hfnet_distill.data.keypoints import KeypointChoice
+from hfnet_distill.data.stores.store import RecordStore
+from hfnet_distill.evaluation.datasets import HPatches
+from hfnet_distill.evaluation.extractors import StudentExtractor
+from hfnet_distill.evaluation.judge import judge, summarize_splits
+from hfnet_distill.evaluation.protocols import PROTOCOLS
+from hfnet_distill.evaluation.report import markdown_table
+from hfnet_distill.files import write_atomically
+from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
+from hfnet_distill.networks.student_checkpoint import load_student, save_student, student_path
+from hfnet_distill.student.loader import DistillationDataset, Warps
+from hfnet_distill.student.targets import STRATEGIES, DownsampledTargets, UpsampledTargets
+from hfnet_distill.student.training import RunFolder, train
+from hfnet_distill.teacher_export.cli import export_teacher
 
 SIZE = (320, 240)
 CROP = (240, 176)

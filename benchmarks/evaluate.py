@@ -25,13 +25,13 @@ import cv2
 import numpy as np
 import torch
 
-from data.config import load_settings
-from data.records import Features
-from data.samples import copy_samples
-from evaluation.datasets import HPatches, load_view, scale_homography
-from evaluation.extractors import make_extractor
-from evaluation.metrics import score_scenes, summarize
-from evaluation.sequences import render_sequences
+from hfnet_distill.config import load_settings
+from hfnet_distill.data.features import Features
+from hfnet_distill.data.samples import copy_samples
+from hfnet_distill.evaluation.datasets import HPatches, load_view, scale_homography
+from hfnet_distill.evaluation.extractors import make_extractor
+from hfnet_distill.evaluation.metrics import score_scenes, summarize
+from hfnet_distill.evaluation.sequences import render_sequences
 
 Scene = list[tuple[Features, Features, np.ndarray]]
 THRESHOLD = 3.0

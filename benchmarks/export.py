@@ -22,12 +22,12 @@ import cv2
 import numpy as np
 import torch
 
-from data.config import ExportSettings, load_settings, override
-from data.console import choose_device, choose_precision
-from data.images import fit_image, list_images, read_image
-from data.store import RecordStore
-from teacher_export.export import export_shards, make_schema
-from teacher_export.teachers import TEACHERS, Teacher
+from hfnet_distill.config import ExportSettings, load_settings, override
+from hfnet_distill.console import choose_device, choose_precision
+from hfnet_distill.data.images import fit_image, list_images, read_image
+from hfnet_distill.data.stores.store import RecordStore
+from hfnet_distill.networks.teachers import TEACHERS, Teacher
+from hfnet_distill.teacher_export.export import export_shards, make_schema
 
 
 def make_photographs(folder: Path, count: int) -> None:

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.config import parse_size
-from data.console import autocast, choose_device, user_errors
-from student.checkpoint import load_student, student_path
-from student.hfnet import HFNet, fold_normalisation
-from teacher_export.superpoint import SuperPoint
+from hfnet_distill.config import parse_size
+from hfnet_distill.console import autocast, choose_device, user_errors
+from hfnet_distill.networks.hfnet import HFNet, fold_normalisation
+from hfnet_distill.networks.student_checkpoint import load_student, student_path
+from hfnet_distill.networks.superpoint import SuperPoint
 
 
 def count_multiply_adds(network: nn.Module, image: torch.Tensor) -> int:

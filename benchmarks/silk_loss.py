@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from teacher_export.silk_loss import pair_losses
+from hfnet_distill.teacher_export.silk_loss import pair_losses
 
 TEMPERATURE = 0.05
 

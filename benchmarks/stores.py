@@ -35,9 +35,9 @@ import torch
 import zarr
 from torch.nn import functional as F
 
-from data.geometry import CELL_MAP
-from data.quantize import quantise, quantise_fields
-from data.store import Field, RecordStore, Schema
+from hfnet_distill.data.geometry import CELL_MAP
+from hfnet_distill.data.stores.quantize import quantise, quantise_fields
+from hfnet_distill.data.stores.store import Field, RecordStore, Schema
 
 FIELDS = {
     "score_map": Field(shape=(65, 60, 80), dtype="float16", geometry=CELL_MAP),

@@ -19,14 +19,14 @@ import torch
 from export import make_photographs
 from stores import FIELDS, SHARD, make_records
 
-from data.config import TrainSettings, load_settings, override
-from data.console import StorePath, choose_device, choose_precision, user_errors
-from data.images import list_images
-from data.store import RecordStore, Schema
-from student.hfnet import HFNet, HFNetConfig
-from student.loader import Batches, DistillationDataset, Warps, make_loader
-from student.targets import choose_targets
-from student.training import Journal, RunFolder, compute_losses, make_weighting, train
+from hfnet_distill.config import TrainSettings, load_settings, override
+from hfnet_distill.console import StorePath, choose_device, choose_precision, user_errors
+from hfnet_distill.data.images import list_images
+from hfnet_distill.data.stores.store import RecordStore, Schema
+from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
+from hfnet_distill.student.loader import Batches, DistillationDataset, Warps, make_loader
+from hfnet_distill.student.targets import choose_targets
+from hfnet_distill.student.training import Journal, RunFolder, compute_losses, make_weighting, train
 
 ENDLESS = 1_000_000  # epochs
 

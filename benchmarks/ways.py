@@ -16,27 +16,33 @@ from ablation import SIZE, Row, export, make_table
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.console import autocast, choose_device, choose_precision, progress, user_errors
-from data.geometry import (
+from hfnet_distill.checkpoints import read_tensors
+from hfnet_distill.console import autocast, choose_device, choose_precision, progress, user_errors
+from hfnet_distill.data.features import Features
+from hfnet_distill.data.geometry import (
     CELL_MAP,
     MapGeometry,
     random_homography,
     sample_descriptors,
     sample_map,
 )
-from data.images import fit_image, read_image
-from data.keypoints import KeypointChoice
-from data.records import Features
-from data.store import RecordStore
-from data.tensors import read_tensors
-from evaluation.datasets import View
-from evaluation.extractors import StudentExtractor
-from student.hfnet import ConvBN, HFNet, HFNetConfig, HFNetOutput, score_map
-from student.losses import descriptor_loss, detector_loss
-from student.targets import DownsampledTargets, PeakTargets, SparseTargets
-from student.views import cell_centres, cell_peaks, to_cells, view_descriptors, view_scores
-from teacher_export.superpoint import SuperPoint, score_map_from_cells
-from teacher_export.teachers import SuperPointTeacher
+from hfnet_distill.data.images import fit_image, read_image
+from hfnet_distill.data.keypoints import KeypointChoice
+from hfnet_distill.data.stores.store import RecordStore
+from hfnet_distill.evaluation.datasets import View
+from hfnet_distill.evaluation.extractors import StudentExtractor
+from hfnet_distill.networks.hfnet import ConvBN, HFNet, HFNetConfig, HFNetOutput, score_map
+from hfnet_distill.networks.superpoint import SuperPoint, score_map_from_cells
+from hfnet_distill.networks.teachers import SuperPointTeacher
+from hfnet_distill.student.losses import descriptor_loss, detector_loss
+from hfnet_distill.student.targets import DownsampledTargets, PeakTargets, SparseTargets
+from hfnet_distill.student.views import (
+    cell_centres,
+    cell_peaks,
+    to_cells,
+    view_descriptors,
+    view_scores,
+)
 
 TEMPERATURE = 0.1
 WARPED = {

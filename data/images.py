@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.geometry import resize_matrix, warp_points
+from .geometry import resize_matrix, warp_points
 
 __all__ = [
     "UnreadablePhotographError",

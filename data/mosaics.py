@@ -18,9 +18,9 @@ import click
 import cv2
 import numpy as np
 
-from data.config import parse_size
-from data.console import user_errors
-from data.images import fit_image, list_images, read_image, split_names
+from ..config import parse_size
+from ..console import user_errors
+from .images import fit_image, list_images, read_image, split_names
 
 __all__ = ["make_mosaics"]
 

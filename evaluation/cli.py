@@ -7,16 +7,16 @@ from pathlib import Path
 import click
 import torch
 
-from data.config import load_settings, override
-from data.console import choose_device, progress, say, shared_options
-from data.images import list_images
-from evaluation.comparison import compare_models, comparison_table
-from evaluation.extractors import make_extractor
-from evaluation.hpatches import ARCHIVE, fetch_hpatches
-from evaluation.protocols import PROTOCOLS
-from evaluation.report import markdown_table, write_report
-from evaluation.sequences import render_sequences
-from evaluation.suites import SUITES
+from ..config import load_settings, override
+from ..console import choose_device, progress, say, shared_options
+from ..data.images import list_images
+from .comparison import compare_models, comparison_table
+from .extractors import make_extractor
+from .hpatches import ARCHIVE, fetch_hpatches
+from .protocols import PROTOCOLS
+from .report import markdown_table, write_report
+from .sequences import render_sequences
+from .suites import SUITES
 
 MEGABYTE = 10**6
 

@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import numpy as np
 
-from evaluation.protocols import Column
-from evaluation.statistics import Statistics, by_sequence, compare
+from .protocols import Column
+from .statistics import Statistics, by_sequence, compare
 
 __all__ = ["compare_models", "comparison_table", "interval_text"]
 

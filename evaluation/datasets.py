@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.geometry import resize_homography
-from data.images import SUFFIXES, read_image, resize_longest, resize_shorter
+from ..data.geometry import resize_homography
+from ..data.images import SUFFIXES, read_image, resize_longest, resize_shorter
 
 __all__ = ["SPLITS", "HPatches", "Pair", "View", "load_view", "scale_homography"]
 

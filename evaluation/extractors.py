@@ -10,17 +10,17 @@ import h5py
 import numpy as np
 import torch
 
-from data.config import PredictSettings
-from data.console import autocast, choose_precision
-from data.geometry import resize_points
-from data.keypoints import KeypointChoice, thin_keypoints
-from data.records import Features
-from data.store import RecordStore
-from evaluation.datasets import View
-from student.checkpoint import load_student, student_path
-from student.hfnet import fold_normalisation
-from student.predict import describe, predict
-from teacher_export.teachers import TEACHERS, VladTeacher, without_keypoints
+from ..config import PredictSettings
+from ..console import autocast, choose_precision
+from ..data.features import Features
+from ..data.geometry import resize_points
+from ..data.keypoints import KeypointChoice, thin_keypoints
+from ..data.stores.store import RecordStore
+from ..networks.hfnet import fold_normalisation
+from ..networks.predict import describe, predict
+from ..networks.student_checkpoint import load_student, student_path
+from ..networks.teachers import TEACHERS, VladTeacher, without_keypoints
+from .datasets import View
 
 __all__ = ["Extractor", "FeatureFile", "make_extractor"]
 

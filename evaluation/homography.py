@@ -25,12 +25,12 @@ import numpy as np
 import poselib
 from scipy.spatial import cKDTree
 
-from data.geometry import warp_points
-from data.records import Features
-from evaluation.matching import match_mutual
-from evaluation.metrics import are_inside, corner_error
-from evaluation.ransac import THRESHOLD, find_homography
-from evaluation.statistics import Statistic, Statistics, mean_statistic
+from ..data.features import Features
+from ..data.geometry import warp_points
+from .matching import match_mutual
+from .metrics import are_inside, corner_error
+from .ransac import THRESHOLD, find_homography
+from .statistics import Statistic, Statistics, mean_statistic
 
 __all__ = [
     "ESTIMATORS",

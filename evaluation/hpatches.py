@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.download import DownloadError, download
-from data.files import beside
-from evaluation.datasets import HPatches
+from ..download import DownloadError, download
+from ..files import beside
+from .datasets import HPatches
 
 __all__ = ["ARCHIVE", "Archive", "fetch_hpatches"]
 

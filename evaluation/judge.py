@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from data.records import Features
-from evaluation.datasets import SPLITS, HPatches, Pair, View, load_view, scale_homography
-from evaluation.extractors import Extractor
-from evaluation.figures import Drawing, draw_keypoints, draw_matches
-from evaluation.homography import visible_offsets
-from evaluation.metrics import THRESHOLD, score_scenes
-from evaluation.protocols import Protocol
-from evaluation.statistics import intervals
+from ..data.features import Features
+from .datasets import SPLITS, HPatches, Pair, View, load_view, scale_homography
+from .extractors import Extractor
+from .figures import Drawing, draw_keypoints, draw_matches
+from .homography import visible_offsets
+from .metrics import THRESHOLD, score_scenes
+from .protocols import Protocol
+from .statistics import intervals
 
 __all__ = ["Judged", "draw_pairs", "judge", "summarize_splits"]
 

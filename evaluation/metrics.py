@@ -24,9 +24,9 @@ from joblib.externals.loky import get_reusable_executor
 from scipy.spatial.distance import cdist
 from threadpoolctl import ThreadpoolController
 
-from data.geometry import warp_points
-from data.records import Features
-from evaluation.ransac import THRESHOLD, find_homography
+from ..data.features import Features
+from ..data.geometry import warp_points
+from .ransac import THRESHOLD, find_homography
 
 __all__ = [
     "Matches",

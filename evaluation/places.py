@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.images import list_images
-from evaluation.datasets import load_view
-from evaluation.extractors import Extractor
-from evaluation.figures import RIGHT, WRONG, Drawing
-from evaluation.statistics import Statistics, intervals, mean_statistic
+from ..data.images import list_images
+from .datasets import load_view
+from .extractors import Extractor
+from .figures import RIGHT, WRONG, Drawing
+from .statistics import Statistics, intervals, mean_statistic
 
 __all__ = [
     "RECALLS",

@@ -35,14 +35,14 @@ import cv2
 import numpy as np
 import poselib
 
-from data.geometry import resize_matrix
-from data.images import list_images
-from data.records import Features
-from evaluation.datasets import View, load_view
-from evaluation.extractors import Extractor
-from evaluation.homography import auc_statistic, error_auc
-from evaluation.matching import match_mutual
-from evaluation.statistics import Statistics, intervals
+from ..data.features import Features
+from ..data.geometry import resize_matrix
+from ..data.images import list_images
+from .datasets import View, load_view
+from .extractors import Extractor
+from .homography import auc_statistic, error_auc
+from .matching import match_mutual
+from .statistics import Statistics, intervals
 
 __all__ = [
     "Camera",

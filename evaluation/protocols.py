@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.records import Features
-from evaluation.homography import (
+from ..data.features import Features
+from .homography import (
     ESTIMATORS,
     THRESHOLDS,
     MatchedPair,
@@ -17,14 +17,14 @@ from evaluation.homography import (
     share_right,
     summarize_matching,
 )
-from evaluation.metrics import (
+from .metrics import (
     PairScores,
     homography_accuracy,
     matching_score,
     score_pair,
     summarize,
 )
-from evaluation.statistics import Statistics, pair_statistics
+from .statistics import Statistics, pair_statistics
 
 __all__ = ["CURVE_THRESHOLDS", "PROTOCOLS", "Column", "Picture", "Protocol"]
 

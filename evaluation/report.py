@@ -12,9 +12,9 @@ import cv2
 import jinja2
 import numpy as np
 
-from evaluation.comparison import comparison_table, interval_text
-from evaluation.figures import COLOURS, Drawing, curves_svg, scatter_svg
-from evaluation.protocols import CURVE_THRESHOLDS, Column
+from .comparison import comparison_table, interval_text
+from .figures import COLOURS, Drawing, curves_svg, scatter_svg
+from .protocols import CURVE_THRESHOLDS, Column
 
 __all__ = ["markdown_table", "write_report"]
 

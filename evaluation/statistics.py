@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.metrics import (
+from .metrics import (
     THRESHOLD,
     PairScores,
     homography_accuracy,

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from data.config import EvaluateSettings
-from evaluation.datasets import HPatches
-from evaluation.extractors import Extractor
-from evaluation.figures import Drawing
-from evaluation.judge import Judged, draw_pairs, judge, summarize_splits
-from evaluation.places import (
+from ..config import EvaluateSettings
+from .datasets import HPatches
+from .extractors import Extractor
+from .figures import Drawing
+from .judge import Judged, draw_pairs, judge, summarize_splits
+from .places import (
     RECALLS,
     JudgedPlaces,
     Places,
@@ -18,7 +18,7 @@ from evaluation.places import (
     place_statistics,
     summarize_places,
 )
-from evaluation.poses import (
+from .poses import (
     THRESHOLDS,
     JudgedPoses,
     Poses,
@@ -26,8 +26,8 @@ from evaluation.poses import (
     pose_statistics,
     summarize_poses,
 )
-from evaluation.protocols import PROTOCOLS, Column
-from evaluation.statistics import Statistics
+from .protocols import PROTOCOLS, Column
+from .statistics import Statistics
 
 __all__ = ["SUITES", "Suite"]
 

@@ -6,16 +6,16 @@ from pathlib import Path
 import click
 import torch
 
-from data.config import TrainSettings, load_settings, override
-from data.console import StorePath, choose_device, choose_precision, progress, say, shared_options
-from data.images import list_images, split_names
-from data.store import RecordStore
-from student.checkpoint import init_student, load_student, student_path
-from student.distributed import join, rank
-from student.hfnet import HFNet, HFNetConfig
-from student.loader import DistillationDataset, Warps
-from student.targets import STRATEGIES, GlobalTargets, Targets, choose_targets
-from student.training import RunFolder, train
+from ..config import TrainSettings, load_settings, override
+from ..console import StorePath, choose_device, choose_precision, progress, say, shared_options
+from ..data.images import list_images, split_names
+from ..data.stores.store import RecordStore
+from ..networks.hfnet import HFNet, HFNetConfig
+from ..networks.student_checkpoint import init_student, load_student, student_path
+from .distributed import join, rank
+from .loader import DistillationDataset, Warps
+from .targets import STRATEGIES, GlobalTargets, Targets, choose_targets
+from .training import RunFolder, train
 
 MAY_CHANGE = {"device", "num_workers", "checkpoint_minutes"}
 """Settings that a resumed run may have otherwise: they change no number."""

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.augment import augment_photometric
-from data.config import TrainSettings
-from data.images import fit_image, read_image, view_through
-from student.targets import Targets
-from student.views import random_crop, random_view
+from ..config import TrainSettings
+from ..data.augment import augment_photometric
+from ..data.images import fit_image, read_image, view_through
+from .targets import Targets
+from .views import random_crop, random_view
 
 __all__ = ["Batches", "DistillationDataset", "Warps", "make_loader"]
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.geometry import CELL_MAP, sample_map
-from student.hfnet import score_map
-from student.views import is_inside, warp
+from ..data.geometry import CELL_MAP, sample_map
+from ..networks.hfnet import score_map
+from .views import is_inside, warp
 
 __all__ = [
     "UncertaintyWeights",

@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 import torch
 
-from data.console import user_errors
-from student.checkpoint import load_student, save_student, student_path
+from ..console import user_errors
+from ..networks.student_checkpoint import load_student, save_student, student_path
 
 __all__ = ["pack_student"]
 

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.geometry import CELL_MAP, sample_map, warp_points
-from data.quantize import scale_name
-from data.store import RecordStore, StoreError
-from student.hfnet import HFNetOutput
-from student.losses import (
+from ..data.geometry import CELL_MAP, sample_map, warp_points
+from ..data.stores.quantize import scale_name
+from ..data.stores.store import RecordStore, StoreError
+from ..networks.hfnet import HFNetOutput
+from .losses import (
     descriptor_loss,
     detector_loss,
     global_descriptor_loss,
     keypoint_loss,
 )
-from student.views import (
+from .views import (
     cell_centres,
     cell_peaks,
     is_inside,

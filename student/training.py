@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from data.config import TrainSettings
-from data.console import choose_precision, deferred_interrupt
-from data.quantize import dequantise
-from data.tensors import load_training, read_description, save_training
-from student.checkpoint import save_student
-from student.distributed import average, average_gradients, rank, synchronise_norms, world_size
-from student.hfnet import HFNet, HFNetOutput
-from student.loader import Batches, DistillationDataset, make_loader
-from student.losses import UncertaintyWeights, correspondence_loss, localization_loss, weighted_mean
-from student.targets import Targets
-from student.views import cell_peaks
+from ..checkpoints import load_training, read_description, save_training
+from ..config import TrainSettings
+from ..console import choose_precision, deferred_interrupt
+from ..data.stores.quantize import dequantise
+from ..networks.hfnet import HFNet, HFNetOutput
+from ..networks.student_checkpoint import save_student
+from .distributed import average, average_gradients, rank, synchronise_norms, world_size
+from .loader import Batches, DistillationDataset, make_loader
+from .losses import UncertaintyWeights, correspondence_loss, localization_loss, weighted_mean
+from .targets import Targets
+from .views import cell_peaks
 
 __all__ = ["NotANumberError", "RunFolder", "train"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.geometry import CELL_MAP, MapGeometry, random_homography, resize_matrix, sample_map
+from ..data.geometry import CELL_MAP, MapGeometry, random_homography, resize_matrix, sample_map
 
 __all__ = [
     "cell_centres",

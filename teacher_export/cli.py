@@ -6,23 +6,23 @@ from pathlib import Path
 import click
 import numpy as np
 
-from data.config import ExportSettings, load_settings, override
-from data.console import StorePath, choose_device, choose_precision, progress, say, shared_options
-from data.images import list_images, split_names
-from data.store import RecordStore, StoreError
-from data.tensors import read_description
-from teacher_export.export import (
+from ..checkpoints import read_description
+from ..config import ExportSettings, load_settings, override
+from ..console import StorePath, choose_device, choose_precision, progress, say, shared_options
+from ..data.images import list_images, split_names
+from ..data.stores.store import RecordStore, StoreError
+from ..networks.silk import SiLKConfig, load_silk
+from ..networks.teachers import TEACHERS, SiLKTeacher, VladTeacher
+from ..networks.vlad import StoredDescriptors, fit_vlad
+from .export import (
     export_places,
     export_shards,
     look_at,
     make_places_schema,
     make_schema,
 )
-from teacher_export.silk import SiLKConfig, load_silk
-from teacher_export.silk_training import SiLKTraining, train_silk
-from teacher_export.teachers import TEACHERS, SiLKTeacher, VladTeacher
-from teacher_export.vlad import StoredDescriptors, fit_vlad
-from teacher_export.workers import ShardJob, export_in_workers
+from .silk_training import SiLKTraining, train_silk
+from .workers import ShardJob, export_in_workers
 
 MODELS = sorted([*TEACHERS, VladTeacher.name])
 

@@ -9,7 +9,7 @@ from distributed import CancelledError, Client
 from distributed.scheduler import KilledWorker
 from joblib._dask import DaskDistributedBackend
 
-from teacher_export.workers import WorkerError
+from .workers import WorkerError
 
 __all__ = ["cluster"]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.config import ExportSettings
-from data.images import UnreadablePhotographError, check_image, fit_image, read_image
-from data.keypoints import KeypointChoice
-from data.quantize import quantise, quantise_fields
-from data.store import Field, RecordStore, Schema
-from teacher_export.teachers import Teacher
-from teacher_export.vlad import VLAD, StoredDescriptors
+from ..config import ExportSettings
+from ..data.images import UnreadablePhotographError, check_image, fit_image, read_image
+from ..data.keypoints import KeypointChoice
+from ..data.stores.quantize import quantise, quantise_fields
+from ..data.stores.store import Field, RecordStore, Schema
+from ..networks.teachers import Teacher
+from ..networks.vlad import VLAD, StoredDescriptors
 
 __all__ = [
     "export_places",

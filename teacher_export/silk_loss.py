@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.geometry import MapGeometry, warp_points
+from ..data.geometry import MapGeometry, warp_points
 
 __all__ = [
     "PairLosses",

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.augment import augment_photometric
-from data.console import deferred_interrupt
-from data.geometry import random_homography, resize_matrix
-from data.images import read_image, view_through
-from data.tensors import load_training, save_training
-from teacher_export.silk import SiLK, SiLKConfig, save_silk
-from teacher_export.silk_loss import homography_correspondences, match_rates, pair_losses
+from ..checkpoints import load_training, save_training
+from ..console import deferred_interrupt
+from ..data.augment import augment_photometric
+from ..data.geometry import random_homography, resize_matrix
+from ..data.images import read_image, view_through
+from ..networks.silk import SiLK, SiLKConfig, save_silk
+from .silk_loss import homography_correspondences, match_rates, pair_losses
 
 __all__ = ["SiLKTraining", "ViewPair", "compare_views", "random_views", "train_silk"]
 

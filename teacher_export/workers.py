@@ -13,11 +13,11 @@ from pathlib import Path
 import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from data.config import ExportSettings
-from data.console import choose_device
-from data.store import RecordStore, StoreError
-from teacher_export.export import fill_shards, make_schema
-from teacher_export.teachers import TEACHERS, Teacher
+from ..config import ExportSettings
+from ..console import choose_device
+from ..data.stores.store import RecordStore, StoreError
+from ..networks.teachers import TEACHERS, Teacher
+from .export import fill_shards, make_schema
 
 __all__ = ["ShardJob", "WorkerError", "export_in_workers"]
 
@@ -134,7 +134,7 @@ def _end_with(parent: int) -> None:
 def _cluster(scheduler: str):
     """The context in which joblib's work goes to a Dask scheduler."""
     try:
-        from teacher_export.cluster import cluster
+        from .cluster import cluster
     except ModuleNotFoundError as error:
         raise WorkerError(
             "--scheduler needs Dask; pip install hfnet-distill[cluster] here, on the scheduler and "

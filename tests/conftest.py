@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from teacher_export.superpoint import SuperPoint
+from hfnet_distill.networks.superpoint import SuperPoint
 
 # Threads cost these small tensors more than they bring, above all on a busy machine. Processes that
 # tests start have as many, for some processors add up in another order with another number.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data.samples import copy_samples
-from evaluation.sequences import render_sequences
+from hfnet_distill.data.samples import copy_samples
+from hfnet_distill.evaluation.sequences import render_sequences
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ROWS = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.config import load_settings, override
+from hfnet_distill.config import load_settings, override
 
 SHIPPED = Path(__file__).parent.parent / "pipeline.toml"
 

@@ -2,8 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from data.geometry import warp_points
-from evaluation.datasets import HPatches, load_view, scale_homography
+from hfnet_distill.data.geometry import warp_points
+from hfnet_distill.evaluation.datasets import HPatches, load_view, scale_homography
 
 H_FILE = "1 0 {k}\n0 1 0\n0 0 1\n"
 

@@ -10,15 +10,15 @@ import pytest
 from safetensors.torch import load_file
 from test_training import store  # noqa: F401  (a fixture)
 
-from student.cli import train_student
-from student.loader import Batches
+from hfnet_distill.student.cli import train_student
+from hfnet_distill.student.loader import Batches
 
 # train-student with every loss in its journal; somebody presses Ctrl-C at the second process.
 PROGRAM = """
 import os, signal
 import torch
-import student.training as training
-from student.cli import train_student
+import hfnet_distill.student.training as training
+from hfnet_distill.student.cli import train_student
 
 def interrupted(*arguments, steps=[]):
     steps.append(1)
@@ -76,7 +76,7 @@ def test_two_processes_take_the_steps_of_one(arguments, run_command, tmp_path, m
     done = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert done.stderr.count("interrupted; what was finished is kept") == 2, done.stderr
     assert len(curve(two)) == 10
-    monkeypatch.setattr("student.training.Journal.EVERY", 1)
+    monkeypatch.setattr("hfnet_distill.student.training.Journal.EVERY", 1)
     run_command(train_student, *arguments, "--output", two, "--resume")
     run_command(train_student, *arguments, "--output", one)
     assert len(curve(one)) == 12

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-from data.download import DownloadError, download, file_digest
-from evaluation import cli
-from evaluation.datasets import HPatches
-from evaluation.hpatches import Archive, fetch_hpatches
+from hfnet_distill.download import DownloadError, download, file_digest
+from hfnet_distill.evaluation import cli
+from hfnet_distill.evaluation.datasets import HPatches
+from hfnet_distill.evaluation.hpatches import Archive, fetch_hpatches
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -119,7 +119,9 @@ def serve_archive(server, **options) -> Archive:
 
 def test_hpatches_is_fetched_once(server, run_command, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "ARCHIVE", archive := serve_archive(server))
-    monkeypatch.setattr("evaluation.cli.fetch_hpatches", partial(fetch_hpatches, archive=archive))
+    monkeypatch.setattr(
+        "hfnet_distill.evaluation.cli.fetch_hpatches", partial(fetch_hpatches, archive=archive)
+    )
     root = tmp_path / "data" / "hpatches"
     for _ in range(2):
         run_command(cli.evaluate, "--root", root, "--download", "--quiet")

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from data.config import load_settings
-from data.geometry import resize_points
-from evaluation.cli import evaluate
-from evaluation.datasets import HPatches, load_view
-from evaluation.extractors import FeatureFile, make_extractor
-from evaluation.protocols import PROTOCOLS
-from evaluation.report import markdown_table
-from evaluation.sequences import render_sequences
+from hfnet_distill.config import load_settings
+from hfnet_distill.data.geometry import resize_points
+from hfnet_distill.evaluation.cli import evaluate
+from hfnet_distill.evaluation.datasets import HPatches, load_view
+from hfnet_distill.evaluation.extractors import FeatureFile, make_extractor
+from hfnet_distill.evaluation.protocols import PROTOCOLS
+from hfnet_distill.evaluation.report import markdown_table
+from hfnet_distill.evaluation.sequences import render_sequences
 
 COLUMNS = PROTOCOLS["hfnet"].columns
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from data.images import fit_image, read_image
-from data.store import RecordStore
-from teacher_export.cli import export_teacher
-from teacher_export.superpoint import SuperPoint
-from teacher_export.teachers import SuperPointTeacher
-from teacher_export.weights import VARIABLE, load_arrays, load_strictly
+from hfnet_distill.data.images import fit_image, read_image
+from hfnet_distill.data.stores.store import RecordStore
+from hfnet_distill.networks.superpoint import SuperPoint
+from hfnet_distill.networks.teachers import SuperPointTeacher
+from hfnet_distill.networks.weights import VARIABLE, load_arrays, load_strictly
+from hfnet_distill.teacher_export.cli import export_teacher
 
 SMALL = ("--size", "64x48", "--batch-size", "2", "--quiet", "--device", "cpu")
 
@@ -177,7 +177,9 @@ def test_missing_weights(run_command, photographs, tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setenv(VARIABLE, str(tmp_path))
-    monkeypatch.setattr("teacher_export.weights.platformdirs.user_cache_path", lambda _: tmp_path)
+    monkeypatch.setattr(
+        "hfnet_distill.networks.weights.platformdirs.user_cache_path", lambda _: tmp_path
+    )
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     output = export(run_command, photographs, tmp_path / "store")
     for part in ("download failed (no network)", "superpoint_v1.pth", "non-commercial", VARIABLE):
@@ -186,7 +188,9 @@ def test_missing_weights(run_command, photographs, tmp_path, monkeypatch):
 
 def test_a_download_is_verified(run_command, photographs, tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, str(tmp_path / "none"))
-    monkeypatch.setattr("teacher_export.weights.platformdirs.user_cache_path", lambda _: tmp_path)
+    monkeypatch.setattr(
+        "hfnet_distill.networks.weights.platformdirs.user_cache_path", lambda _: tmp_path
+    )
     (tmp_path / "download").write_bytes(b"something else")
     official = replace(SuperPointTeacher.official, url=(tmp_path / "download").as_uri())
     monkeypatch.setattr(SuperPointTeacher, "official", official)

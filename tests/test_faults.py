@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from data.geometry import CELL_MAP
-from data.store import Field, RecordStore
-from teacher_export.cli import export_teacher
-from teacher_export.teachers import TEACHERS, SuperPointTeacher
+from hfnet_distill.data.geometry import CELL_MAP
+from hfnet_distill.data.stores.store import Field, RecordStore
+from hfnet_distill.networks.teachers import TEACHERS, SuperPointTeacher
+from hfnet_distill.teacher_export.cli import export_teacher
 
 KINDS = [("zarr", "none"), ("zarr", "zstd"), ("hdf5", "none"), ("hdf5", "zstd")]
 MOMENTS = 20
@@ -77,7 +77,7 @@ def refused(monkeypatch, capsys):
 def children():
     """Where processes are made that can be killed, with what they import already there."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["teacher_export.cli", "pytest"])
+    context.set_forkserver_preload(["hfnet_distill.teacher_export.cli", "pytest"])
     return context
 
 
@@ -301,9 +301,9 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_shard(
     disk = SmallDisk(int(11.3 * schema.record_nbytes))
     pwrite = os.pwrite
     with monkeypatch.context() as patch:
-        patch.setattr("data.files.open", disk.open, raising=False)
+        patch.setattr("hfnet_distill.files.open", disk.open, raising=False)
         patch.setattr(
-            "data.layouts.os.pwrite",
+            "hfnet_distill.data.stores.layouts.os.pwrite",
             lambda file, data, offset: disk.write(lambda part: pwrite(file, part, offset), data),
         )
         said = refused(*arguments, "--store", tmp_path / "store")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.geometry import (
+from hfnet_distill.data.geometry import (
     CELL_MAP,
     MapGeometry,
     random_homography,

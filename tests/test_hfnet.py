@@ -8,10 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data.geometry import MapGeometry, sample_map
-from data.keypoints import KeypointChoice
-from student.checkpoint import init_student, save_student
-from student.hfnet import (
+from hfnet_distill.data.geometry import MapGeometry, sample_map
+from hfnet_distill.data.keypoints import KeypointChoice
+from hfnet_distill.networks.hfnet import (
     ConvBN,
     HFNet,
     HFNetConfig,
@@ -21,6 +20,7 @@ from student.hfnet import (
     scale_channels,
     score_map,
 )
+from hfnet_distill.networks.student_checkpoint import init_student, save_student
 
 SIZES = ["s96x128", "s200x264", "s101x135"]
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from data.geometry import warp_points
-from data.records import Features
-from evaluation.homography import (
+from hfnet_distill.data.features import Features
+from hfnet_distill.data.geometry import warp_points
+from hfnet_distill.evaluation.homography import (
     ESTIMATORS,
     auc_statistic,
     error_auc,
@@ -14,7 +14,7 @@ from evaluation.homography import (
     summarize_matching,
     visible_offsets,
 )
-from evaluation.matching import euclidean_distances, match_mutual, match_nearest
+from hfnet_distill.evaluation.matching import euclidean_distances, match_mutual, match_nearest
 
 H_0TO1 = np.array([[0.9, 0.1, 12.0], [-0.05, 1.1, -7.0], [1e-4, -2e-4, 1.0]])
 SIZE = (320, 240)
@@ -116,7 +116,7 @@ def test_mutual_neighbours_blockwise(binary, monkeypatch):
         descriptors0, descriptors1 = descriptors0 > 0, descriptors1 > 0
     whole = euclidean_distances(*(d.astype(np.float32) for d in (descriptors0, descriptors1)))
     expected, _ = match_nearest(whole)
-    monkeypatch.setattr("evaluation.matching.BLOCK", 16)
+    monkeypatch.setattr("hfnet_distill.evaluation.matching.BLOCK", 16)
     np.testing.assert_array_equal(match_mutual(descriptors0, descriptors1), expected)
     with pytest.raises(ValueError, match="cannot match"):
         match_mutual(descriptors0, descriptors1[:, :8])

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from data.augment import augment_photometric
-from data.images import (
+from hfnet_distill.data.augment import augment_photometric
+from hfnet_distill.data.images import (
     UnreadablePhotographError,
     check_image,
     fit_image,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data.keypoints import refine_keypoints, select_keypoints, suppress_non_maxima
+from hfnet_distill.data.keypoints import refine_keypoints, select_keypoints, suppress_non_maxima
 
 
 def check_reference(vectors, name):

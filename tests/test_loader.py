@@ -12,8 +12,8 @@ import torch
 from test_training import make_dataset, store  # noqa: F401  (a fixture)
 from torch.utils.data import Dataset
 
-from data.store import Field, RecordStore, Schema
-from student.loader import Batches, make_loader
+from hfnet_distill.data.stores.store import Field, RecordStore, Schema
+from hfnet_distill.student.loader import Batches, make_loader
 
 RECORD = 2**22
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from student.losses import (
+from hfnet_distill.student.losses import (
     UncertaintyWeights,
     correspondence_loss,
     descriptor_loss,
@@ -17,7 +17,7 @@ from student.losses import (
     localization_loss,
     weighted_mean,
 )
-from student.views import cell_centres
+from hfnet_distill.student.views import cell_centres
 
 
 class Recorded:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evaluation.matching import (
+from hfnet_distill.evaluation.matching import (
     cosine_distances,
     dot_distances,
     double_softmax_distances,

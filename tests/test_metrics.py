@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from data.records import Features
-from evaluation.metrics import (
+from hfnet_distill.data.features import Features
+from hfnet_distill.evaluation.metrics import (
     descriptor_ap,
     detector_ap,
     homography_accuracy,
@@ -23,7 +23,7 @@ from evaluation.metrics import (
     score_scenes,
     summarize,
 )
-from evaluation.ransac import find_homography
+from hfnet_distill.evaluation.ransac import find_homography
 
 FULL = ["superpoint", "sift", "orb"]
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from data.images import list_images, read_image, split_names
-from data.mosaics import main, make_mosaics
+from hfnet_distill.data.images import list_images, read_image, split_names
+from hfnet_distill.data.mosaics import main, make_mosaics
 
 
 @pytest.fixture

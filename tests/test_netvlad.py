@@ -8,11 +8,11 @@ import scipy.io
 import torch
 from torch import nn
 
-from data.images import fit_image, read_image
-from data.store import RecordStore
-from teacher_export.cli import export_teacher
-from teacher_export.netvlad import NetVLAD, load_netvlad
-from teacher_export.teachers import NetVLADTeacher
+from hfnet_distill.data.images import fit_image, read_image
+from hfnet_distill.data.stores.store import RecordStore
+from hfnet_distill.networks.netvlad import NetVLAD, load_netvlad
+from hfnet_distill.networks.teachers import NetVLADTeacher
+from hfnet_distill.teacher_export.cli import export_teacher
 
 
 def draw_convolutions(random) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from student.checkpoint import load_student, save_student
-from student.hfnet import HFNet, HFNetConfig
-from student.pack import main
+from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
+from hfnet_distill.networks.student_checkpoint import load_student, save_student
+from hfnet_distill.student.pack import main
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from data.samples import copy_samples
-from evaluation.cli import evaluate
-from student.checkpoint import load_student
-from student.cli import train_student
-from student.pack import pack_student
-from teacher_export.cli import export_teacher
+from hfnet_distill.data.samples import copy_samples
+from hfnet_distill.evaluation.cli import evaluate
+from hfnet_distill.networks.student_checkpoint import load_student
+from hfnet_distill.student.cli import train_student
+from hfnet_distill.student.pack import pack_student
+from hfnet_distill.teacher_export.cli import export_teacher
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from data.records import Features
-from evaluation import places as module
-from evaluation.figures import RIGHT, WRONG
-from evaluation.places import (
+from hfnet_distill.data.features import Features
+from hfnet_distill.evaluation import places as module
+from hfnet_distill.evaluation.figures import RIGHT, WRONG
+from hfnet_distill.evaluation.places import (
     Places,
     draw_places,
     judge_places,

@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from data.config import PredictSettings
-from data.records import Features
-from evaluation import poses as module
-from evaluation.datasets import load_view
-from evaluation.extractors import make_extractor
-from evaluation.poses import Poses, estimate_pose, judge_poses, pose_error, summarize_poses
+from hfnet_distill.config import PredictSettings
+from hfnet_distill.data.features import Features
+from hfnet_distill.evaluation import poses as module
+from hfnet_distill.evaluation.datasets import load_view
+from hfnet_distill.evaluation.extractors import make_extractor
+from hfnet_distill.evaluation.poses import (
+    Poses,
+    estimate_pose,
+    judge_poses,
+    pose_error,
+    summarize_poses,
+)
 
 SIZE = (320, 240)
 K = np.array([[300.0, 0, 155], [0, 290, 124], [0, 0, 1]])

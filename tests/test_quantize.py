@@ -5,16 +5,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from data.config import load_settings, override
-from data.geometry import CELL_MAP
-from data.quantize import dequantise, quantise, quantise_fields
-from data.store import Field, RecordStore
-from student.hfnet import HFNet, HFNetConfig
-from student.loader import DistillationDataset
-from student.losses import detector_loss
-from student.targets import choose_targets
-from student.training import compute_losses
-from teacher_export.cli import export_teacher
+from hfnet_distill.config import load_settings, override
+from hfnet_distill.data.geometry import CELL_MAP
+from hfnet_distill.data.stores.quantize import dequantise, quantise, quantise_fields
+from hfnet_distill.data.stores.store import Field, RecordStore
+from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
+from hfnet_distill.student.loader import DistillationDataset
+from hfnet_distill.student.losses import detector_loss
+from hfnet_distill.student.targets import choose_targets
+from hfnet_distill.student.training import compute_losses
+from hfnet_distill.teacher_export.cli import export_teacher
 
 FLOATS = {
     "score_map": Field(shape=(65, 6, 8), dtype="float16", geometry=CELL_MAP),

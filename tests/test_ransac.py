@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from data.geometry import random_homography, warp_points
-from evaluation import ransac
-from evaluation.ransac import find_homography
+from hfnet_distill.data.geometry import random_homography, warp_points
+from hfnet_distill.evaluation import ransac
+from hfnet_distill.evaluation.ransac import find_homography
 
 
 def ask_opencv(points0, points1):

@@ -12,10 +12,10 @@ import torch
 from test_targets import CELLS, make_store, pixels
 from test_training import store, train  # noqa: F401  (fixtures)
 
-from data.config import load_settings
-from data.store import RecordStore, StoreError
-from evaluation.extractors import make_extractor
-from teacher_export.cli import export_teacher
+from hfnet_distill.config import load_settings
+from hfnet_distill.data.stores.store import RecordStore, StoreError
+from hfnet_distill.evaluation.extractors import make_extractor
+from hfnet_distill.teacher_export.cli import export_teacher
 
 obstore = pytest.importorskip("obstore", reason="install hfnet-distill[s3]")
 pytest.importorskip("moto.server", reason="install moto[server]")
@@ -91,7 +91,7 @@ def test_a_store_that_was_uploaded_anew_is_fetched_anew(bucket, tmp_path):
 
 
 def test_a_shard_of_many_parts(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr("data.remote.PART", 1000)
+    monkeypatch.setattr("hfnet_distill.data.stores.remote.PART", 1000)
     local = make_store(tmp_path / "store", score_map=pixels(0))
     remote = RecordStore.open(bucket(local.path, "store.zarr"))
     np.testing.assert_array_equal(remote.read("a", "score_map"), local.read("a", "score_map"))

@@ -2,9 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
-from data.images import read_image
-from evaluation.datasets import HPatches
-from evaluation.sequences import render_sequences
+from hfnet_distill.data.images import read_image
+from hfnet_distill.evaluation.datasets import HPatches
+from hfnet_distill.evaluation.sequences import render_sequences
 
 SIZE = (160, 120)
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.geometry import MapGeometry
-from teacher_export.silk import (
+from hfnet_distill.data.geometry import MapGeometry
+from hfnet_distill.networks.silk import (
     SiLK,
     SiLKConfig,
     SiLKOutput,

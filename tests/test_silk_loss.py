@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from data.geometry import PIXEL_MAP, MapGeometry
-from teacher_export.silk_loss import (
+from hfnet_distill.data.geometry import PIXEL_MAP, MapGeometry
+from hfnet_distill.teacher_export.silk_loss import (
     homography_correspondences,
     match_rates,
     mutual_correspondences,

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from teacher_export.silk import SiLK, SiLKConfig, load_silk
-from teacher_export.silk_training import SiLKTraining, compare_views, random_views, train_silk
+from hfnet_distill.networks.silk import SiLK, SiLKConfig, load_silk
+from hfnet_distill.teacher_export.silk_training import (
+    SiLKTraining,
+    compare_views,
+    random_views,
+    train_silk,
+)
 
 SETTINGS = SiLKTraining(
     network=SiLKConfig(channels=(8,), lateral=8, descriptor_dim=8),
@@ -140,7 +145,7 @@ def test_a_loss_that_is_no_number_ends_the_run(photographs, tmp_path, monkeypatc
         return poisoned(*arguments)
 
     poisoned.calls = -1  # the validation after step 3 is a call, too
-    monkeypatch.setattr("teacher_export.silk_training.compare_views", counted)
+    monkeypatch.setattr("hfnet_distill.teacher_export.silk_training.compare_views", counted)
     with pytest.raises(RuntimeError, match=r"step 3: the loss became nan.* are sound"):
         train_silk(photographs, photographs[:1], tmp_path / "run", SETTINGS)
     network, _ = load_silk(tmp_path / "run" / "silk.safetensors")

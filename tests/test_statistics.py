@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from evaluation import statistics as module
-from evaluation.metrics import (
+from hfnet_distill.evaluation import statistics as module
+from hfnet_distill.evaluation.metrics import (
     Matches,
     PairScores,
     ViewScores,
@@ -15,7 +15,7 @@ from evaluation.metrics import (
     matching_score,
     summarize,
 )
-from evaluation.statistics import (
+from hfnet_distill.evaluation.statistics import (
     ap_statistic,
     bootstrap_interval,
     by_sequence,

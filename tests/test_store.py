@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import zarr
 
-from data.geometry import CELL_MAP
-from data.store import Field, RecordStore, Schema, StoreError
+from hfnet_distill.data.geometry import CELL_MAP
+from hfnet_distill.data.stores.store import Field, RecordStore, Schema, StoreError
 
 NAMES = [f"walk/{i}.jpg" for i in range(7)]
 KINDS = [("zarr", "none"), ("zarr", "zstd"), ("hdf5", "none"), ("hdf5", "zstd")]
@@ -151,7 +151,7 @@ def test_checksums_are_those_of_whole_records(tmp_path, monkeypatch, format):
     whole = fill(create(tmp_path / "whole", (format, "none")))
     arrays = [whole.read(NAMES[4], field).tobytes() for field in whole.schema.fields]
     assert whole._layout.checksum(4) == google_crc32c.value(b"".join(arrays))
-    monkeypatch.setattr("data.layouts.PART", 100)
+    monkeypatch.setattr("hfnet_distill.data.stores.layouts.PART", 100)
     fill(create(tmp_path / "parts", (format, "none")))
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
 

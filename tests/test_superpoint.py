@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from data.geometry import MapGeometry, sample_map
-from data.keypoints import suppress_non_maxima
-from teacher_export.superpoint import SuperPoint, score_map_from_cells
-from teacher_export.weights import load_arrays, load_strictly
+from hfnet_distill.data.geometry import MapGeometry, sample_map
+from hfnet_distill.data.keypoints import suppress_non_maxima
+from hfnet_distill.networks.superpoint import SuperPoint, score_map_from_cells
+from hfnet_distill.networks.weights import load_arrays, load_strictly
 
 
 @pytest.fixture(scope="module")

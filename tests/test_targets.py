@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from data.geometry import CELL_MAP, MapGeometry, resample_map, warp_points
-from data.store import Field, RecordStore, Schema, StoreError
-from student.hfnet import HFNetOutput
-from student.targets import choose_targets
+from hfnet_distill.data.geometry import CELL_MAP, MapGeometry, resample_map, warp_points
+from hfnet_distill.data.stores.store import Field, RecordStore, Schema, StoreError
+from hfnet_distill.networks.hfnet import HFNetOutput
+from hfnet_distill.student.targets import choose_targets
 
 SIZE = (64, 48)
 

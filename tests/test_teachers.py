@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from data.config import load_settings
-from data.geometry import MapGeometry
-from data.images import fit_image, read_image
-from data.keypoints import KeypointChoice
-from data.quantize import quantise_fields
-from data.store import RecordStore, StoreError
-from evaluation.extractors import make_extractor
-from teacher_export.cli import export_teacher, train_teacher
-from teacher_export.sift import root_sift
-from teacher_export.silk import load_silk
-from teacher_export.teachers import SiftTeacher, SiLKTeacher, VladTeacher
+from hfnet_distill.config import load_settings
+from hfnet_distill.data.geometry import MapGeometry
+from hfnet_distill.data.images import fit_image, read_image
+from hfnet_distill.data.keypoints import KeypointChoice
+from hfnet_distill.data.stores.quantize import quantise_fields
+from hfnet_distill.data.stores.store import RecordStore, StoreError
+from hfnet_distill.evaluation.extractors import make_extractor
+from hfnet_distill.networks.sift import root_sift
+from hfnet_distill.networks.silk import load_silk
+from hfnet_distill.networks.teachers import SiftTeacher, SiLKTeacher, VladTeacher
+from hfnet_distill.teacher_export.cli import export_teacher, train_teacher
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.config import load_settings, override
-from data.images import fit_image, read_image
-from data.store import Field, RecordStore, Schema
-from data.tensors import CheckpointError, read_tensors, write_tensors
-from student.checkpoint import load_student, save_student
-from student.cli import train_student
-from student.hfnet import HFNet, HFNetConfig
-from student.loader import Batches, DistillationDataset
-from student.targets import choose_targets
-from student.training import compute_losses, one_cycle
-from teacher_export.cli import export_teacher
-from teacher_export.vlad import VLAD
+from hfnet_distill.checkpoints import CheckpointError, read_tensors, write_tensors
+from hfnet_distill.config import load_settings, override
+from hfnet_distill.data.images import fit_image, read_image
+from hfnet_distill.data.stores.store import Field, RecordStore, Schema
+from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
+from hfnet_distill.networks.student_checkpoint import load_student, save_student
+from hfnet_distill.networks.vlad import VLAD
+from hfnet_distill.student.cli import train_student
+from hfnet_distill.student.loader import Batches, DistillationDataset
+from hfnet_distill.student.targets import choose_targets
+from hfnet_distill.student.training import compute_losses, one_cycle
+from hfnet_distill.teacher_export.cli import export_teacher
 
 SIZE = (64, 48)
 
@@ -179,7 +179,7 @@ def test_a_resumed_run_gives_the_same_numbers(train, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C in the middle of a step
         return compute_losses(*arguments)
 
-    monkeypatch.setattr("student.training.compute_losses", interrupt)
+    monkeypatch.setattr("hfnet_distill.student.training.compute_losses", interrupt)
     output = train("--epochs", 3, code=1)
     assert "run the same command again" in output
     assert read_tensors(tmp_path / "run" / "resume.safetensors")[1]["step"] == 4 - 1
@@ -219,7 +219,7 @@ def test_a_loss_that_is_no_number_stops_the_run(train, tmp_path, monkeypatch):
 
     train("--epochs", 1)
     before = (tmp_path / "run" / "last.safetensors").read_bytes()
-    monkeypatch.setattr("student.training.compute_losses", explode)
+    monkeypatch.setattr("hfnet_distill.student.training.compute_losses", explode)
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     (tmp_path / "copy" / "resume.safetensors").unlink()
     output = train("--epochs", 1, "--resume", output="copy", code=1)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from data.geometry import warp_points
-from student.views import (
+from hfnet_distill.data.geometry import warp_points
+from hfnet_distill.student.views import (
     cell_centres,
     cell_peaks,
     random_crop,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from teacher_export.vlad import SHRINKAGE, VLAD, fit_vlad, pool_residuals
+from hfnet_distill.networks.vlad import SHRINKAGE, VLAD, fit_vlad, pool_residuals
 
 
 def make_images(count: int, seed: int = 0, places: int = 5) -> list[np.ndarray]:

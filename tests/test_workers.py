@@ -17,9 +17,9 @@ import pytest
 from joblib.externals.loky import get_reusable_executor
 from test_faults import digest
 
-from data.store import RecordStore
-from teacher_export.cli import export_teacher
-from teacher_export.workers import _fill_shard
+from hfnet_distill.data.stores.store import RecordStore
+from hfnet_distill.teacher_export.cli import export_teacher
+from hfnet_distill.teacher_export.workers import _fill_shard
 
 EXPORT = (sys.executable, "-c", "from teacher_export.cli import export_teacher; export_teacher()")
 
@@ -66,7 +66,9 @@ def test_a_photograph_that_breaks_meanwhile_is_named(run_command, arguments, tmp
     broken = Path(arguments[3]) / "17.png"
     whole = broken.read_bytes()
     # Called after every photograph was looked at and before the workers start.
-    monkeypatch.setattr("teacher_export.cli._check_space", lambda *_: broken.write_bytes(b"PNG"))
+    monkeypatch.setattr(
+        "hfnet_distill.teacher_export.cli._check_space", lambda *_: broken.write_bytes(b"PNG")
+    )
     options = ("--store", tmp_path / "store", "--workers", 2)
     try:
         output = run_command(export_teacher, *arguments, *options, code=1)
@@ -77,7 +79,7 @@ def test_a_photograph_that_breaks_meanwhile_is_named(run_command, arguments, tmp
 
 
 def test_a_worker_that_is_killed(run_command, arguments, alone, tmp_path, monkeypatch):
-    monkeypatch.setattr("teacher_export.workers._fill_shard", _die)
+    monkeypatch.setattr("hfnet_distill.teacher_export.workers._fill_shard", _die)
     options = ("--store", tmp_path / "store", "--workers", 2)
     output = run_command(export_teacher, *arguments, *options, code=1)
     assert "a worker was killed" in output

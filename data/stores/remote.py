@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
-from data.files import write_atomically
-from data.layouts import PARAMETERS, ZarrLayout
-from data.schema import Schema, StoreError
+from ...files import write_atomically
+from .layouts import PARAMETERS, ZarrLayout
+from .schema import Schema, StoreError
 
 __all__ = ["RemoteZarrLayout", "is_url"]
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.geometry import MapGeometry
-from data.records import Features
-from data.tensors import read_tensors, write_tensors
-from teacher_export.weights import load_arrays, load_strictly
+from ..checkpoints import read_tensors, write_tensors
+from ..data.features import Features
+from ..data.geometry import MapGeometry
+from .weights import load_arrays, load_strictly
 
 __all__ = [
     "SiLK",

@@ -16,8 +16,8 @@ import hdf5plugin
 import numpy as np
 import zarr
 
-from data.files import beside, open_atomically, reserve, write_atomically
-from data.schema import Schema, StoreError
+from ...files import beside, open_atomically, reserve, write_atomically
+from .schema import Schema, StoreError
 
 __all__ = ["HDF5Layout", "ZarrLayout", "checksums"]
 

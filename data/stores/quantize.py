@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from data.schema import Field
+from .schema import Field
 
 __all__ = ["dequantise", "quantise", "quantise_fields", "scale_name"]
 

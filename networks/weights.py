@@ -10,7 +10,7 @@ import platformdirs
 import torch
 from torch import nn
 
-from data.download import DownloadError, download
+from ..download import DownloadError, download
 
 __all__ = ["VARIABLE", "OfficialWeights", "find_weights", "load_arrays", "load_strictly"]
 

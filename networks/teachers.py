@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.console import autocast
-from data.geometry import CELL_MAP, MapGeometry, average_map, resample_map, sample_descriptors
-from data.keypoints import KeypointChoice
-from data.records import Features
-from data.store import Field, RecordStore, StoreError
-from teacher_export.netvlad import load_netvlad
-from teacher_export.sift import ROOTSIFT_DIM, root_sift
-from teacher_export.silk import SiLKOutput, load_silk
-from teacher_export.superpoint import SuperPoint, score_map_from_cells
-from teacher_export.vlad import VLAD, flatten_map
-from teacher_export.weights import OfficialWeights, find_weights, load_arrays, load_strictly
+from ..console import autocast
+from ..data.features import Features
+from ..data.geometry import CELL_MAP, MapGeometry, average_map, resample_map, sample_descriptors
+from ..data.keypoints import KeypointChoice
+from ..data.stores.store import Field, RecordStore, StoreError
+from .netvlad import load_netvlad
+from .sift import ROOTSIFT_DIM, root_sift
+from .silk import SiLKOutput, load_silk
+from .superpoint import SuperPoint, score_map_from_cells
+from .vlad import VLAD, flatten_map
+from .weights import OfficialWeights, find_weights, load_arrays, load_strictly
 
 __all__ = ["TEACHERS", "SiLKTeacher", "SuperPointTeacher", "Teacher", "VladTeacher"]
 

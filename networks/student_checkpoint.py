@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from data.files import write_atomically
-from data.tensors import CheckpointError, read_tensors, write_tensors
-from student.hfnet import HFNet, HFNetConfig
+from ..checkpoints import CheckpointError, read_tensors, write_tensors
+from ..files import write_atomically
+from .hfnet import HFNet, HFNetConfig
 
 __all__ = ["init_student", "load_student", "save_student", "student_path"]
 
@@ -22,7 +22,7 @@ NEW = (
     *("global_blocks.", "vlad.", "projection."),
     *("detector_skip.", "context_block.", "descriptor_head.1."),
 )
-DEFAULT = Path(__file__).parent / "weights" / "default.safetensors"
+DEFAULT = Path(__file__).parent / "packaged" / "default.safetensors"
 
 
 def save_student(path: Path, student: HFNet, info: dict, dtype=torch.float32) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from sklearn.cluster import KMeans
 
-from data.store import RecordStore, StoreError
+from ..data.stores.store import RecordStore, StoreError
 
 __all__ = ["VLAD", "StoredDescriptors", "fit_vlad", "flatten_map", "pool_residuals"]
 

@@ -8,7 +8,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from data.files import write_atomically
+from .files import write_atomically
 
 __all__ = [
     "CheckpointError",

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from data.geometry import MapGeometry
+from ..geometry import MapGeometry
 
 __all__ = ["FORMAT_VERSION", "Field", "Schema", "StoreError"]
 

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.geometry import sample_descriptors
-from data.keypoints import KeypointChoice
-from data.records import Features
-from student.hfnet import HFNet, HFNetOutput, score_map
+from ..data.features import Features
+from ..data.geometry import sample_descriptors
+from ..data.keypoints import KeypointChoice
+from .hfnet import HFNet, HFNetOutput, score_map
 
 __all__ = ["describe", "predict"]
 

@@ -25,11 +25,11 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from data.layouts import HDF5Layout, ZarrLayout, checksums
-from data.quantize import dequantise
-from data.records import TeacherRecord
-from data.remote import RemoteZarrLayout, is_url
-from data.schema import FORMAT_VERSION, Field, Schema, StoreError
+from ..features import TeacherRecord
+from .layouts import HDF5Layout, ZarrLayout, checksums
+from .quantize import dequantise
+from .remote import RemoteZarrLayout, is_url
+from .schema import FORMAT_VERSION, Field, Schema, StoreError
 
 __all__ = ["Field", "RecordStore", "Schema", "StoreError"]
 

@@ -7,8 +7,8 @@ Zisserman: Three Things Everyone Should Know to Improve Object Retrieval, CVPR 2
 import cv2
 import numpy as np
 
-from data.keypoints import KeypointChoice, thin_keypoints
-from data.records import Features
+from ..data.features import Features
+from ..data.keypoints import KeypointChoice, thin_keypoints
 
 __all__ = ["ROOTSIFT_DIM", "root_sift"]
 
