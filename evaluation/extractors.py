@@ -20,7 +20,7 @@ from ..networks.hfnet import fold_normalisation
 from ..networks.predict import describe, predict
 from ..networks.student_checkpoint import load_student, student_path
 from ..networks.teachers import TEACHERS, VladTeacher, without_keypoints
-from .datasets import View
+from .views import View
 
 __all__ = ["Extractor", "FeatureFile", "make_extractor"]
 

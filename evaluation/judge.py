@@ -3,18 +3,20 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..data.features import Features
-from .datasets import SPLITS, HPatches, Pair, View, load_view, scale_homography
+from .datasets.base import HomographyDataset, HomographyPair
 from .extractors import Extractor
 from .figures import Drawing, draw_keypoints, draw_matches
 from .homography import visible_offsets
 from .metrics import THRESHOLD, score_scenes
 from .protocols import Protocol
 from .statistics import intervals
+from .views import View, load_view, scale_homography
 
 __all__ = ["Judged", "draw_pairs", "judge", "summarize_splits"]
 
@@ -23,22 +25,22 @@ __all__ = ["Judged", "draw_pairs", "judge", "summarize_splits"]
 class Judged:
     """One model's pairs with what its protocol found."""
 
+    dataset: HomographyDataset
     protocol: Protocol
-    pairs: list[tuple[Pair, Any]]
+    pairs: list[tuple[HomographyPair, Any]]
     mean_keypoints: float
 
-    def splits(self, split: str) -> dict[str, list[tuple[str, Any]]]:
+    def splits(self) -> dict[str, list[tuple[str, Any]]]:
         """split -> (sequence, what was found of a pair); of ``all`` also its two parts."""
-        wanted = SPLITS if split == "all" else [split]
         found = {
-            name: [(p.sequence, s) for p, s in self.pairs if p.sequence.startswith(SPLITS[name])]
-            for name in wanted
+            name: [(p.sequence, s) for p, s in self.pairs if p.sequence in sequences]
+            for name, sequences in self.dataset.splits.items()
         }
         return {name: pairs for name, pairs in found.items() if pairs}
 
 
 def judge(
-    dataset: HPatches,
+    dataset: HomographyDataset,
     extractor: Extractor,
     protocol: Protocol,
     *,
@@ -68,11 +70,11 @@ def judge(
 
     scores = chain.from_iterable(score_scenes(scenes(), workers, protocol.score))
     judged = list(zip(dataset.pairs, scores, strict=True))
-    return Judged(protocol, judged, float(np.mean(counts)))
+    return Judged(dataset, protocol, judged, float(np.mean(counts)))
 
 
 def _extract(
-    dataset: HPatches, name: str, extractor: Extractor, protocol: Protocol, longest: int
+    dataset: HomographyDataset, name: str, extractor: Extractor, protocol: Protocol, longest: int
 ) -> tuple[View, Features]:
     view = load_view(
         dataset.images[name],
@@ -83,12 +85,12 @@ def _extract(
     return view, extractor.extract(view, name)
 
 
-def _arguments(pair: Pair, seen: dict) -> tuple[Features, Features, np.ndarray]:
+def _arguments(pair: HomographyPair, seen: dict) -> tuple[Features, Features, np.ndarray]:
     (view0, features0), (view1, features1) = seen[pair.name0], seen[pair.name1]
     return features0, features1, scale_homography(pair.H_0to1, view0, view1)
 
 
-def summarize_splits(model: str, judged: Judged, num_keypoints: int, split: str) -> list[dict]:
+def summarize_splits(model: str, judged: Judged, num_keypoints: int) -> list[dict]:
     """The model's results, one for each split that has pairs."""
     return [
         {
@@ -99,7 +101,7 @@ def summarize_splits(model: str, judged: Judged, num_keypoints: int, split: str)
             **judged.protocol.summarize([scores for _, scores in found]),
             "intervals": intervals(judged.protocol.statistics(found)),
         }
-        for name, found in judged.splits(split).items()
+        for name, found in judged.splits().items()
     ]
 
 
@@ -134,7 +136,7 @@ def _share_right(protocol: Protocol, scores: Any) -> float:
 
 
 def draw_pairs(
-    dataset: HPatches,
+    dataset: HomographyDataset,
     judged: Mapping[str, Judged],
     extractors: Mapping[str, Extractor],
     *,
@@ -157,7 +159,7 @@ def draw_pairs(
     drawings, panels = [], []
     for name, kind in chosen.items():
         pair = pairs[name]
-        title = f"{pair.name0} – {pair.path1.name}, among the {kind} of {first}"
+        title = f"{pair.name0} – {Path(pair.name1).name}, among the {kind} of {first}"
         for number, (model, found) in enumerate(judged.items()):
             if kind == "median" and number > 1:
                 continue

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from ..config import EvaluateSettings
-from .datasets import HPatches
+from .datasets.hpatches import HPatches
+from .datasets.kitti_tum import KittiTum
+from .datasets.retrieval import Retrieval
 from .extractors import Extractor
 from .figures import Drawing
 from .judge import Judged, draw_pairs, judge, summarize_splits
 from .places import (
     RECALLS,
     JudgedPlaces,
-    Places,
     draw_places,
     judge_places,
     place_statistics,
@@ -21,7 +22,6 @@ from .places import (
 from .poses import (
     THRESHOLDS,
     JudgedPoses,
-    Poses,
     judge_poses,
     pose_statistics,
     summarize_poses,
@@ -95,7 +95,7 @@ class HomographySuite:
         self.settings = {"longest_side": None, "shorter_side": shorter} if shorter else {}
         self.columns = self.rules.columns
         self.images = len(self.dataset.images)
-        self.size = {"sequences": len(self.dataset.sequences), "pairs": len(self.dataset.pairs)}
+        self.size = self.dataset.size
         side = f"{settings.longest_side} pixels" if settings.longest_side else "their own size"
         if shorter:
             side = f"{shorter} pixels of the shorter side"
@@ -115,12 +115,10 @@ class HomographySuite:
         )
 
     def summarize(self, model: str, judged: Judged):
-        wanted = self.wanted
-        return summarize_splits(model, judged, wanted.num_keypoints, wanted.split)
+        return summarize_splits(model, judged, self.wanted.num_keypoints)
 
     def statistics(self, judged: Judged):
-        splits = judged.splits(self.wanted.split)
-        return {name: self.rules.statistics(found) for name, found in splits.items()}
+        return {name: self.rules.statistics(found) for name, found in judged.splits().items()}
 
     def curves(self, judged: Judged):
         return self.rules.curves([scores for _, scores in judged.pairs])
@@ -157,13 +155,9 @@ class PlacesSuite:
     )
 
     def __init__(self, root: Path, settings: EvaluateSettings):
-        self.dataset, self.wanted = Places(root), settings
+        self.dataset, self.wanted = Retrieval(root), settings
         self.images = len(self.dataset.images)
-        self.size = {
-            "database": len(self.dataset.database),
-            "queries": len(self.dataset.queries),
-            "queries without positives": len(self.dataset.skipped),
-        }
+        self.size = self.dataset.size
 
     def judge(self, extractor, advance):
         longest = self.wanted.longest_side
@@ -204,9 +198,9 @@ class PosesSuite:
     )
 
     def __init__(self, root: Path, settings: EvaluateSettings):
-        self.dataset, self.wanted = Poses(root), settings
+        self.dataset, self.wanted = KittiTum(root), settings
         self.images = len(self.dataset.images)
-        self.size = {"sequences": len(self.dataset.sequences), "pairs": len(self.dataset.pairs)}
+        self.size = self.dataset.size
 
     def judge(self, extractor, advance):
         longest = self.wanted.longest_side
@@ -227,6 +221,6 @@ class PosesSuite:
 
 SUITES: dict[str, type] = {
     "hpatches": HomographySuite,
-    "places": PlacesSuite,
-    "poses": PosesSuite,
+    "retrieval": PlacesSuite,
+    "kitti_tum": PosesSuite,
 }

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..download import DownloadError, download
-from ..files import beside
-from .datasets import HPatches
+from ...download import DownloadError, download
+from ...files import beside
+from .hpatches import HPatches
 
 __all__ = ["ARCHIVE", "Archive", "fetch_hpatches"]
 
