@@ -5,15 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.geometry import resize_homography
 from ..data.images import read_image, resize_longest, resize_shorter
 
-__all__ = ["View", "load_view", "scale_homography"]
+__all__ = ["View", "load_view"]
 
 
 @dataclass(frozen=True)
 class View:
-    """An image as it is given to an extractor.
+    """An image as it is given to a model.
 
     Attributes:
         image: uint8, (H, W) gray or (H, W, 3) red, green, blue.
@@ -43,8 +42,3 @@ def load_view(path: str | Path, *, longest: int = 640, shorter: int = 0, channel
     image = read_image(path, channels=channels)
     resized = resize_shorter(image, shorter) if shorter else resize_longest(image, longest)
     return View(resized, (image.shape[1], image.shape[0]))
-
-
-def scale_homography(H_0to1: np.ndarray, view0: View, view1: View) -> np.ndarray:
-    """A homography between two files, (3, 3), as it is between their resized views."""
-    return resize_homography(H_0to1, view0.file_size, view0.size, view1.file_size, view1.size)

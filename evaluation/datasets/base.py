@@ -12,6 +12,7 @@ __all__ = [
     "Dataset",
     "HomographyDataset",
     "HomographyPair",
+    "PairDataset",
     "PoseDataset",
     "PosePair",
     "RetrievalDataset",
@@ -51,22 +52,34 @@ class HomographyPair:
     H_0to1: np.ndarray
 
 
-class HomographyDataset(Dataset):
-    """Pairs of views with a known homography.
+class PairDataset(Dataset):
+    """Pairs of images, some from each of several sequences.
 
     Attributes:
         sequences: names, in the order of the pairs.
         pairs: sequence by sequence.
-        splits: name of each split that is reported -> its sequences.
     """
 
     sequences: list[str]
-    pairs: list[HomographyPair]
-    splits: dict[str, list[str]]
+    pairs: list
 
     @property
     def size(self) -> dict[str, int]:
         return {"sequences": len(self.sequences), "pairs": len(self.pairs)}
+
+    def splits(self) -> dict[str, list[str]]:
+        """Name of each split that is reported -> its sequences."""
+        return {"all": self.sequences}
+
+
+class HomographyDataset(PairDataset):
+    """Pairs of views with a known homography.
+
+    Attributes:
+        pairs: sequence by sequence.
+    """
+
+    pairs: list[HomographyPair]
 
 
 class RetrievalDataset(Dataset):
@@ -116,20 +129,14 @@ class PosePair:
     T_0to1: np.ndarray
 
 
-class PoseDataset(Dataset):
+class PoseDataset(PairDataset):
     """Pairs of images with a known relative pose.
 
     Attributes:
-        sequences: names, in the order of the pairs.
         cameras: sequence -> its camera.
         pairs: sequence by sequence.
     """
 
     task = "relative_pose"
-    sequences: list[str]
     cameras: dict[str, Camera]
     pairs: list[PosePair]
-
-    @property
-    def size(self) -> dict[str, int]:
-        return {"sequences": len(self.sequences), "pairs": len(self.pairs)}

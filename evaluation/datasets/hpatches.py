@@ -58,11 +58,7 @@ class HPatches(HomographyDataset):
                 f"{root}: no sequences for split {split!r}; expected folders {wanted}, each with "
                 "images 1 to 6 and H_1_2 to H_1_6"
             )
-        wanted = PREFIXES if split == "all" else [split]
-        self.splits = {
-            name: [s for s in self.sequences if s.startswith(PREFIXES[name])] for name in wanted
-        }
-        self.images, self.pairs = {}, []
+        self.split, self.images, self.pairs = split, {}, []
         for name in self.sequences:
             paths = [_find_image(root / name, number) for number in range(1, 7)]
             names = [f"{name}/{path.name}" for path in paths]
@@ -73,6 +69,13 @@ class HPatches(HomographyDataset):
                 )
                 for k in range(2, 7)
             ]
+
+    def splits(self) -> dict[str, list[str]]:
+        """The split asked for, and the two parts of ``all``."""
+        wanted = PREFIXES if self.split == "all" else [self.split]
+        return {
+            name: [s for s in self.sequences if s.startswith(PREFIXES[name])] for name in wanted
+        }
 
 
 def _find_image(folder: Path, number: int) -> Path:
