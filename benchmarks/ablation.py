@@ -25,11 +25,12 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hfnet_distill.config import load_settings, override
-from hfnet_distill.console import choose_device, progress, user_errors
+from hfnet_distill.console import progress, user_errors
 from hfnet_distill.data.geometry import warp_points
 from hfnet_distill.data.keypoints import KeypointChoice
 from hfnet_distill.data.stores.store import RecordStore
-from hfnet_distill.evaluation.datasets.hpatches import HPatches
+from hfnet_distill.device import choose_device
+from hfnet_distill.evaluation.datasets import HPatches
 from hfnet_distill.evaluation.extractors import StudentExtractor
 from hfnet_distill.evaluation.judge import judge, summarize_splits
 from hfnet_distill.evaluation.protocols import PROTOCOLS
@@ -236,7 +237,7 @@ def judge_row(row: Row, run: Path, root: Path) -> dict:
             workers=1,
             advance=advance,
         )
-    return summarize_splits(row.name, judged, choice.top_k)[0]
+    return summarize_splits(row.name, judged, choice.top_k, "all")[0]
 
 
 def make_table(rows, stores, images: Path, root: Path, output: Path, name: str, epochs: int):

@@ -1,8 +1,13 @@
 """From a score map to keypoints: border, non-maximum suppression, the best of the rest."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import PredictSettings, override
 
 __all__ = [
     "KeypointChoice",
@@ -68,7 +73,7 @@ def select_keypoints(
     threshold: float,
     nms_radius: int,
     border: int,
-    top_k: int | None,
+    max_num_keypoints: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The keypoints of a score map: above the threshold, off the border, apart, the best.
 
@@ -79,7 +84,7 @@ def select_keypoints(
         threshold: scores must be above it.
         nms_radius: see ``suppress_non_maxima``.
         border: so many outermost rows and columns hold no keypoint.
-        top_k: at most so many keypoints; None for all.
+        max_num_keypoints: at most so many keypoints; None for all.
 
     Returns:
         keypoints (N, 2) float32 (x, y) pixels and scores (N,) float32, descending; equal scores row
@@ -90,7 +95,9 @@ def select_keypoints(
     y, x = np.divmod(np.flatnonzero(inner > threshold), max(inner.shape[1], 1))
     keypoints = np.stack([x, y], axis=1) + border
     scores = inner[y, x].astype(np.float32)
-    kept = suppress_non_maxima(keypoints, scores, (width, height), nms_radius, limit=top_k)
+    kept = suppress_non_maxima(
+        keypoints, scores, (width, height), nms_radius, limit=max_num_keypoints
+    )
     return keypoints[kept].astype(np.float32), scores[kept]
 
 
@@ -119,23 +126,49 @@ class KeypointChoice:
     """How keypoints are chosen from score maps: see ``select_keypoints``.
 
     Attributes:
-        refine_radius: see ``refine_keypoints``; 0 leaves keypoints at whole pixels.
+        refine_radius: see ``refine_keypoints``; 0 leaves keypoints at whole pixels, None is what
+            suits the network.
+        rank_radius: half the side of the square whose summed scores rank keypoints; 0 ranks them by
+            the score of one pixel, None is what suits the network.
     """
 
     threshold: float
     nms_radius: int
     border: int
-    top_k: int
-    refine_radius: int = 0
+    max_num_keypoints: int
+    refine_radius: int | None = 0
+    rank_radius: int | None = 0
 
-    def __call__(self, score_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The keypoints (N, 2) and scores (N,) of a score map (H, W)."""
+    @classmethod
+    def of(cls, settings: PredictSettings, max_num_keypoints: int, **options) -> "KeypointChoice":
+        """What [predict] says, with some of its keys replaced.
+
+        Raises:
+            InputError: an option that is no key of [predict], or that it does not take.
+        """
+        told = override(settings, **options).model_dump(exclude={"precision"})
+        return cls(max_num_keypoints=max_num_keypoints, **told)
+
+    @classmethod
+    def of_store(cls, settings: Mapping[str, float]) -> "KeypointChoice":
+        """The choice that a store's keypoints were made with, by the names in its schema."""
+        threshold, nms_radius, border, top_k = (
+            settings.get(name, 0) for name in ("threshold", "nms_radius", "border", "top_k")
+        )
+        return cls(threshold, nms_radius, border, top_k)
+
+    def __call__(self, score_maps: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The keypoints (N, 2) and scores (N,) of each of the score maps (B, H, W)."""
+        chosen = [self._choose(score_map) for score_map in score_maps.cpu().numpy()]
+        return [(torch.from_numpy(points), torch.from_numpy(scores)) for points, scores in chosen]
+
+    def _choose(self, score_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         keypoints, scores = select_keypoints(
             score_map,
             threshold=self.threshold,
             nms_radius=self.nms_radius,
             border=self.border,
-            top_k=self.top_k,
+            max_num_keypoints=self.max_num_keypoints,
         )
         if self.refine_radius:
             keypoints = refine_keypoints(score_map, keypoints, self.refine_radius)
@@ -160,6 +193,6 @@ def thin_keypoints(
     inside = ((pixels >= low) & (pixels < high)).all(axis=1) & (scores > choice.threshold)
     rows = np.flatnonzero(inside)
     kept = suppress_non_maxima(
-        pixels[rows], scores[rows], size, choice.nms_radius, limit=choice.top_k
+        pixels[rows], scores[rows], size, choice.nms_radius, limit=choice.max_num_keypoints
     )
     return rows[kept]

@@ -15,7 +15,7 @@ def check_reference(vectors, name):
     score_map = np.zeros((height, width), np.float32)
     score_map[points[:, 1], points[:, 0]] = scores
     keypoints, best = select_keypoints(
-        score_map, threshold=0.005, nms_radius=4, border=4, top_k=300
+        score_map, threshold=0.005, nms_radius=4, border=4, max_num_keypoints=300
     )
     np.testing.assert_array_equal(keypoints, vectors[f"{name}/final_keypoints_xy"])
     np.testing.assert_array_equal(best, vectors[f"{name}/final_scores"])
@@ -51,7 +51,7 @@ def test_no_keypoints():
     assert kept.shape == (0,)
     for shape in ((16, 16), (6, 20)):  # nothing above the threshold; nothing but border
         keypoints, scores = select_keypoints(
-            np.zeros(shape, np.float32), threshold=0, nms_radius=4, border=4, top_k=5
+            np.zeros(shape, np.float32), threshold=0, nms_radius=4, border=4, max_num_keypoints=5
         )
         assert keypoints.shape == (0, 2)
         assert keypoints.dtype == scores.dtype == np.float32
@@ -65,7 +65,7 @@ def test_keypoint_outside_the_image_is_refused():
 def test_selected_keypoints_read_their_scores_from_the_map():
     score_map = np.random.default_rng(1).random((40, 60), np.float32)
     keypoints, scores = select_keypoints(
-        score_map, threshold=0.1, nms_radius=3, border=2, top_k=None
+        score_map, threshold=0.1, nms_radius=3, border=2, max_num_keypoints=None
     )
     x, y = keypoints.astype(int).T
     np.testing.assert_array_equal(score_map[y, x], scores)
