@@ -297,7 +297,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_shard(
     with monkeypatch.context() as patch:
         patch.setattr("hfnet_distill.files.open", disk.open, raising=False)
         patch.setattr(
-            "hfnet_distill.data.stores.layouts.os.pwrite",
+            "hfnet_distill.data.stores.hdf5.os.pwrite",
             lambda file, data, offset: disk.write(lambda part: pwrite(file, part, offset), data),
         )
         said = refused(*arguments, "--store", tmp_path / "store")

@@ -151,7 +151,7 @@ def test_checksums_are_those_of_whole_records(tmp_path, monkeypatch, format):
     whole = fill(create(tmp_path / "whole", (format, "none")))
     arrays = [whole.read(NAMES[4], field).tobytes() for field in whole.schema.fields]
     assert whole._layout.checksum(4) == google_crc32c.value(b"".join(arrays))
-    monkeypatch.setattr("hfnet_distill.data.stores.layouts.PART", 100)
+    monkeypatch.setattr("hfnet_distill.data.stores.layout.PART", 100)
     fill(create(tmp_path / "parts", (format, "none")))
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
 

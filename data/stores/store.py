@@ -26,10 +26,12 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from ...errors import StoreError
-from .layouts import HDF5Layout, ZarrLayout, checksums
+from .hdf5 import HDF5Layout
+from .layout import Layout, checksums
 from .quantize import dequantise
 from .remote import RemoteZarrLayout, is_url
 from .schema import FORMAT_VERSION, Field, Schema
+from .zarr import ZarrLayout
 
 __all__ = ["Field", "RecordStore", "Schema"]
 
@@ -43,9 +45,7 @@ class RecordStore:
         names: the images, in record order.
     """
 
-    def __init__(
-        self, path: Path | str, layout: ZarrLayout | HDF5Layout, schema: Schema, names: list[str]
-    ):
+    def __init__(self, path: Path | str, layout: Layout, schema: Schema, names: list[str]):
         self.path, self.schema, self.names = path, schema, names
         self._layout = layout
         self._index = {name: index for index, name in enumerate(names)}
