@@ -71,7 +71,7 @@ def refused(monkeypatch, capsys):
 def children():
     """Where processes are made that can be killed, with what they import already there."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hfnet_distill.teacher_export.cli", "pytest"])
+    context.set_forkserver_preload(["hfnet_distill.teacher_export.export", "pytest"])
     return context
 
 
