@@ -117,16 +117,16 @@ class ALIKEDNetwork(nn.Module):
         """
         first, *others = self.score_head
         size = levels[0].shape[2:]
-        with torch.autocast(levels[0].device.type, enabled=False):
-            # A 1x1 convolution of the features at all pixels, done before they are spread to them.
-            parts = first.weight.chunk(4, dim=1)
-            x = F.conv2d(levels[0].float(), parts[0])
-            for level, weight in zip(levels[1:], parts[1:], strict=True):
-                spread = F.conv2d(level.float(), weight)
-                x = x + F.interpolate(spread, size=size, mode="bilinear", align_corners=True)
+        # A 1x1 convolution of the features at all pixels, done before they are spread to them.
+        weights = first.weight.chunk(4, dim=1)
+        parts = [F.conv2d(*part).float() for part in zip(levels, weights, strict=True)]
+        with torch.autocast(parts[0].device.type, enabled=False):
+            x = parts[0]
+            for part in parts[1:]:
+                x += F.interpolate(part, size=size, mode="bilinear", align_corners=True)
             for layer in others:
                 x = layer(F.selu_(x))
-            return x.sigmoid()
+            return x.sigmoid_()
 
     def describe(self, maps: ALIKEDMaps, row: int, keypoints: Tensor) -> Tensor:
         """The descriptors (N, D) float32 of unit length at keypoints of one image of the batch.
@@ -141,7 +141,7 @@ class ALIKEDNetwork(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two convolutions, SELU after each; around both a 1x1 convolution where ``before`` is given."""
+    """Two convolutions, SELU after each, and a 1x1 convolution around both but in the first."""
 
     def __init__(self, conv1: nn.Module, conv2: nn.Module, before: int | None = None):
         super().__init__()
@@ -155,7 +155,7 @@ class _Block(nn.Module):
 
 
 class _DeformConv(nn.Module):
-    """A 3x3 convolution whose taps are moved, at each position, by what another convolution says."""
+    """A 3x3 convolution whose taps are moved by what another convolution says of each place."""
 
     def __init__(self, before: int, after: int):
         super().__init__()
@@ -200,13 +200,20 @@ def _sample(values: Tensor, places: Tensor) -> Tensor:
     A weighted sum of four rows of a table: many times faster on a CPU than ``grid_sample``.
     """
     batch, channels, height, width = values.shape
-    table = values.permute(0, 2, 3, 1).reshape(-1, channels).float()
     rows, weights = _corners(places, width, height)
     first = torch.arange(batch, device=rows.device)[:, None, None] * (height * width)
     samples = F.embedding_bag(
-        (rows + first).view(-1, 4), table, per_sample_weights=weights.view(-1, 4), mode="sum"
+        (rows + first).view(-1, 4),
+        _table(values).float(),
+        per_sample_weights=weights.view(-1, 4),
+        mode="sum",
     )
     return samples.view(batch, -1, channels)
+
+
+def _table(values: Tensor) -> Tensor:
+    """Maps (B, C, H, W) as a table (B * H * W, C) of their elements."""
+    return values.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _corners(places: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
@@ -233,22 +240,22 @@ class _Features:
     """
 
     def __init__(self, maps: ALIKEDMaps, row: int):
-        self.levels = [level[row : row + 1] for level in maps.levels]
         self.height, self.width = maps.score_map.shape[2:]
-        self.padding = maps.padding
+        self.padding = torch.tensor(maps.padding, device=maps.score_map.device)
+        finest, *coarser = (level[row : row + 1] for level in maps.levels)
+        self.finest, self.padded = _table(finest), (finest.shape[3], finest.shape[2])
+        self.coarser = [level.float() for level in coarser]
 
     def at(self, pixels: Tensor) -> Tensor:
         """The features (M, D) float32 at pixels (M,), numbered row by row."""
-        shift = torch.tensor(self.padding, device=pixels.device)
-        xy = torch.stack([pixels % self.width, pixels // self.width], -1) + shift
-        finest, *others = self.levels
-        padded = finest.shape[3], finest.shape[2]
-        parts = [finest[0, :, xy[:, 1], xy[:, 0]].T.float()]
-        for level in others:
-            # As an upsampling whose corners' centres fall on each other.
-            scale = [(level.shape[3 - axis] - 1) / (padded[axis] - 1) for axis in (0, 1)]
-            parts.append(_sample(level, (xy * torch.tensor(scale).to(xy.device))[None])[0])
-        return F.normalize(torch.cat(parts, 1), dim=1)
+        xy = torch.stack([pixels % self.width, pixels // self.width], -1) + self.padding
+        parts = [self.finest[xy[:, 1] * self.padded[0] + xy[:, 0]].float()]
+        for level in self.coarser:
+            # As an upsampling whose outermost centres fall on each other.
+            scale = [(level.shape[3 - axis] - 1) / (self.padded[axis] - 1) for axis in (0, 1)]
+            parts.append(_sample(level, (xy * torch.tensor(scale, device=xy.device))[None])[0])
+        features = torch.cat(parts, 1)
+        return features.div_(features.norm(dim=1, keepdim=True).clamp_min_(1e-12))
 
     def gather(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """A table (K, D) of the features at pixels (...,), and the rows (...,) to find them in."""
