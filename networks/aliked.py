@@ -7,22 +7,22 @@ stay at the four resolutions where they are computed and are brought to pixels o
 needed.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = [
-    "VARIANTS",
-    "ALIKEDConfig",
-    "ALIKEDMaps",
-    "ALIKEDNetwork",
-    "deform_conv",
-    "from_official",
-    "soft_argmax",
-]
+from ..data.geometry import PIXEL_MAP
+from ..data.keypoints import KeypointChoice
+from ..data.stores.schema import Field
+from ..errors import InputError
+from .base import DenseMaps, Network
+from .registry import PACKAGED, load_checkpoint, register
+from .weights import OfficialWeights, find_weights, load_arrays, load_strictly
+
+__all__ = ["ALIKED", "ALIKEDConfig", "ALIKEDMaps", "deform_conv", "soft_argmax"]
 
 STRIDES = (1, 2, 8, 32)
 """Pixels between elements at the four levels; images are padded to a multiple of the last."""
@@ -33,10 +33,25 @@ TEMPERATURE = 0.1
 # The taps of a 3x3 kernel, row by row, as (x, y).
 TAPS = torch.tensor([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)])
 
+# Released files that are not packaged, with their ids in the authors' repository.
+OFFICIAL = {
+    variant: OfficialWeights(
+        model=f"ALIKED-{variant.upper()}",
+        file=f"aliked-{variant}.pth",
+        url=f"https://github.com/Shiaoming/ALIKED/raw/main/models/aliked-{variant}.pth",
+        digest=f"git:{blob}",
+        licence="BSD-3-Clause",
+    )
+    for variant, blob in {
+        "t16": "97822f50c8458b5a92a678f6d9ad747c5c1989c7",
+        "n16rot": "5aad43f3a944dd9461ecc89e648f15f11dc0c9aa",
+    }.items()
+}
+
 
 @dataclass(frozen=True)
 class ALIKEDConfig:
-    """The widths of the network.
+    """The widths of the network; the default is ALIKED-N(32).
 
     Attributes:
         channels: at each level; the last is also the descriptors' dimension.
@@ -47,34 +62,37 @@ class ALIKEDConfig:
     places: int = 32
 
 
-VARIANTS = {
-    "t16": ALIKEDConfig((8, 16, 32, 64), 16),
-    "n16": ALIKEDConfig((16, 32, 64, 128), 16),
-    "n32": ALIKEDConfig((16, 32, 64, 128), 32),
-}
-
-
-class ALIKEDMaps(NamedTuple):
-    """What the network says about a batch of B images of H x W pixels.
+@dataclass(frozen=True)
+class ALIKEDMaps(DenseMaps):
+    """A score map (B, 1, H, W), and what keypoints are described from.
 
     Attributes:
-        score_map: (B, 1, H, W) float32, the probability of a keypoint at each pixel.
         levels: four (B, D / 4, h, w), channels last, of the padded image at ``STRIDES``.
         padding: columns and rows that the padded image has to the left and above.
     """
 
-    score_map: Tensor
-    levels: tuple[Tensor, Tensor, Tensor, Tensor]
-    padding: tuple[int, int]
+    levels: tuple[Tensor, ...] = ()
+    padding: tuple[int, int] = (0, 0)
 
 
-class ALIKEDNetwork(nn.Module):
-    """Colour image -> a score map, and features from which keypoints are described."""
+@register("aliked")
+class ALIKED(Network):
+    """Colour image -> a score map, and features from which keypoints are described.
+
+    ``aliked`` is ``aliked:n32``, whose keypoints repeat best; also ``aliked:n16``, which LightGlue
+    was trained with, the small ``aliked:t16``, ``aliked:n16rot``, and files of the authors.
+    """
+
+    Config = ALIKEDConfig
+    channels = 3
+    usual_fields = ("sparse",)
+    refine_radius = 2
 
     def __init__(self, config: ALIKEDConfig | None = None):
         super().__init__()
         self.config = config = config or ALIKEDConfig()
         c1, c2, c3, c4 = config.channels
+        self.descriptor_dim = c4
         self.blocks = nn.ModuleList(
             [
                 _Block(nn.Conv2d(3, c1, 3, 1, 1), nn.Conv2d(c1, c1, 3, 1, 1)),
@@ -96,9 +114,60 @@ class ALIKEDNetwork(nn.Module):
         )
         self.descriptor_head = _DescriptorHead(c4, config.places)
 
-    def forward(self, images: Tensor) -> ALIKEDMaps:
-        """The maps of a batch (B, 3, H, W) float32 in [0, 1]; RGB."""
+    @classmethod
+    def open(cls, source: str | None = None, weights: str | None = None) -> "ALIKED":
+        variant = source or "n32"
+        packaged = PACKAGED / f"aliked-{variant}.safetensors"
+        if weights is None and packaged.is_file():
+            return load_checkpoint(packaged)[0]
+        if variant in OFFICIAL:
+            path = find_weights(OFFICIAL[variant], weights)
+        else:
+            path = Path(weights or variant)
+        if not path.is_file():
+            raise InputError(
+                f"aliked:{variant}: neither a file nor one of {', '.join(sorted(_variants()))}"
+            )
+        if path.suffix == ".safetensors":
+            return load_checkpoint(path)[0]
+        return _read_official(path)
+
+    def maps(self, images: Tensor) -> ALIKEDMaps:
+        score_map, levels, padding = self.run(images)
+        size = (images.shape[3], images.shape[2])
+        return ALIKEDMaps(size, score_map, PIXEL_MAP, levels=levels, padding=padding)
+
+    def detect(self, maps: DenseMaps, choice: KeypointChoice) -> list[tuple[Tensor, Tensor]]:
+        """Keypoints (N, 2) between pixels, where scores are interpolated too: (N,)."""
+        found = []
+        whole = replace(choice, refine_radius=0)(maps.pixel_scores())
+        for score_map, (pixels, _) in zip(maps.score_map[:, 0], whole, strict=True):
+            keypoints = pixels.to(score_map.device)
+            keypoints, scores = soft_argmax(score_map, keypoints, choice.refine_radius)
+            order = scores.argsort(descending=True, stable=True)
+            found.append((keypoints[order], scores[order]))
+        return found
+
+    def describe(self, maps: ALIKEDMaps, row: int, keypoints: Tensor) -> Tensor:
+        """The descriptors (N, D) of unit length at keypoints (N, 2), between pixels or not."""
+        return self.descriptor_head(_Features(maps, row), keypoints.to(self.device).float())
+
+    def dense_fields(self, size: tuple[int, int]) -> dict[str, Field]:
+        return {"score_map": Field(shape=(1, *size[::-1]), dtype="float16", geometry=PIXEL_MAP)}
+
+    def forward(
+        self, images: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor], tuple[int, int]]:
+        """Score map, levels and padding, see ``ALIKEDMaps``, of a batch (B, 3, H, W) in [0, 1].
+
+        Raises:
+            InputError: an image smaller than what a descriptor looks at.
+        """
         height, width = images.shape[2:]
+        if min(height, width) < 4:
+            raise InputError(
+                f"image of {width}x{height} pixels: ALIKED needs at least 4 on each side"
+            )
         rows, columns = -height % STRIDES[-1], -width % STRIDES[-1]
         left, top = columns // 2, rows // 2
         x = F.pad(images, (left, columns - left, top, rows - top), mode="replicate")
@@ -108,7 +177,7 @@ class ALIKEDNetwork(nn.Module):
             x = block(F.avg_pool2d(x, pooling) if pooling > 1 else x)
             levels.append(F.selu_(lateral(x)))
         scores = self._scores(levels)[:, :, top : top + height, left : left + width]
-        return ALIKEDMaps(scores, tuple(levels), (left, top))
+        return scores, tuple(levels), (left, top)
 
     def _scores(self, levels: list[Tensor]) -> Tensor:
         """The probability of a keypoint at each pixel of the padded image, (B, 1, H, W) float32.
@@ -127,17 +196,6 @@ class ALIKEDNetwork(nn.Module):
             for layer in others:
                 x = layer(F.selu_(x))
             return x.sigmoid_()
-
-    def describe(self, maps: ALIKEDMaps, row: int, keypoints: Tensor) -> Tensor:
-        """The descriptors (N, D) float32 of unit length at keypoints of one image of the batch.
-
-        Args:
-            row: of the image in the batch.
-            keypoints: (N, 2) float (x, y) in pixels of the image, between pixels or not.
-        """
-        features = _Features(maps, row)
-        with torch.autocast(keypoints.device.type, enabled=False):
-            return self.descriptor_head(features, keypoints.float())
 
 
 class _Block(nn.Module):
@@ -293,7 +351,7 @@ class _DescriptorHead(nn.Module):
         sampled = F.embedding_bag(
             rows.view(-1, 4), table, per_sample_weights=weights.view(-1, 4), mode="sum"
         )
-        sampled = F.selu_(self.features(sampled)).view(len(keypoints), -1)
+        sampled = F.selu_(self.features(sampled)).unflatten(0, places.shape[:2]).flatten(1)
         return F.normalize(self.descriptor(sampled), dim=1)
 
 
@@ -318,13 +376,34 @@ def soft_argmax(score_map: Tensor, keypoints: Tensor, radius: int = 2) -> tuple[
     return moved, _sample(score_map[None, None], moved[None])[0, :, 0]
 
 
-def from_official(state: dict[str, Tensor], config: ALIKEDConfig) -> dict[str, Tensor]:
-    """The state dict of ``ALIKEDNetwork`` that the authors' state dict says.
+def _variants() -> list[str]:
+    """The names that may stand behind ``aliked:``."""
+    packaged = (path.stem.removeprefix("aliked-") for path in PACKAGED.glob("aliked-*.safetensors"))
+    return [*packaged, *OFFICIAL]
 
-    Batch normalization is folded into the convolution before it, so that nothing of it is computed.
+
+def _read_official(path: Path) -> ALIKED:
+    """The network that the tensors in a file of the authors call for.
 
     Raises:
-        KeyError: a tensor is missing.
+        InputError: names the tensor that is missing or of another shape.
+    """
+    state, digest = load_arrays(path)
+    try:
+        widths = tuple(state[f"conv{level}.weight"].shape[1] for level in (1, 2, 3, 4))
+        network = ALIKED(ALIKEDConfig(widths, len(state["desc_head.agg_weights"])))
+        converted = _from_official(state)
+    except KeyError as error:
+        raise InputError(f"{path}: not weights of ALIKED: tensor {error} is missing") from error
+    load_strictly(network, converted, path)
+    network.weights = digest
+    return network
+
+
+def _from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of ``ALIKED`` that the authors' state dict says.
+
+    Batch normalization is folded into the convolution before it, so that nothing of it is computed.
     """
     found: dict[str, Tensor] = {}
 

@@ -31,6 +31,7 @@ PACKAGED = Path(__file__).parent / "packaged"
 
 MODULES = {
     "superpoint": "superpoint",
+    "aliked": "aliked",
     "silk": "silk",
     "netvlad": "netvlad",
     "vlad": "vlad",
