@@ -1,9 +1,9 @@
-"""Distil large local-feature networks into one that runs on a robot.
+"""Distill large local-feature networks into one that runs on a robot.
 
-    network = hfnet_distill.load("default")     # or a run folder, a checkpoint, superpoint ..
+    network = hfnet_distill.load("default")     # or a run folder, a checkpoint, "silk" ...
     features = network.extract(image)           # keypoints, scores, descriptors, global_descriptor
 
-Importing this costs nothing: each name is imported when it is first used.
+Importing the package is cheap: each name is imported when it is first used.
 """
 
 from importlib import import_module

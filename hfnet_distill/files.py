@@ -11,13 +11,13 @@ __all__ = ["beside", "flush_file", "flush_folder", "open_atomically", "reserve",
 
 
 def beside(path: Path) -> Path:
-    """Where a file or folder is written before it is renamed to ``path``."""
+    """The name under which a file or folder is written before it is renamed to ``path``."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
 
 
 @contextmanager
 def open_atomically(path: str | Path, *, flush: bool = False) -> Iterator[BinaryIO]:
-    """A file to write beside its place; renamed at the end, removed where that is not reached.
+    """A file that is written beside ``path``, renamed at the end, and removed after an error.
 
     Args:
         flush: wait until bytes and name are on the disk, so that a power cut cannot lose them.
@@ -63,9 +63,9 @@ def write_atomically(path: str | Path, *parts, flush: bool = False) -> None:
 
 
 def reserve(file: BinaryIO, offset: int, size: int) -> None:
-    """Have the file system find room for bytes that are about to be written, where it can.
+    """Let the file system allocate bytes that are about to be written, if it can.
 
-    They come to lie in one piece, and writing them takes less of the kernel's time.
+    They then lie in one piece, and writing them takes less of the kernel's time.
     """
     with suppress(AttributeError, OSError):  # a full disk is what the write will name
         os.posix_fallocate(file.fileno(), offset, size)
