@@ -25,10 +25,11 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hfnet_distill.config import load_settings, override
-from hfnet_distill.console import choose_device, progress, user_errors
+from hfnet_distill.console import progress, user_errors
 from hfnet_distill.data.geometry import warp_points
 from hfnet_distill.data.keypoints import KeypointChoice
 from hfnet_distill.data.stores.store import RecordStore
+from hfnet_distill.device import choose_device
 from hfnet_distill.evaluation.datasets import HPatches
 from hfnet_distill.evaluation.extractors import StudentExtractor
 from hfnet_distill.evaluation.judge import judge, summarize_splits

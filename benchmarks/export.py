@@ -23,11 +23,12 @@ import numpy as np
 import torch
 
 from hfnet_distill.config import ExportSettings, load_settings, override
-from hfnet_distill.console import choose_device, choose_precision
 from hfnet_distill.data.images import fit_image, list_images, read_image
 from hfnet_distill.data.stores.store import RecordStore
-from hfnet_distill.networks.teachers import TEACHERS, Teacher
-from hfnet_distill.teacher_export.export import export_shards, make_schema
+from hfnet_distill.device import choose_device, choose_precision
+from hfnet_distill.networks.base import Network
+from hfnet_distill.networks.registry import load
+from hfnet_distill.teacher_export.export import fill_shards, make_schema
 
 
 def make_photographs(folder: Path, count: int) -> None:
@@ -40,22 +41,23 @@ def make_photographs(folder: Path, count: int) -> None:
 
 
 def export(
-    teacher: Teacher, folder: Path, names: list[str], path: Path, settings: ExportSettings
+    teacher: Network, folder: Path, names: list[str], path: Path, settings: ExportSettings
 ) -> None:
     store = RecordStore.create(path, make_schema(teacher, settings), names, settings.format)
-    export_shards(teacher, folder, store, settings, lambda count: None)
+    fill_shards(teacher, folder, store, settings, store.pending_shards(), lambda count: None)
+    store.finish()
 
 
-def forward(teacher: Teacher, images: list[torch.Tensor]) -> None:
+def forward(teacher: Network, images: list[torch.Tensor]) -> None:
     with torch.inference_mode():
         for batch in images:
-            teacher._forward(batch)
+            teacher.run(batch)
     if teacher.device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def decoded(
-    teacher: Teacher, folder: Path, names: list[str], settings: ExportSettings
+    teacher: Network, folder: Path, names: list[str], settings: ExportSettings
 ) -> list[torch.Tensor]:
     """Batches of (B, channels, H, W) in [0, 1]."""
     images = [
@@ -68,7 +70,7 @@ def decoded(
 
 
 def measure_speeds(
-    teacher: Teacher, folder: Path, names: list[str], settings: ExportSettings, rounds: int
+    teacher: Network, folder: Path, names: list[str], settings: ExportSettings, rounds: int
 ) -> tuple[float, float]:
     """Photographs per second: of the forward pass, of the export."""
     batches = decoded(teacher, folder, names, settings)
@@ -102,7 +104,7 @@ def peak_rss() -> float:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--model", type=click.Choice(sorted(TEACHERS)), default="superpoint")
+@click.option("--model", default="superpoint")
 @click.option("--weights", help="Of the teacher, if kept elsewhere.")
 @click.option("--images", "folder", type=click.Path(path_type=Path), help="Photographs.")
 @click.option("--photographs", "count", default=48, help="Of a round.")
@@ -127,7 +129,7 @@ def main(
     settings = override(load_settings().export, model=model, **flags)
     device = choose_device(settings.device)
     settings = override(settings, precision=choose_precision(settings.precision, device))
-    teacher = TEACHERS[model](weights, device, settings.precision)
+    teacher = load(model, device=device, precision=settings.precision, weights=weights)
     settings = override(settings, fields=settings.fields or list(teacher.usual_fields))
     temporary = Path(tempfile.mkdtemp())
     try:

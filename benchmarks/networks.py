@@ -19,9 +19,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hfnet_distill.config import parse_size
-from hfnet_distill.console import autocast, choose_device, user_errors
-from hfnet_distill.networks.hfnet import HFNet, fold_normalisation
-from hfnet_distill.networks.student_checkpoint import load_student, student_path
+from hfnet_distill.console import user_errors
+from hfnet_distill.device import autocast, choose_device
+from hfnet_distill.networks.hfnet import HFNet
+from hfnet_distill.networks.registry import checkpoint_path, load_checkpoint
 from hfnet_distill.networks.superpoint import SuperPoint
 
 
@@ -62,12 +63,12 @@ def main(
     width, height = parse_size(size)
     torch.set_num_threads(threads)
     where = choose_device(device)
-    config = load_student(student_path("default"))[0].config
+    config = load_checkpoint(checkpoint_path("default"))[0].config
     student = HFNet(replace(config, global_dim=0)).eval()
     plain = {"student": student, "superpoint": SuperPoint().eval()}
     image = torch.rand(1, 1, height, width)
     costs = {name: count_multiply_adds(network, image) for name, network in plain.items()}
-    networks = {**plain, "student": fold_normalisation(student)}
+    networks = {**plain, "student": student.for_inference()}
     for network in networks.values():
         network.to(where, memory_format=torch.channels_last)
     seconds = {name: [] for name in networks}

@@ -20,9 +20,10 @@ from export import make_photographs
 from stores import FIELDS, SHARD, make_records
 
 from hfnet_distill.config import TrainSettings, load_settings, override
-from hfnet_distill.console import StorePath, choose_device, choose_precision, user_errors
+from hfnet_distill.console import StorePath, user_errors
 from hfnet_distill.data.images import list_images
 from hfnet_distill.data.stores.store import RecordStore, Schema
+from hfnet_distill.device import choose_device, choose_precision
 from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
 from hfnet_distill.student.loader import Batches, DistillationDataset, Warps, make_loader
 from hfnet_distill.student.targets import choose_targets

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hfnet_distill.checkpoints import read_tensors
-from hfnet_distill.console import autocast, choose_device, choose_precision, progress, user_errors
+from hfnet_distill.console import progress, user_errors
 from hfnet_distill.data.features import Features
 from hfnet_distill.data.geometry import (
     CELL_MAP,
@@ -29,6 +29,7 @@ from hfnet_distill.data.geometry import (
 from hfnet_distill.data.images import fit_image, read_image
 from hfnet_distill.data.keypoints import KeypointChoice
 from hfnet_distill.data.stores.store import RecordStore
+from hfnet_distill.device import autocast, choose_device, choose_precision
 from hfnet_distill.evaluation.datasets import View
 from hfnet_distill.evaluation.extractors import StudentExtractor
 from hfnet_distill.networks.hfnet import ConvBN, HFNet, HFNetConfig, HFNetOutput, score_map

@@ -7,27 +7,26 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
+from ..errors import InputError, UnreadablePhotographError
 from .geometry import resize_matrix, warp_points
 
 __all__ = [
-    "UnreadablePhotographError",
     "check_image",
     "crop_to_shape",
     "fit_image",
     "list_images",
+    "load_photograph",
     "read_image",
     "resize_longest",
     "resize_shorter",
     "split_names",
+    "to_tensor",
     "view_through",
 ]
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-
-
-class UnreadablePhotographError(ValueError):
-    """A file that bears a photograph's suffix but cannot be decoded whole."""
 
 
 def list_images(folder: str | Path) -> list[str]:
@@ -103,6 +102,37 @@ def _is_cut_off(data: bytes) -> bool:
 def fit_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bring a uint8 image to ``size`` (width, height): central crop to its shape, then resize."""
     return _resize(crop_to_shape(image, size), size)
+
+
+def load_photograph(path: str | Path, size: tuple[int, int], *, channels: int) -> np.ndarray:
+    """A photograph as a teacher sees it: decoded upright, brought to ``size`` (width, height)."""
+    return fit_image(read_image(path, channels=channels), size)
+
+
+def to_tensor(image: np.ndarray, channels: int) -> torch.Tensor:
+    """An image as a network takes it.
+
+    Args:
+        image: (H, W) gray or (H, W, 3) red, green, blue, uint8.
+        channels: 1 for a network that sees gray, 3 for one that sees colours.
+
+    Returns:
+        (channels, H, W) float32 in [0, 1].
+
+    Raises:
+        InputError: an array of another kind.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or not (image.ndim == 2 or image.shape[2:] == (3,)):
+        raise InputError(
+            f"an image of shape {image.shape} and type {image.dtype}: expected (H, W) gray or "
+            "(H, W, 3) red, green, blue in uint8"
+        )
+    if image.ndim == 3 and channels == 1:
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    planes = torch.from_numpy(np.ascontiguousarray(image))
+    planes = planes[None] if image.ndim == 2 else planes.permute(2, 0, 1)
+    return (planes.float() / 255).expand(channels, -1, -1)
 
 
 def crop_to_shape(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -8,8 +8,9 @@ import click
 import torch
 
 from ..config import load_settings, override
-from ..console import choose_device, progress, say, shared_options
+from ..console import progress, say, shared_options
 from ..data.images import list_images
+from ..device import choose_device
 from .comparison import compare_models, comparison_table
 from .extractors import make_extractor
 from .hpatches import ARCHIVE, fetch_hpatches

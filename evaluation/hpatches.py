@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..download import DownloadError, download
+from ..download import download
+from ..errors import DownloadError
 from ..files import beside
 from .datasets import HPatches
 

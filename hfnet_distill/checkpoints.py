@@ -8,20 +8,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .errors import CheckpointError
 from .files import write_atomically
 
 __all__ = [
-    "CheckpointError",
     "load_training",
     "read_description",
     "read_tensors",
     "save_training",
     "write_tensors",
 ]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or of another network."""
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], description: dict) -> None:

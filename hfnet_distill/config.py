@@ -2,10 +2,13 @@
 
 import re
 import tomllib
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from .errors import InputError, NotFoundError
 
 __all__ = [
     "EvaluateSettings",
@@ -17,6 +20,7 @@ __all__ = [
     "load_settings",
     "override",
     "parse_size",
+    "shipped_settings",
 ]
 
 
@@ -54,6 +58,7 @@ Range = Annotated[tuple[float, float], BeforeValidator(_to_range)]
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
+Radius = Annotated[NotNegative | None, BeforeValidator(lambda v: None if v == "auto" else v)]
 Precision = Literal["auto", "float32", "bfloat16"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Tilt = Annotated[float, Field(ge=1)]
@@ -80,7 +85,7 @@ class ExportSettings(_Section):
     threshold: Share
     nms_radius: NotNegative
     border: NotNegative
-    top_k: Count
+    max_num_keypoints: Count
     vlad_words: Count
     vlad_dim: Count
 
@@ -150,7 +155,8 @@ class PredictSettings(_Section):
     threshold: Share
     nms_radius: NotNegative
     border: NotNegative
-    refine_radius: NotNegative
+    refine_radius: Radius
+    rank_radius: Radius
     precision: Precision
 
 
@@ -175,27 +181,37 @@ class Settings(_Section):
     evaluate: EvaluateSettings
 
 
+@lru_cache
+def shipped_settings() -> Settings:
+    """The settings that are shipped, whatever pipeline.toml lies in the current folder."""
+    return load_settings(_shipped())
+
+
+def _shipped() -> Path:
+    here = Path(__file__).parent
+    # Beside this module in a wheel, above it in a checkout.
+    choices = [here / "pipeline.toml", here.parent / "pipeline.toml"]
+    return next(choice for choice in choices if choice.is_file())
+
+
 def load_settings(path: str | Path | None = None) -> Settings:
     """Read settings from ``path``, else ``pipeline.toml`` here, else the one that is shipped.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not TOML, or a key that is unknown, missing or ill-typed, named.
+        NotFoundError: no such file.
+        InputError: not TOML, or a key that is unknown, missing or ill-typed, named.
     """
     if path is None:
-        here = Path(__file__).parent
-        # Beside this module in a wheel, above it in a checkout.
-        choices = [Path("pipeline.toml"), here / "pipeline.toml", here.parent / "pipeline.toml"]
-        path = next(choice for choice in choices if choice.is_file())
+        path = Path("pipeline.toml") if Path("pipeline.toml").is_file() else _shipped()
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such settings file")
+        raise NotFoundError(f"{path}: no such settings file")
     try:
         return Settings.model_validate(tomllib.loads(path.read_text("utf-8")))
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from error
+        raise InputError(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:
-        raise ValueError(f"{path}: {_in_words(error)}") from error
+        raise InputError(f"{path}: {_in_words(error)}") from error
 
 
 Section = TypeVar("Section", bound=_Section)
@@ -205,13 +221,13 @@ def override(section: Section, **values: Any) -> Section:
     """The settings with those values replaced that are not None, validated again.
 
     Raises:
-        ValueError: a value that its key does not take, named.
+        InputError: a value that its key does not take, named.
     """
     given = {key: value for key, value in values.items() if value is not None}
     try:
         return type(section).model_validate({**section.model_dump(), **given})
     except ValidationError as error:
-        raise ValueError(_in_words(error)) from error
+        raise InputError(_in_words(error)) from error
 
 
 def _in_words(error: ValidationError) -> str:

@@ -1,4 +1,4 @@
-"""What the commands share: a border for errors, a progress bar, the choice of a device."""
+"""What the commands share: a border for errors, a progress bar, common options."""
 
 import functools
 import logging
@@ -10,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import click
-import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -24,9 +23,6 @@ from rich.text import Text
 
 __all__ = [
     "StorePath",
-    "autocast",
-    "choose_device",
-    "choose_precision",
     "deferred_interrupt",
     "progress",
     "say",
@@ -145,34 +141,3 @@ def progress(
                 say(f"{title} {state['done']}/{total}, {rate:.1f}/s, {left} left {note}".rstrip())
 
         yield advance
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` names.
-
-    Raises:
-        ValueError: a name that torch does not know, or a device that this machine lacks.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA GPUs")
-    return device
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """float32 or bfloat16; ``auto`` takes bfloat16 where the device multiplies it faster."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a network computes in ``choose_precision``'s answer."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -8,14 +8,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-__all__ = ["DownloadError", "download"]
+from .errors import DownloadError
+
+__all__ = ["download"]
 
 BLOCK = 2**20
 TIMEOUT = 30
-
-
-class DownloadError(OSError):
-    """The address gave nothing, too little, or other bytes than it should."""
 
 
 def download(

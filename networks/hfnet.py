@@ -8,7 +8,6 @@ a table of HF-Net's own, TensorFlow's SAME padding, and a NetVLAD head on the de
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,14 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..errors import InputError
+from .base import Student, StudentOutput
+from .registry import checkpoint_path, load_checkpoint, register
+
 __all__ = [
     "HFNet",
     "HFNetConfig",
-    "HFNetOutput",
     "LocalVLAD",
-    "fold_normalisation",
     "load_tensorflow_variables",
-    "score_map",
 ]
 
 # (channels at width 1, stride) of the blocks up to the local heads, at stride 8, and after them.
@@ -73,26 +73,23 @@ class HFNetConfig:
     global_rank: int = 0
 
 
-class HFNetOutput(NamedTuple):
-    """A batch's maps, on the grid of 8x8 cells (``data.geometry.CELL_MAP``), all float32.
+@register("hfnet")
+class HFNet(Student):
+    """The student network of HF-Net."""
 
-    Attributes:
-        score_logits: (B, 65, h, w): the 64 pixels of a cell, row by row, and "no keypoint".
-        descriptor_map: (B, D, h, w), unit length along D.
-        global_descriptor: (B, G) of unit length, or None.
-    """
-
-    score_logits: Tensor
-    descriptor_map: Tensor
-    global_descriptor: Tensor | None
-
-
-class HFNet(nn.Module):
-    """The student network."""
+    Config = HFNetConfig
+    refine_radius = 4
+    MAY_BE_NEW = (
+        *("global_blocks.", "vlad.", "projection."),
+        *("detector_skip.", "context_block.", "descriptor_head.1."),
+    )
+    """Tensors that a student need not have to start another: of parts that can be added to it, and
+    of the last layer of its descriptors, whose length may differ."""
 
     def __init__(self, config: HFNetConfig = HFNetConfig()):
         super().__init__()
         self.config = config
+        self.descriptor_dim, self.global_dim = config.descriptor_dim, config.global_dim
         channels = scale_channels(32, config.width)
         self.stem = ConvBN(1, channels, 3, stride=2)
         self.local_blocks, channels = _make_blocks(LOCAL_BLOCKS, channels, config.width)
@@ -120,13 +117,28 @@ class HFNet(nn.Module):
         if config.context_block:
             nn.init.zeros_(self.context_block.project.norm.weight)
 
-    def forward(self, image: Tensor) -> HFNetOutput:
+    @classmethod
+    def open(cls, source: str | None = None, weights: str | None = None) -> "HFNet":
+        if source is None and weights is None:
+            raise InputError("hfnet: name its checkpoint or run folder as hfnet:PATH, or default")
+        return load_checkpoint(checkpoint_path(source or weights))[0]
+
+    def for_inference(self) -> "HFNet":
+        """A copy without normalizations: the same numbers to float32's accuracy, twice as fast."""
+        folded = copy.deepcopy(self).eval()
+        for module in list(folded.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, ConvBN):
+                    setattr(module, name, FoldedConv(child))
+        return folded
+
+    def forward(self, image: Tensor) -> StudentOutput:
         """Run a batch of images (B, 1, H, W) float32 in [0, 1].
 
         Rows and columns beyond a multiple of 8 are cropped at the bottom and right, as HF-Net does.
 
         Raises:
-            ValueError: an image of less than 8x8 pixels.
+            InputError: an image of less than 8x8 pixels.
         """
         features, fine = self._features(image)
         descriptors = F.normalize(self.descriptor_head(features).float(), dim=1)
@@ -134,14 +146,14 @@ class HFNet(nn.Module):
         if self.config.detector_skip:
             seen = features + self.detector_skip(F.pixel_unshuffle(fine, 4))
         score_logits = self.detector_head(seen).float()
-        place = None
+        global_descriptor = None
         if self.config.global_dim and self.config.global_pooling == "deep":
-            place = self._project(self.vlad(self.global_blocks(features)))
+            global_descriptor = self._project(self.vlad(self.global_blocks(features)))
         elif self.config.global_dim:
-            place = self._project(self.vlad(score_logits, descriptors))
-        return HFNetOutput(score_logits, descriptors, place)
+            global_descriptor = self._project(self.vlad(score_logits, descriptors))
+        return StudentOutput(score_logits, descriptors, global_descriptor)
 
-    def describe_places(self, image: Tensor) -> Tensor:
+    def describe_globally(self, image: Tensor) -> Tensor:
         """Only the global descriptors (B, G) of a batch of images; see ``forward``."""
         if self.config.global_pooling == "local":
             return self(image).global_descriptor
@@ -171,7 +183,7 @@ class HFNet(nn.Module):
         height, width = (side // 8 * 8 for side in image.shape[-2:])
         if not (height and width):
             found = "x".join(map(str, image.shape[:-3:-1]))
-            raise ValueError(f"an image of {found} pixels is too small for HF-Net: 8x8 at least")
+            raise InputError(f"an image of {found} pixels is too small for HF-Net: 8x8 at least")
         centred = image[..., :height, :width] * (255 / 128) - 1  # HF-Net's (x - 128) / 128
         fine = self.local_blocks[0](self.stem(centred))
         features = self.local_blocks[1:](fine)
@@ -179,11 +191,6 @@ class HFNet(nn.Module):
 
     def _project(self, vlad: Tensor) -> Tensor:
         return F.normalize(self.projection(vlad).float(), dim=1)
-
-
-def score_map(score_logits: Tensor) -> Tensor:
-    """Score logits (B, 65, h, w) -> the probability of each pixel (B, 8h, 8w)."""
-    return F.pixel_shuffle(score_logits.softmax(1)[:, :64], 8)[:, 0]
 
 
 class ConvBN(nn.Module):
@@ -314,16 +321,6 @@ class LocalVLAD(nn.Module):
             projection.bias.copy_(-matrix @ mean)
 
 
-def fold_normalisation(student: HFNet) -> HFNet:
-    """A copy for inference: the same numbers to float32's accuracy in about half the time."""
-    student = copy.deepcopy(student).eval()
-    for module in list(student.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, ConvBN):
-                setattr(module, name, FoldedConv(child))
-    return student.requires_grad_(False)
-
-
 def scale_channels(channels: int, width: float) -> int:
     """TF-slim's rounding: a multiple of 8, at least 8, not below 90 % of the exact number."""
     exact = channels * width
@@ -367,7 +364,7 @@ def load_tensorflow_variables(network: HFNet, variables: Mapping[str, np.ndarray
             (kh, kw, in, out). Those of a branch that the network lacks are left out.
 
     Raises:
-        ValueError: names the first variable that is missing, unknown or of another shape.
+        InputError: names the first variable that is missing, unknown or of another shape.
     """
     state = {}
     used = set()
@@ -380,10 +377,10 @@ def load_tensorflow_variables(network: HFNet, variables: Mapping[str, np.ndarray
             state[name] = torch.ones_like(tensor)
             continue
         if source not in variables:
-            raise ValueError(f"not a checkpoint of this HF-Net: variable {source} is missing")
+            raise InputError(f"not a checkpoint of this HF-Net: variable {source} is missing")
         array = _from_tensorflow(source, np.asarray(variables[source], np.float32))
         if array.shape != tensor.shape:
-            raise ValueError(
+            raise InputError(
                 f"not a checkpoint of this HF-Net: variable {source} has shape "
                 f"{np.shape(variables[source])}, which does not give {tuple(tensor.shape)}"
             )
@@ -391,7 +388,7 @@ def load_tensorflow_variables(network: HFNet, variables: Mapping[str, np.ndarray
         used.add(source)
     beyond = () if network.config.global_dim else ("global_head/", *_GLOBAL_SCOPES)
     if unknown := sorted(n for n in variables.keys() - used if not n.startswith(beyond)):
-        raise ValueError(f"not a checkpoint of this HF-Net: unknown variable {unknown[0]}")
+        raise InputError(f"not a checkpoint of this HF-Net: unknown variable {unknown[0]}")
     network.load_state_dict(state)
 
 

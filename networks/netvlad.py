@@ -5,7 +5,6 @@ Recognition, CVPR 2016: VGG-16 up to conv5_3, soft-assigned residuals to 64 clus
 whitening to 4096 numbers.
 """
 
-import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +13,12 @@ import scipy.io
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..device import autocast
+from ..errors import InputError
+from .base import DenseMaps, Network
+from .registry import file_digest, register
+from .weights import OfficialWeights, find_weights
 
 __all__ = ["NetVLAD", "NetVLADPooling", "load_netvlad"]
 
@@ -46,7 +51,8 @@ class NetVLADPooling(nn.Module):
         return F.normalize(residuals.flatten(1), dim=1)
 
 
-class NetVLAD(nn.Module):
+@register("netvlad")
+class NetVLAD(Network):
     """Colour image -> global descriptor.
 
     Attributes:
@@ -54,8 +60,20 @@ class NetVLAD(nn.Module):
         mean: (3,), red, green and blue in [0, 255], subtracted from the image.
     """
 
+    channels = 3
+    usual_fields = ("global_descriptor",)
+    official = OfficialWeights(
+        model="NetVLAD",
+        file="VGG16-NetVLAD-Pitts30K.mat",
+        url="https://cvg-data.inf.ethz.ch/hloc/netvlad/Pitts30K_struct.mat",
+        # As two projects that use this file publish it; the authors give none.
+        digest="sha256:a67d9d897d3b7942f206478e3a22a4c4c9653172ae2447041d35f6cb278fdc67",
+        licence="not stated by its authors; 0.5 GB",
+    )
+
     def __init__(self, clusters: int = 64, dim: int = 4096):
         super().__init__()
+        self.global_dim = dim
         layers, before = [], 3
         for stage in STAGES:
             for after in stage:
@@ -67,27 +85,29 @@ class NetVLAD(nn.Module):
         self.whitening = nn.Linear(before * clusters, dim)
         self.register_buffer("mean", torch.zeros(3))
 
+    @classmethod
+    def open(cls, source: str | None = None, weights: str | None = None) -> "NetVLAD":
+        return load_netvlad(find_weights(cls.official, source or weights))
+
+    def maps(self, images: Tensor) -> DenseMaps:
+        size = (images.shape[3], images.shape[2])
+        return DenseMaps(size, global_descriptor=self.run(images))
+
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) float32 in [0, 1], red first, at least 16x16 -> (B, dim) of unit length."""
-        return self.describe(self.features(image))
-
-    def features(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) -> conv5_3 (B, 512, H // 16, W // 16); poolings floor."""
-        return self.backbone(image * 255 - self.mean[:, None, None])
-
-    def describe(self, features: Tensor) -> Tensor:
-        """conv5_3 (B, 512, h, w) float32 -> (B, dim) of unit length."""
-        return F.normalize(self.whitening(self.pooling(features)), dim=1)
+        conv5_3 = self.backbone(image * 255 - self.mean[:, None, None])
+        with autocast(image.device, "float32"):  # the residuals are small beside their sums
+            return F.normalize(self.whitening(self.pooling(conv5_3.float())), dim=1)
 
 
-def load_netvlad(path: str | Path) -> tuple[NetVLAD, str]:
-    """The network with the weights of ``VGG16-NetVLAD-Pitts30K.mat``, and the file's SHA-256.
+def load_netvlad(path: str | Path) -> NetVLAD:
+    """The network with the weights of ``VGG16-NetVLAD-Pitts30K.mat``.
 
     The file is that of the NetVLAD project with its objects turned into structures, as hloc
     distributes it. The numbers of clusters and of outputs are the file's.
 
     Raises:
-        ValueError: not such a file; says what is missing or of another shape.
+        InputError: not such a file; says what is missing or of another shape.
     """
     path = Path(path)
     try:
@@ -96,10 +116,8 @@ def load_netvlad(path: str | Path) -> tuple[NetVLAD, str]:
         mean = np.asarray(net.meta.normalization.averageImage)
         centers = np.asarray(layers[VLAD_LAYER].weights[1])
         outputs = np.asarray(layers[WHITENING_LAYER].weights[1])
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except Exception as error:  # scipy raises what it likes
-        raise ValueError(
+        raise InputError(
             f"{path}: not weights of NetVLAD ({type(error).__name__}: {error}); expected "
             "VGG16-NetVLAD-Pitts30K.mat, with net.layers and net.meta.normalization"
         ) from error
@@ -108,7 +126,8 @@ def load_netvlad(path: str | Path) -> tuple[NetVLAD, str]:
     state = _read_state(network, layers, path)
     state["mean"] = torch.from_numpy(mean.reshape(-1, 3)[0].astype(np.float32))
     network.load_state_dict(state, assign=True)
-    return network.eval(), digest
+    network.weights = file_digest(path)
+    return network.eval()
 
 
 def _read_state(network: NetVLAD, layers: list[SimpleNamespace], path: Path) -> dict[str, Tensor]:
@@ -132,9 +151,9 @@ def _read_state(network: NetVLAD, layers: list[SimpleNamespace], path: Path) -> 
             array = np.asarray(layers[number].weights[which], np.float32)
             array = np.ascontiguousarray(arrange(array))
         except (TypeError, ValueError, AttributeError, IndexError) as error:
-            raise ValueError(f"{where} is missing or no array ({error})") from error
+            raise InputError(f"{where} is missing or no array ({error})") from error
         if array.shape != tuple(wanted[name].shape):
-            raise ValueError(
+            raise InputError(
                 f"{where} gives {name} the shape {array.shape}, "
                 f"expected {tuple(wanted[name].shape)}"
             )

@@ -1,25 +1,25 @@
-"""SiLK: the network, loading the official checkpoints, its coordinates and its choice of keypoints.
+"""SiLK: the network and its official checkpoints.
 
 Gleize, Wang, Feiszli: SiLK: Simple Learned Keypoints, ICCV 2023. No layer pads or strides: the maps
-have one element per pixel and lack as many pixels at each side as there are 3x3 convolutions. SiLK
-itself counts (row, column) from the corner of the top-left pixel, whose centre is (0.5, 0.5);
-only ``sparse_positions`` below speaks so.
+have one element per pixel and lack as many pixels at each side as there are 3x3 convolutions.
 """
 
-import hashlib
+import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoints import read_tensors, write_tensors
-from ..data.features import Features
-from ..data.geometry import MapGeometry
+from ..data.geometry import CELL_MAP, MapGeometry, average_map, resample_map
+from ..data.stores.schema import Field
+from ..errors import InputError, NotFoundError
+from .base import DenseMaps, Network
+from .registry import PACKAGED, file_digest, register
 from .weights import load_arrays, load_strictly
 
 __all__ = [
@@ -28,8 +28,6 @@ __all__ = [
     "SiLKOutput",
     "load_silk",
     "save_silk",
-    "silk_features",
-    "sparse_positions",
 ]
 
 OFFICIAL_NAMES = {
@@ -80,12 +78,26 @@ class SiLKOutput(NamedTuple):
         return F.normalize(self.raw_descriptor_map, dim=1)
 
 
-class SiLK(nn.Module):
-    """Gray image -> the logit of a keypoint and a descriptor for every pixel inside the border."""
+@register("silk")
+class SiLK(Network):
+    """Gray image -> the logit of a keypoint and a descriptor for every pixel inside the border.
+
+    Its ``descriptor_map`` is stored in three forms: sampled at the centres of a student's cells,
+    ``:averaged`` over each cell, which blurs what tells neighbours apart, and ``:full``, one for
+    every pixel inside the border. Cells whose centre lies in the border have none.
+    """
+
+    Config = SiLKConfig
 
     def __init__(self, config: SiLKConfig | None = None):
         super().__init__()
         self.config = config = config or SiLKConfig()
+        self.descriptor_dim = config.descriptor_dim
+        skipped = math.ceil((config.geometry.offset - CELL_MAP.offset) / CELL_MAP.stride)
+        self.skipped_cells = skipped
+        self.cell_geometry = MapGeometry(
+            CELL_MAP.stride, CELL_MAP.offset + skipped * CELL_MAP.stride
+        )
         widths = (1, *config.channels)
         self.backbone = nn.ModuleList(
             nn.Sequential(_layer(before, after), _layer(after, after))
@@ -94,15 +106,73 @@ class SiLK(nn.Module):
         self.score_head = _head(widths[-1], config.lateral, 1)
         self.descriptor_head = _head(widths[-1], config.lateral, config.descriptor_dim)
 
+    @classmethod
+    def open(cls, source: str | None = None, weights: str | None = None) -> "SiLK":
+        return load_silk(source or weights or PACKAGED / "silk.safetensors")
+
+    def maps(self, images: Tensor) -> DenseMaps:
+        output = self.run(images)
+        return DenseMaps(
+            (images.shape[3], images.shape[2]),
+            output.score_logits.sigmoid(),
+            self.config.geometry,
+            output.raw_descriptor_map,  # most positions are never looked at, and normalized in vain
+            self.config.geometry,
+        )
+
+    def describe(self, maps: DenseMaps, row: int, keypoints: Tensor) -> Tensor:
+        """Those of the nearest position; in the border, where there are none, of the map's edge."""
+        values = maps.descriptor_map[row]
+        columns, rows = maps.descriptor_geometry.to_map(keypoints.to(values)).round().long().T
+        rows, columns = (
+            positions.clamp(0, side - 1)
+            for positions, side in zip((rows, columns), values.shape[1:], strict=True)
+        )
+        return F.normalize(values[:, rows, columns].T, dim=1)
+
+    def dense_fields(self, size: tuple[int, int]) -> dict[str, Field]:
+        geometry, dim = self.config.geometry, self.descriptor_dim
+        inside = tuple(side - int(2 * geometry.offset) for side in size[::-1])
+        cells = Field(
+            shape=(dim, *self._described_cells(size)), dtype="float16", geometry=self.cell_geometry
+        )
+        return {
+            "score_map": Field(shape=(1, *inside), dtype="float16", geometry=geometry),
+            "descriptor_map": cells,
+            "descriptor_map:averaged": cells,
+            "descriptor_map:full": Field(shape=(dim, *inside), dtype="float16", geometry=geometry),
+        }
+
+    def dense_values(self, maps: DenseMaps, group: str) -> Tensor:
+        if group == "score_map":
+            return maps.score_map
+        descriptor_map = F.normalize(maps.descriptor_map, dim=1)
+        if group == "descriptor_map:full":
+            return descriptor_map
+        cells = self._described_cells(maps.image_size)
+        if group == "descriptor_map:averaged":
+            averaged = average_map(descriptor_map, int(self.config.geometry.offset))
+            rows, columns = (slice(self.skipped_cells, self.skipped_cells + side) for side in cells)
+            sampled = averaged[:, :, rows, columns]
+        else:
+            sampled = resample_map(
+                descriptor_map, maps.descriptor_geometry, self.cell_geometry, cells
+            )
+        return F.normalize(sampled, dim=1)
+
+    def _described_cells(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the cells whose centre lies inside the border."""
+        return tuple(side // 8 - 2 * self.skipped_cells for side in size[::-1])
+
     def forward(self, image: Tensor) -> SiLKOutput:
         """Maps of a batch (B, 1, H, W) float32 in [0, 1]; see ``SiLKOutput``.
 
         Raises:
-            ValueError: an image too small to have a single descriptor.
+            InputError: an image too small to have a single descriptor.
         """
         lost = 2 * self.config.geometry.offset
         if min(image.shape[2:]) <= lost:
-            raise ValueError(
+            raise InputError(
                 f"image of {image.shape[3]}x{image.shape[2]} pixels: this SiLK needs more than "
                 f"{lost} on each side, for it does not pad"
             )
@@ -121,109 +191,24 @@ def _head(before: int, lateral: int, after: int) -> nn.Sequential:
     return nn.Sequential(_layer(before, lateral), last)
 
 
-def sparse_positions(
-    probability: Tensor,
-    *,
-    threshold: float = 1.0,
-    nms_radius: int = 0,
-    border: int = 0,
-    top_k: int | None = 10000,
-) -> Tensor:
-    """SiLK's own choice of keypoints from a probability map, in SiLK's own coordinates.
-
-    First the border is zeroed, then non-maxima are suppressed, then the positions above the lower
-    of ``threshold`` and the quantile that leaves ``top_k`` are kept. The quantile lies midway
-    between two probabilities of the sorted map, so it leaves one more than ``top_k``; a
-    ``threshold`` below it adds positions beyond ``top_k``, and the default of 1 is "top_k only".
-
-    Args:
-        probability: (h, w) float.
-        nms_radius: half the side of the square in which only a maximum stays; 0 for none.
-        border: so many outermost rows and columns of the map hold no keypoint.
-        top_k: None for "threshold only".
-
-    Returns:
-        (N, 3) float32 (row + 0.5, column + 0.5, probability) on the map, row by row.
-    """
-    scores = probability.float()
-    if border > 0:
-        inner = torch.zeros_like(scores)
-        inside = (slice(border, -border), slice(border, -border))
-        inner[inside] = scores[inside]
-        scores = inner
-    if nms_radius > 0:
-        scores = _suppress_iteratively(scores, nms_radius)
-    if top_k is not None:
-        threshold = min(threshold, _midpoint_quantile(scores.flatten(), top_k))
-    rows, columns = torch.nonzero(scores > threshold, as_tuple=True)
-    return torch.stack([rows + 0.5, columns + 0.5, scores[rows, columns]], dim=1)
-
-
-def _midpoint_quantile(values: Tensor, top_k: int) -> float:
-    """Midway between the two neighbours of rank (n - 1) * (n - k - 1) / n; -inf when k >= n."""
-    n = len(values)
-    if top_k >= n:
-        return -np.inf
-    # In the arithmetic of a quantile given as a float, which decides between neighbouring ranks.
-    rank = (n - top_k - 1) / n * (n - 1)
-    low, high = int(np.floor(rank)), int(np.ceil(rank))
-    ordered = values.sort().values
-    return ((ordered[low] + ordered[high]) / 2).item()
-
-
-def _suppress_iteratively(scores: Tensor, radius: int) -> Tensor:
-    """Keep maxima of their square, zero what lies around them, again until no maximum is new."""
-    side = 2 * radius + 1
-
-    def is_maximum(values: Tensor) -> Tensor:
-        # The first of equal values in a window, row by row, is its maximum: hence the indices.
-        _, best = F.max_pool2d(values[None], side, 1, radius, return_indices=True)
-        return best[0] == torch.arange(values.numel(), device=values.device).view_as(values)
-
-    maxima = is_maximum(scores)
-    while True:
-        near = F.max_pool2d(maxima[None].float(), side, 1, radius)[0] > 0
-        remaining = scores.masked_fill(near, 0)
-        found = maxima | (is_maximum(remaining) & ~near)
-        if (found == maxima).all():
-            return scores * maxima
-        maxima = found
-
-
-def silk_features(
-    output: SiLKOutput, geometry: MapGeometry, image_size: tuple[int, int], positions: Tensor
-) -> Features:
-    """``Features`` of the first image of a batch at ``sparse_positions``, by descending score."""
-    positions = positions[positions[:, 2].argsort(descending=True, stable=True)]
-    rows, columns = positions[:, 0].long(), positions[:, 1].long()
-    map_xy = positions[:, [1, 0]] - 0.5  # from SiLK's (row, column), pixel corner at the origin
-    descriptors = F.normalize(output.raw_descriptor_map[0, :, rows, columns].T, dim=1)
-    return Features(
-        image_size,
-        geometry.to_image(map_xy).cpu().numpy(),
-        positions[:, 2].contiguous().cpu().numpy(),
-        descriptors.cpu().numpy(),
-    )
-
-
-def load_silk(path: str | Path) -> tuple[SiLK, str]:
-    """A SiLK in evaluation mode on the CPU, and its file's SHA-256.
+def load_silk(path: str | Path) -> SiLK:
+    """A SiLK in evaluation mode on the CPU.
 
     Args:
         path: an official Lightning checkpoint, its ``state_dict`` alone (``.pth``) or as ``.npz``,
             or a ``.safetensors`` of ``save_silk``.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not a SiLK; names the tensors that are missing, unknown or of another shape.
+        NotFoundError: there is no such file.
+        InputError: not a SiLK; names the tensors that are missing, unknown or of another shape.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such SiLK checkpoint")
+        raise NotFoundError(f"{path}: no such SiLK checkpoint")
     if path.suffix == ".safetensors":
         state, metadata = read_tensors(path)
         if "config" not in metadata:
-            raise ValueError(
+            raise InputError(
                 f"{path}: holds no SiLK; its weights are in silk.safetensors beside it"
             )
         config = metadata["config"]
@@ -231,7 +216,8 @@ def load_silk(path: str | Path) -> tuple[SiLK, str]:
     else:
         network, state = _read_official(path)
     load_strictly(network, state, path)
-    return network.eval(), hashlib.sha256(path.read_bytes()).hexdigest()
+    network.weights = file_digest(path)
+    return network.eval()
 
 
 def save_silk(path: str | Path, network: SiLK, info: dict, dtype=torch.float32) -> None:
@@ -240,7 +226,7 @@ def save_silk(path: str | Path, network: SiLK, info: dict, dtype=torch.float32) 
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in network.state_dict().items()
     }
-    write_tensors(path, tensors, {"config": asdict(network.config), **info})
+    write_tensors(path, tensors, {"network": "silk", "config": asdict(network.config), **info})
 
 
 def _read_official(path: Path) -> tuple[SiLK, dict[str, Tensor]]:
@@ -251,7 +237,7 @@ def _read_official(path: Path) -> tuple[SiLK, dict[str, Tensor]]:
     missing = sorted(official.keys() - found.keys())
     unknown = sorted(found.keys() - official.keys() - {OFFICIAL_SCALE})
     if missing or unknown:
-        raise ValueError(
+        raise InputError(
             f"{path}: not an official SiLK checkpoint: {_some(missing)} missing, "
             f"{_some(unknown)} unknown; expected the names of Lightning's state_dict, such as "
             f"{next(iter(official))}"
@@ -263,14 +249,14 @@ def _read_lightning(path: Path) -> dict[str, Tensor]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: not readable as a checkpoint without running code in it "
             f"({type(error).__name__}); where you trust it, load it with torch and save its "
             '["state_dict"] alone'
         ) from error
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: expected a Lightning checkpoint with a state_dict of tensors")
+        raise InputError(f"{path}: expected a Lightning checkpoint with a state_dict of tensors")
     return state
 
 

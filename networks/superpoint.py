@@ -7,14 +7,29 @@ Description, CVPRW 2018. The layer names are those of the official state dict.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["SuperPoint", "score_map_from_cells"]
+from ..data.geometry import CELL_MAP
+from .base import DenseMaps, Network
+from .registry import register
+from .weights import OfficialWeights, find_weights, load_arrays, load_strictly
+
+__all__ = ["SuperPoint"]
 
 # Every stage of the encoder but the last is followed by a 2x2 max pooling.
 ENCODER = {"1": (1, 64), "2": (64, 64), "3": (64, 128), "4": (128, 128)}
 
 
-class SuperPoint(nn.Module):
+@register("superpoint")
+class SuperPoint(Network):
     """Gray image -> the distribution of keypoints over each 8x8 cell, and a descriptor map."""
+
+    descriptor_dim = 256
+    official = OfficialWeights(
+        model="SuperPoint",
+        file="superpoint_v1.pth",
+        url="https://github.com/magicleap/SuperPointPretrainedNetwork/raw/master/superpoint_v1.pth",
+        digest="git:107a444ca318d487390137d619d49f2f0a3b1ad8",
+        licence="Magic Leap, academic or non-profit non-commercial research only",
+    )
 
     def __init__(self):
         super().__init__()
@@ -25,6 +40,21 @@ class SuperPoint(nn.Module):
         self.convPb = nn.Conv2d(256, 65, 1)
         self.convDa = nn.Conv2d(128, 256, 3, padding=1)
         self.convDb = nn.Conv2d(256, 256, 1)
+
+    @classmethod
+    def open(cls, source: str | None = None, weights: str | None = None) -> "SuperPoint":
+        path = find_weights(cls.official, source or weights)
+        state, digest = load_arrays(path)
+        network = cls()
+        load_strictly(network, state, path)
+        network.weights = digest
+        return network
+
+    def maps(self, images: Tensor) -> DenseMaps:
+        logits, descriptor_map = self.run(images)
+        size = (images.shape[3], images.shape[2])
+        cells = self.cell_distribution(logits)
+        return DenseMaps(size, cells, CELL_MAP, descriptor_map, CELL_MAP)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Score logits and descriptor map of a batch.
@@ -52,8 +82,3 @@ class SuperPoint(nn.Module):
         """Score logits (B, 65, h, w) -> the official distribution, which sums to just below 1."""
         exp = logits.exp()
         return exp / (exp.sum(1, keepdim=True) + 1e-5)
-
-
-def score_map_from_cells(cells: Tensor) -> Tensor:
-    """Cell distributions (B, 65, h, w) -> score map (B, 8h, 8w), the last channel left out."""
-    return F.pixel_shuffle(cells[:, :64], 8)[:, 0]

@@ -1,37 +1,36 @@
-"""VLAD: a global descriptor of an image from its local ones, learnt without labels.
+"""VLAD: a global descriptor of an image from its local ones, learned without labels.
 
 Jegou et al.: Aggregating Local Image Descriptors into Compact Codes, PAMI 2012; Arandjelovic and
 Zisserman: All About VLAD, CVPR 2013 (intra-normalisation); Jegou and Chum: Negative Evidences and
 Co-occurrences in Image Retrieval, ECCV 2012 (whitening).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
-from sklearn.cluster import KMeans
+import torch
+from torch import Tensor
 
-from ..data.stores.store import RecordStore, StoreError
+from ..data.features import Features
+from ..data.keypoints import KeypointChoice
+from ..data.stores.store import RecordStore
+from ..errors import InputError, StoreError
+from .base import Network
+from .registry import load, register
 
-__all__ = ["VLAD", "StoredDescriptors", "fit_vlad", "flatten_map", "pool_residuals"]
-
-SAMPLE = 100_000  # descriptors that the words are learnt from
-MOST_IMAGES = 4096  # that the whitening is learnt from
-SMALLEST_ENERGY = 1e-6  # of an axis, relative to the largest: below it is float32's noise
-# Of the largest axis, added to all: weak axes of few images are chance, and full whitening to
-# nearly as many axes as images would put all of them equally far apart.
-SHRINKAGE = 0.1
+__all__ = ["VLAD", "StoredVLAD", "flatten_map", "pool_residuals"]
 
 
 @dataclass(frozen=True)
 class VLAD:
-    """What was learnt from many images, and encodes any.
+    """What was learned from many images, and encodes any.
 
     Attributes:
         words: (K, D) float32, the centres of the local descriptors.
         mean: (K * D,) float32, of the images' residuals.
         projection: (G, K * D) float32, onto their principal axes, the strongest first, each divided
-            by its deviation, which counts for more than it is (``SHRINKAGE``).
+            by its deviation, which counts for more than it is (see ``teacher_export.places``).
     """
 
     words: np.ndarray
@@ -40,7 +39,7 @@ class VLAD:
 
     def encode(self, descriptors: np.ndarray) -> np.ndarray:
         """An image's local descriptors (N, D) of unit length -> (G,) float32 of unit length."""
-        return _normalise(self.projection @ (pool_residuals(descriptors, self.words) - self.mean))
+        return _normalize(self.projection @ (pool_residuals(descriptors, self.words) - self.mean))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name, as a store's ``parameters`` keep them."""
@@ -56,118 +55,77 @@ class VLAD:
         return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 
-class StoredDescriptors(Sequence):
-    """The local descriptors of a store's images, read one image at a time: (N, D) float each.
+@register("vlad")
+class StoredVLAD(Network):
+    """What a store of ``export-teacher --model vlad`` learned, for images that are not in it.
 
-    Attributes:
-        group: which ones: ``sparse``, those of the keypoints, where the store has them; else
-            ``descriptor_map``, those of every position, with its form as ``--fields`` names it.
-
-    Raises:
-        StoreError: the store is not complete, or has neither.
+    It runs the local network with the settings that the store's own local descriptors were made
+    with, whatever the size of the image; keypoints that it gives are the best of those.
     """
 
-    def __init__(self, store: RecordStore, names: Sequence[str]):
-        self.store, self.names = store.require_complete(), names
-        if "descriptors" in store.schema.fields:
-            self.group = "sparse"
-        elif "descriptor_map" in store.schema.fields:
-            form = store.schema.settings.get("descriptor_map")
-            self.group = f"descriptor_map:{form}" if form else "descriptor_map"
-        else:
+    usual_fields = ("global_descriptor",)
+
+    def __init__(self, store: RecordStore, weights: str | None = None):
+        super().__init__()
+        schema = store.schema
+        if schema.teacher != self.name:
             raise StoreError(
-                f"{store.path}: has no local descriptors, only {', '.join(store.schema.fields)}; "
-                "name the store of a local teacher with --from-store"
+                f"{store.path}: made with --model {schema.teacher}; expected a store of "
+                "export-teacher --model vlad"
             )
+        settings = {
+            key.removeprefix("local_"): value
+            for key, value in schema.settings.items()
+            if key.startswith("local_")
+        }
+        self.local = load(
+            schema.settings["local"],
+            device="cpu",
+            precision=settings.get("precision", "float32"),
+            weights=weights,
+        )
+        if self.local.weights != schema.weights:
+            raise InputError(
+                f"{store.path}: learned from {self.local.name} with the weights {schema.weights}, "
+                f"here are {self.local.weights}; name those weights, or export the store anew"
+            )
+        self.weights, self.channels = schema.weights, self.local.channels
+        self.global_dim = schema.fields["global_descriptor"].shape[0]
+        self.group = schema.settings["descriptors"]
+        self.local_choice = KeypointChoice.of_store(settings)
+        self.vlad = VLAD.from_arrays(store.parameters)
 
-    def __len__(self) -> int:
-        return len(self.names)
+    @classmethod
+    def open(cls, source: str | None = None, weights: str | None = None) -> "StoredVLAD":
+        if source is None:
+            raise InputError("vlad: name its store as vlad:STORE")
+        return cls(RecordStore.open(source), weights)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        record = self.store.record(self.names[index])
-        if self.group == "sparse":
-            return record.descriptors
-        return flatten_map(record.descriptor_map)
+    @torch.inference_mode()
+    def features(self, images: Tensor, choice: KeypointChoice) -> list[Features]:
+        if self.group != "sparse":
+            maps = self.local.maps(images)
+            rows = self.local.dense_values(maps, self.group).half().cpu().numpy()
+            return [
+                Features.without_keypoints(maps.image_size, self.vlad.encode(flatten_map(row)))
+                for row in rows
+            ]
+        best = slice(choice.max_num_keypoints)
+        return [
+            Features(
+                found.image_size,
+                found.keypoints[best],
+                found.scores[best],
+                found.descriptors[best],
+                self.vlad.encode(found.descriptors),
+            )
+            for found in self.local.features(images, self.local_choice)
+        ]
 
 
 def flatten_map(descriptor_map: np.ndarray) -> np.ndarray:
     """A descriptor map (D, h, w) as rows (h * w, D)."""
     return descriptor_map.reshape(len(descriptor_map), -1).T
-
-
-def fit_vlad(
-    images: Sequence[np.ndarray],
-    *,
-    num_words: int,
-    dim: int,
-    seed: int = 0,
-    advance: Callable[[], None] = lambda: None,
-) -> VLAD:
-    """Learn words and whitening from the local descriptors of many images.
-
-    Each image is asked for twice, one at a time: they need not be in memory. Of very many, an even
-    share is used.
-
-    Args:
-        images: of each (N, D) float of unit length; N varies and may be 0.
-        num_words: centres, K.
-        dim: numbers in a global descriptor, fewer than there are images.
-        seed: of the sample and of the first centres; the same one gives the same words.
-        advance: called ``2 * len(images)`` times.
-
-    Raises:
-        ValueError: too few images or descriptors; says what to lower.
-    """
-    chosen = range(0, len(images), -(-len(images) // MOST_IMAGES))
-    if dim >= len(chosen):
-        raise ValueError(
-            f"dim {dim}: {len(chosen)} photographs have {len(chosen) - 1} axes at most; lower "
-            "--dim to that, or export more photographs"
-        )
-    words = _learn_words(images, chosen, num_words, seed, advance)
-    pooled = np.empty((len(chosen), words.size), np.float32)
-    for row, index in enumerate(chosen):
-        pooled[row] = pool_residuals(images[index], words)
-        advance()
-    mean = pooled.mean(axis=0)
-    return VLAD(words, mean, _learn_projection(pooled - mean, dim))
-
-
-def _learn_words(images, chosen: range, num_words: int, seed: int, advance) -> np.ndarray:
-    random = np.random.default_rng(seed)
-    share = -(-SAMPLE // len(chosen))
-    sample = []
-    for index in chosen:
-        descriptors = images[index]
-        rows = random.permutation(len(descriptors))[:share]
-        sample.append(descriptors[rows].astype(np.float32))
-        advance()
-    sample = np.concatenate(sample)
-    if len(sample) < num_words:
-        raise ValueError(
-            f"{num_words} words: the photographs have {len(sample)} local descriptors; lower "
-            "--words, or export more photographs"
-        )
-    found = KMeans(num_words, n_init=1, max_iter=50, random_state=seed).fit(sample)
-    return found.cluster_centers_
-
-
-def _learn_projection(centred: np.ndarray, dim: int) -> np.ndarray:
-    """(N, C) images without their mean -> (dim, C), as ``VLAD.projection``.
-
-    There may be fewer images than numbers: the axes come from the (N, N) products of the images.
-    """
-    energies, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
-    energies, vectors = energies[: -dim - 1 : -1], vectors[:, : -dim - 1 : -1]
-    rank = int((energies > SMALLEST_ENERGY * energies[0]).sum())
-    if rank < dim:
-        raise ValueError(
-            f"dim {dim}: {len(centred)} photographs differ in {rank} directions only; lower --dim "
-            "to that, or export other photographs"
-        )
-    axes = (vectors / np.sqrt(energies)).T.astype(np.float32) @ centred
-    variances = (energies + SHRINKAGE * energies[0]) / len(centred)
-    return axes / np.sqrt(variances).astype(np.float32)[:, None]
 
 
 def pool_residuals(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
@@ -185,8 +143,8 @@ def pool_residuals(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
     nearest = (descriptors @ words.T - (words**2).sum(axis=1) / 2).argmax(axis=1)
     members = (nearest == np.arange(len(words))[:, None]).astype(np.float32)
     sums = members @ descriptors - members.sum(axis=1, keepdims=True) * words
-    return _normalise(_normalise(sums).ravel())
+    return _normalize(_normalize(sums).ravel())
 
 
-def _normalise(values: np.ndarray) -> np.ndarray:
+def _normalize(values: np.ndarray) -> np.ndarray:
     return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12)

@@ -10,7 +10,8 @@ import platformdirs
 import torch
 from torch import nn
 
-from ..download import DownloadError, download
+from ..download import download
+from ..errors import DownloadError, InputError, NotFoundError
 
 __all__ = ["VARIABLE", "OfficialWeights", "find_weights", "load_arrays", "load_strictly"]
 
@@ -44,11 +45,11 @@ def find_weights(official: OfficialWeights, given: str | Path | None = None) -> 
     your own may be any that loads.
 
     Raises:
-        FileNotFoundError: nowhere to be had; says where to get them and under which licence.
+        NotFoundError: nowhere to be had; says where to get them and under which licence.
     """
     if given is not None:
         if not Path(given).is_file():
-            raise FileNotFoundError(f"{given}: no such weights file; {_where(official)}")
+            raise NotFoundError(f"{given}: no such weights file; {_where(official)}")
         return Path(given)
     cache = platformdirs.user_cache_path("hfnet-distill")
     folders = [Path(os.environ[VARIABLE])] if VARIABLE in os.environ else []
@@ -59,7 +60,7 @@ def find_weights(official: OfficialWeights, given: str | Path | None = None) -> 
     try:
         return download(official.url, cache / official.file, official.digest)
     except DownloadError as error:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"no {official.model} weights here: {error}; {_where(official)}"
         ) from error
 
@@ -75,7 +76,7 @@ def load_arrays(path: str | Path) -> tuple[dict[str, torch.Tensor], str]:
     """The tensors of a ``.pth`` state dict or an ``.npz``, and the file's SHA-256.
 
     Raises:
-        ValueError: not such a file; nothing in it is ever executed.
+        InputError: not such a file; nothing in it is ever executed.
     """
     path = Path(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -85,12 +86,12 @@ def load_arrays(path: str | Path) -> tuple[dict[str, torch.Tensor], str]:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}, digest
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: not readable as weights ({type(error).__name__}); expected a state dict "
             "saved by torch, or an .npz of its tensors"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ValueError(f"{path}: expected a flat dictionary of tensors")
+        raise InputError(f"{path}: expected a flat dictionary of tensors")
     return state, digest
 
 
@@ -98,18 +99,18 @@ def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], source: str
     """Load a state dict whose names and shapes are exactly the module's.
 
     Raises:
-        ValueError: names the first tensor that is missing, left over or of another shape.
+        InputError: names the first tensor that is missing, left over or of another shape.
     """
     wanted = module.state_dict()
     model = type(module).__name__
     for name, tensor in wanted.items():
         if name not in state:
-            raise ValueError(f"{source}: not weights of {model}: tensor {name} is missing")
+            raise InputError(f"{source}: not weights of {model}: tensor {name} is missing")
         if state[name].shape != tensor.shape:
-            raise ValueError(
+            raise InputError(
                 f"{source}: not weights of {model}: tensor {name} has shape "
                 f"{tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
             )
     if extra := sorted(state.keys() - wanted.keys()):
-        raise ValueError(f"{source}: not weights of {model}: unknown tensor {extra[0]}")
+        raise InputError(f"{source}: not weights of {model}: unknown tensor {extra[0]}")
     module.load_state_dict(state)

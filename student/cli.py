@@ -7,11 +7,12 @@ import click
 import torch
 
 from ..config import TrainSettings, load_settings, override
-from ..console import StorePath, choose_device, choose_precision, progress, say, shared_options
+from ..console import StorePath, progress, say, shared_options
 from ..data.images import list_images, split_names
 from ..data.stores.store import RecordStore
+from ..device import choose_device, choose_precision
 from ..networks.hfnet import HFNet, HFNetConfig
-from ..networks.student_checkpoint import init_student, load_student, student_path
+from ..networks.registry import checkpoint_path, load_checkpoint
 from .distributed import join, rank
 from .loader import DistillationDataset, Warps
 from .targets import STRATEGIES, GlobalTargets, Targets, choose_targets
@@ -153,13 +154,17 @@ def _make_student(
             "and descriptor_map beside it, or with --init the student whose local part stays"
         )
     else:
-        config = load_student(student_path(init))[0].config
+        config = load_checkpoint(checkpoint_path(init))[0].config
     if place is not None:
         config = replace(config, **_global_settings(place, config, settings))
     student = HFNet(config)
     if config.global_pooling == "local":
         student.vlad.start_from(student.projection, place.store.parameters)
-    digest = init_student(student, student_path(init)) if init else ""
+    digest = ""
+    if init:
+        other, _ = load_checkpoint(checkpoint_path(init))
+        student.start_from(other)
+        digest = other.weights
     if local is None:
         student.freeze_local()
     return student, digest

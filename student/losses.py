@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.geometry import CELL_MAP, sample_map
-from ..networks.hfnet import score_map
 from .views import is_inside, warp
 
 __all__ = [
@@ -124,7 +123,7 @@ def localization_loss(score_logits: tuple[Tensor, Tensor], H_0to1: Tensor) -> Te
         (B,), in pixels of view 0 and of view 1, their mean; 0 where nothing is seen twice.
     """
     (points0, found0), (points1, found1) = (
-        _best_keypoints(score_map(logits.float())) for logits in score_logits
+        _best_keypoints(_pixel_scores(logits.float())) for logits in score_logits
     )
     offsets1 = warp(points0, H_0to1)[:, :, None] - points1[:, None]
     offsets0 = points0[:, :, None] - warp(points1, torch.linalg.inv(H_0to1))[:, None]
@@ -133,6 +132,11 @@ def localization_loss(score_logits: tuple[Tensor, Tensor], H_0to1: Tensor) -> Te
     apart_in_0 = (offsets0.square().sum(3) + 1e-6).sqrt()
     same = nearest & (apart < SAME) & found0[:, :, None] & found1[:, None]
     return _mean((apart + apart_in_0).float() / 2, same)
+
+
+def _pixel_scores(score_logits: Tensor) -> Tensor:
+    """Score logits (B, 65, h, w) -> the probability of each pixel (B, 8h, 8w)."""
+    return F.pixel_shuffle(score_logits.softmax(1)[:, :64], 8)[:, 0]
 
 
 def _best_keypoints(scores: Tensor) -> tuple[Tensor, Tensor]:

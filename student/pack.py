@@ -7,7 +7,7 @@ import click
 import torch
 
 from ..console import user_errors
-from ..networks.student_checkpoint import load_student, save_student, student_path
+from ..networks.registry import checkpoint_path, load_checkpoint, save_checkpoint
 
 __all__ = ["pack_student"]
 
@@ -21,20 +21,20 @@ def pack_student(models: Sequence[str | Path], path: str | Path) -> None:
 
     Raises:
         ValueError: students of different configurations.
-        CheckpointError: as ``load_student``.
+        CheckpointError: as ``load_checkpoint``.
     """
-    loaded = [load_student(student_path(model)) for model in models]
-    configs = [student.config for student, _, _ in loaded]
+    loaded = [load_checkpoint(checkpoint_path(model)) for model in models]
+    configs = [student.config for student, _ in loaded]
     for model, config in zip(models, configs, strict=True):
         if config != configs[0]:
             raise ValueError(f"{model}: is of {config}, {models[0]} of {configs[0]}")
-    states = [student.state_dict() for student, _, _ in loaded]
-    student, info, _ = loaded[-1]
+    states = [student.state_dict() for student, _ in loaded]
+    student, info = loaded[-1]
     student.load_state_dict(
         {name: sum(state[name].double() for state in states) / len(states) for name in states[0]}
     )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_student(Path(path), student, {**info, "packed": "float16"}, torch.float16)
+    save_checkpoint(path, student, {**info, "packed": "float16"}, torch.float16)
 
 
 @click.command()

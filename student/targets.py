@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from ..data.geometry import CELL_MAP, sample_map, warp_points
 from ..data.stores.quantize import scale_name
-from ..data.stores.store import RecordStore, StoreError
-from ..networks.hfnet import HFNetOutput
+from ..data.stores.store import RecordStore
+from ..errors import StoreError
+from ..networks.base import StudentOutput
 from .losses import (
     descriptor_loss,
     detector_loss,
@@ -64,7 +65,7 @@ class Targets(Protocol):
         """
 
     def losses(
-        self, output: HFNetOutput, fields: dict[str, Tensor], H_view_to_photo: Tensor
+        self, output: StudentOutput, fields: dict[str, Tensor], H_view_to_photo: Tensor
     ) -> dict[str, Tensor]:
         """Losses by name, each (B * V,).
 

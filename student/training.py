@@ -13,10 +13,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ..checkpoints import load_training, read_description, save_training
 from ..config import TrainSettings
-from ..console import choose_precision, deferred_interrupt
+from ..console import deferred_interrupt
 from ..data.stores.quantize import dequantise
-from ..networks.hfnet import HFNet, HFNetOutput
-from ..networks.student_checkpoint import save_student
+from ..device import choose_precision
+from ..networks.base import StudentOutput
+from ..networks.hfnet import HFNet
+from ..networks.registry import save_checkpoint
 from .distributed import average, average_gradients, rank, synchronise_norms, world_size
 from .loader import Batches, DistillationDataset, make_loader
 from .losses import UncertaintyWeights, correspondence_loss, localization_loss, weighted_mean
@@ -145,10 +147,10 @@ def train(
 def keep(student: HFNet, run: RunFolder, state: dict, epoch: int, scores: dict) -> None:
     """Write the last checkpoint and, if none before was better, the best."""
     info = {**run.info, "step": state["step"], "epoch": epoch, "validation": scores}
-    save_student(run.path / "last.safetensors", student, info)
+    save_checkpoint(run.path / "last.safetensors", student, info)
     if scores["loss"] <= state["best"]:  # equal where there is nothing to validate on
         state["best"] = scores["loss"]
-        save_student(run.path / "best.safetensors", student, info)
+        save_checkpoint(run.path / "best.safetensors", student, info)
 
 
 def compute_losses(
@@ -164,7 +166,7 @@ def compute_losses(
     images = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     with _autocast(settings, device):
         if student.local_is_frozen:
-            output = HFNetOutput(None, None, student.describe_places(images))
+            output = StudentOutput(None, None, student.describe_places(images))
         else:
             output = student(images)
     fields, losses = dequantise(batch), {}
@@ -175,7 +177,7 @@ def compute_losses(
     return {name: loss.mean() for name, loss in losses.items()}
 
 
-def _losses_between_views(output: HFNetOutput, H_view_to_photo: Tensor) -> dict[str, Tensor]:
+def _losses_between_views(output: StudentOutput, H_view_to_photo: Tensor) -> dict[str, Tensor]:
     """Losses (B,) by name; descriptors are those at the likeliest pixels of the likeliest cells."""
     H_0to1 = torch.linalg.inv(H_view_to_photo[:, 1]) @ H_view_to_photo[:, 0]
     maps, score_logits = (

@@ -9,7 +9,7 @@ from distributed import CancelledError, Client
 from distributed.scheduler import KilledWorker
 from joblib._dask import DaskDistributedBackend
 
-from .workers import WorkerError
+from ..errors import WorkerError
 
 __all__ = ["cluster"]
 

@@ -1,5 +1,6 @@
-"""The export loop: photographs in, shards out."""
+"""Stage 1: photographs -> a store of what a teacher says of them."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
@@ -9,28 +10,199 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..config import ExportSettings
-from ..data.images import UnreadablePhotographError, check_image, fit_image, read_image
+from ..config import ExportSettings, load_settings, override
+from ..console import progress, say
+from ..data.images import check_image, list_images, load_photograph, to_tensor
 from ..data.keypoints import KeypointChoice
 from ..data.stores.quantize import quantise, quantise_fields
-from ..data.stores.store import Field, RecordStore, Schema
-from ..networks.teachers import Teacher
-from ..networks.vlad import VLAD, StoredDescriptors
+from ..data.stores.store import RecordStore, Schema
+from ..device import choose_device, choose_precision
+from ..errors import InputError, StoreError, UnreadablePhotographError
+from ..networks.base import Network
+from ..networks.registry import load
 
-__all__ = [
-    "export_places",
-    "export_shards",
-    "fill_shards",
-    "look_at",
-    "make_places_schema",
-    "make_schema",
-]
+__all__ = ["check_space", "export", "fill_shards", "make_schema", "verify"]
 
 DECODERS = 4  # threads; OpenCV decodes without holding Python's lock
 SHARDS_IN_FLIGHT = 2
+STORED_SETTINGS = {
+    "threshold": "threshold",
+    "nms_radius": "nms_radius",
+    "border": "border",
+    "top_k": "max_num_keypoints",
+}
+"""Name in a store's schema -> key of [export]: what keypoints depend on."""
 
 
-def look_at(
+def export(
+    model: str,
+    images: str | Path,
+    store: str | Path,
+    *,
+    config: str | Path | None = None,
+    weights: str | Path | None = None,
+    scheduler: str | None = None,
+    limit: int | None = None,
+    skip_unreadable: bool = False,
+    overwrite: bool = False,
+    repair: bool = False,
+    quiet: bool = False,
+    **options,
+) -> Path:
+    """Run a teacher over all photographs below a folder and keep what it says in a store.
+
+    Called again after an interruption it continues at the first shard that is not done.
+
+    Args:
+        model: a network, as ``networks.registry.load`` takes it.
+        images: the folder of photographs.
+        store: where to write.
+        config: settings; pipeline.toml if not given.
+        weights: of the teacher, where not in their usual place.
+        scheduler: address of a Dask scheduler whose workers fill the shards.
+        limit: only the first so many photographs, by name.
+        skip_unreadable: leave out photographs that cannot be decoded.
+        overwrite: replace a store that was made with other settings.
+        repair: make the shards again that ``verify`` finds damaged.
+        options: keys of [export] in pipeline.toml, such as ``size="640x480"``.
+
+    Returns:
+        The store's path.
+
+    Raises:
+        InputError: a setting that does not fit, or a photograph that cannot be decoded.
+        StoreError: what is at ``store`` was made with other settings, or does not fit on the disk.
+        OSError: the disk; shards done before stay valid.
+    """
+    folder, path = Path(images), _writable(store)
+    settings = override(load_settings(config).export, model=model, **options)
+    names = RecordStore.open(path).names if repair else list_images(folder)[:limit]
+    precision = choose_precision(settings.precision, choose_device(settings.device))
+    settings = override(settings, precision=precision)
+    teacher = load(model, device=settings.device, precision=precision, weights=weights)
+    settings = override(settings, fields=settings.fields or list(teacher.usual_fields))
+    schema = make_schema(teacher, settings)
+    with RecordStore.lock(path):
+        if overwrite:
+            RecordStore.remove(path)
+        if not path.exists() or skip_unreadable:
+            names = _readable(folder, names, settings.size, skip_unreadable, quiet)
+        records = RecordStore.create(path, schema, names, settings.format)
+        if repair:
+            damaged = damaged_shards(records, quiet)
+            records.reopen_shards(damaged)
+            say(f"{path}: {len(damaged)} damaged shards are made again", quiet=quiet)
+        numbers = records.pending_shards()
+        pending = sum(len(records.shard(number)) for number in numbers)
+        check_space(records, pending)
+        done = len(records) - pending
+        with progress(f"export {schema.teacher}", len(records), done=done, quiet=quiet) as advance:
+            if scheduler or settings.workers > 1:
+                from .workers import ShardJob, export_in_workers
+
+                found = str(Path(weights).resolve()) if weights else None
+                job = ShardJob(folder.resolve(), path.resolve(), settings, found)
+                export_in_workers(
+                    job, records, advance, workers=settings.workers, scheduler=scheduler
+                )
+            else:
+                fill_shards(teacher, folder, records, settings, numbers, advance)
+                records.finish()
+    say_what_it_holds(records, quiet)
+    return path
+
+
+def verify(store: str | Path, *, quiet: bool = False) -> None:
+    """See whether every record of a store is as it was written.
+
+    Raises:
+        StoreError: names how many are damaged, and the first.
+    """
+    records = RecordStore.open(store)
+    damaged = damaged_shards(records, quiet)
+    if damaged:
+        names = [name for found in damaged.values() for name in found]
+        raise StoreError(
+            f"{store}: {len(names)} records in {len(damaged)} of {records.num_shards} shards are "
+            f"damaged, first {names[0]}; make those shards again: the command that made the "
+            "store, with --repair"
+        )
+    pending = len(records.pending_shards())
+    unwritten = f"; {pending} of {records.num_shards} shards are not written yet" if pending else ""
+    say(f"{store}: all that is written is sound{unwritten}", quiet=quiet)
+
+
+def damaged_shards(store: RecordStore, quiet: bool) -> dict[int, list[str]]:
+    """The done shards with records that are not what was written, and those records' images."""
+    done = sorted({*range(store.num_shards)} - {*store.pending_shards()})
+    damaged = {}
+    with progress("verify shards", len(done), quiet=quiet) as advance:
+        for number in done:
+            if names := store.corrupt_records(number):
+                damaged[number] = names
+            advance()
+    return damaged
+
+
+def check_space(store: RecordStore, pending: int) -> None:
+    """Refuse, before it starts, to write so many records where they cannot fit."""
+    needed = pending * store.schema.record_nbytes
+    free = shutil.disk_usage(store.path.parent).free
+    if store.schema.compression == "none" and needed > free:
+        raise StoreError(
+            f"{store.path}: {pending} photographs need {needed / 1e9:.3g} GB, the disk has "
+            f"{free / 1e9:.3g} GB free; choose fewer --fields, a smaller --size or another disk"
+        )
+
+
+def say_what_it_holds(store: RecordStore, quiet: bool) -> None:
+    """A line about a finished store."""
+    say(
+        f"{store.path}: {len(store)} photographs, {store.schema.record_nbytes / 1e6:.3g} MB each "
+        f"({', '.join(store.schema.fields)})",
+        quiet=quiet,
+    )
+
+
+def _writable(store: str | Path) -> Path:
+    if "://" in str(store):
+        raise InputError(
+            f"{store}: stores are written to a file system; export to one and upload the store "
+            "when it is complete, such as with `aws s3 sync`"
+        )
+    return Path(store)
+
+
+def _readable(
+    folder: Path, names: list[str], size: tuple[int, int], skip: bool, quiet: bool
+) -> list[str]:
+    """The photographs that decode; refuses those that do not unless they are to be skipped."""
+    with progress("check photographs", len(names), quiet=quiet) as advance:
+        found = _look_at(folder, names, advance)
+    unreadable = {name: seen for name, seen in found.items() if isinstance(seen, Exception)}
+    sizes = [seen for seen in found.values() if not isinstance(seen, Exception)]
+    # Up to a twentieth is not worth a word, and sizes are not known to the pixel.
+    if small := sum(min(w / size[0], h / size[1]) < 0.95 for w, h in sizes):
+        say(
+            f"{small} of {len(names)} photographs are smaller than {size[0]}x{size[1]} and blurred "
+            "by being enlarged; take larger ones, or see python -m hfnet_distill.data.mosaics "
+            "--help",
+            quiet=quiet,
+        )
+    if not unreadable:
+        return names
+    if not skip:
+        first, more = next(iter(unreadable.values())), len(unreadable) - 1
+        others = f", and {more} more" if more else ""
+        raise InputError(f"{first}{others}; or leave such out with --skip-unreadable")
+    for error in unreadable.values():
+        say(f"skipped: {error}")
+    if len(unreadable) == len(names):
+        raise InputError(f"{folder}: none of the {len(names)} photographs can be decoded")
+    return [name for name in names if name not in unreadable]
+
+
+def _look_at(
     folder: Path, names: list[str], advance: Callable[[], None]
 ) -> dict[str, tuple[int, int] | UnreadablePhotographError]:
     """Look at every photograph before the network runs: name -> its size, about, or its error."""
@@ -49,19 +221,19 @@ def look_at(
     return found
 
 
-def make_schema(teacher: Teacher, settings: ExportSettings) -> Schema:
+def make_schema(teacher: Network, settings: ExportSettings) -> Schema:
     """The schema of the store that a teacher would fill with these settings."""
-    fields = teacher.fields(settings.fields, settings.size, settings.top_k)
+    fields = teacher.fields(settings.fields, settings.size, settings.max_num_keypoints)
     if settings.quantisation == "int8":
         fields = quantise_fields(fields)
-    told = ["threshold", "nms_radius", "border", "top_k"] if "sparse" in settings.fields else []
-    if settings.precision != "float32":
-        told.append("precision")
+    told = {} if settings.precision == "float32" else {"precision": settings.precision}
+    if "sparse" in settings.fields:
+        told |= {name: getattr(settings, key) for name, key in STORED_SETTINGS.items()}
     forms = dict(group.split(":") for group in settings.fields if ":" in group)
     return Schema(
         teacher=teacher.name,
         weights=teacher.weights,
-        settings={key: getattr(settings, key) for key in told} | forms,
+        settings=told | forms,
         image_size=settings.size,
         fields=fields,
         shard_size=settings.shard_size,
@@ -70,61 +242,8 @@ def make_schema(teacher: Teacher, settings: ExportSettings) -> Schema:
     )
 
 
-def make_places_schema(images: StoredDescriptors, settings: ExportSettings) -> Schema:
-    """The schema of the store that VLAD over a local teacher's store would fill."""
-    if set(settings.fields) - {"global_descriptor"}:
-        raise ValueError(
-            f"--fields {','.join(settings.fields)}: vlad offers global_descriptor, nothing else"
-        )
-    local = images.store.schema
-    return Schema(
-        teacher="vlad",
-        weights=local.weights,
-        settings={
-            "local": local.teacher,
-            "descriptors": images.group,
-            "words": settings.vlad_words,
-            "dim": settings.vlad_dim,
-            **{f"local_{key}": value for key, value in local.settings.items()},
-        },
-        image_size=local.image_size,
-        fields={"global_descriptor": Field(shape=(settings.vlad_dim,), dtype="float16")},
-        shard_size=settings.shard_size,
-        compression=settings.compression,
-        software=version("hfnet-distill"),
-    )
-
-
-def export_places(
-    images: StoredDescriptors, store: RecordStore, advance: Callable[[int], None]
-) -> None:
-    """Fill a store with the global descriptors that its own parameters give, and mark it complete.
-
-    Args:
-        advance: called with the number of photographs of each finished shard.
-    """
-    vlad = VLAD.from_arrays(store.parameters)
-    for number in store.pending_shards():
-        rows = [vlad.encode(images[index]) for index in store.shard(number)]
-        store.write_shard(number, {"global_descriptor": np.stack(rows).astype(np.float16)})
-        advance(len(rows))
-    store.finish()
-
-
-def export_shards(
-    teacher: Teacher,
-    folder: Path,
-    store: RecordStore,
-    settings: ExportSettings,
-    advance: Callable[[int], None],
-) -> None:
-    """Fill the shards of a store that are not done yet, and mark it complete; see fill_shards."""
-    fill_shards(teacher, folder, store, settings, store.pending_shards(), advance)
-    store.finish()
-
-
 def fill_shards(
-    teacher: Teacher,
+    teacher: Network,
     folder: Path,
     store: RecordStore,
     settings: ExportSettings,
@@ -143,16 +262,11 @@ def fill_shards(
         UnreadablePhotographError: a photograph that cannot be decoded.
         OSError: the disk. Shards done before stay valid in either case.
     """
-    choice = KeypointChoice(
-        threshold=settings.threshold,
-        nms_radius=settings.nms_radius,
-        border=settings.border,
-        top_k=settings.top_k,
-    )
+    choice = KeypointChoice(**{key: getattr(settings, key) for key in STORED_SETTINGS.values()})
 
     def decode(index: int) -> np.ndarray:
-        image = read_image(folder / store.names[index], channels=teacher.channels)
-        return fit_image(image, settings.size)
+        path = folder / store.names[index]
+        return load_photograph(path, settings.size, channels=teacher.channels)
 
     with ThreadPoolExecutor(DECODERS) as decoders, ThreadPoolExecutor(1) as writer:
         indices = [index for number in numbers for index in store.shard(number)]
@@ -166,9 +280,9 @@ def fill_shards(
             }
             for start in range(0, count, settings.batch_size):
                 batch = list(islice(photographs, min(settings.batch_size, count - start)))
-                arrays = teacher.export(_to_images(batch), settings.fields, choice)
-                tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
-                for name, values in quantise(store.schema.fields, tensors).items():
+                images = torch.stack([to_tensor(image, teacher.channels) for image in batch])
+                values_by_field = teacher.export(images, settings.fields, choice)
+                for name, values in quantise(store.schema.fields, values_by_field).items():
                     shard[name][start : start + len(batch)] = values.cpu().numpy()
                 advance(len(batch))
             writes.append(writer.submit(store.write_shard, number, shard))
@@ -191,10 +305,3 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable, items: list, depth: int) ->
     finally:
         for future in futures:
             future.cancel()
-
-
-def _to_images(batch: list[np.ndarray]) -> torch.Tensor:
-    """uint8 (H, W) or (H, W, 3) photographs -> (B, 1 or 3, H, W) float32 in [0, 1]."""
-    stacked = torch.from_numpy(np.stack(batch))
-    stacked = stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)
-    return stacked.float() / 255

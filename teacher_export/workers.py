@@ -14,16 +14,13 @@ import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from ..config import ExportSettings
-from ..console import choose_device
-from ..data.stores.store import RecordStore, StoreError
-from ..networks.teachers import TEACHERS, Teacher
+from ..data.stores.store import RecordStore
+from ..errors import StoreError, WorkerError
+from ..networks.base import Network
+from ..networks.registry import load
 from .export import fill_shards, make_schema
 
-__all__ = ["ShardJob", "WorkerError", "export_in_workers"]
-
-
-class WorkerError(RuntimeError):
-    """Workers died or cannot be reached; what they finished is kept."""
+__all__ = ["ShardJob", "export_in_workers"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def _fill_shard(job: ShardJob, number: int) -> int:
 
 
 @lru_cache(maxsize=1)
-def _prepare(job: ShardJob) -> tuple[RecordStore, Teacher]:
+def _prepare(job: ShardJob) -> tuple[RecordStore, Network]:
     """The store and the teacher, once for all shards that a process fills in one export."""
     try:
         store = RecordStore.open(job.path)
@@ -105,8 +102,9 @@ def _prepare(job: ShardJob) -> tuple[RecordStore, Teacher]:
             "system that all workers share)"
         ) from error
     settings = job.settings
-    device = choose_device(settings.device)
-    teacher = TEACHERS[settings.model](job.weights, device, settings.precision)
+    teacher = load(
+        settings.model, device=settings.device, precision=settings.precision, weights=job.weights
+    )
     if found := make_schema(teacher, settings).difference(store.schema):
         raise StoreError(
             f"{job.path}: a worker on {socket.gethostname()} would fill it with other values: "

@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from hfnet_distill.download import DownloadError, download, file_digest
+from hfnet_distill.download import download, file_digest
+from hfnet_distill.errors import DownloadError
 from hfnet_distill.evaluation import cli
 from hfnet_distill.evaluation.datasets import HPatches
 from hfnet_distill.evaluation.hpatches import Archive, fetch_hpatches

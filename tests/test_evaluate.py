@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from hfnet_distill.config import load_settings
 from hfnet_distill.data.geometry import resize_points
+from hfnet_distill.data.images import to_tensor
 from hfnet_distill.evaluation.cli import evaluate
 from hfnet_distill.evaluation.datasets import HPatches, load_view
-from hfnet_distill.evaluation.extractors import FeatureFile, make_extractor
+from hfnet_distill.evaluation.extractors import FeatureFile
 from hfnet_distill.evaluation.protocols import PROTOCOLS
 from hfnet_distill.evaluation.report import markdown_table
 from hfnet_distill.evaluation.sequences import render_sequences
+from hfnet_distill.networks.registry import load
 
 COLUMNS = PROTOCOLS["hfnet"].columns
 
@@ -150,17 +151,17 @@ def test_detectors_with_the_descriptors_of_others(run_command, sequences, tmp_pa
 
 def test_descriptors_at_the_keypoints_of_others_are_those_of_ones_own(sequences):
     """What a model says of its own keypoints, it says of them as well when another finds them."""
-    settings = load_settings(None).predict
     view = load_view(next(iter(HPatches(sequences).images.values())))
+    image = to_tensor(view.image, 1)[None]
     for model in ("default", "silk"):
-        options = {"num_keypoints": 20, "device": torch.device("cpu")}
-        extractor = make_extractor(model, settings, **options)
+        network = load(model, device="cpu")
+        found = network.extract(view.image, max_num_keypoints=20)
         with torch.inference_mode():
-            found = extractor.extract(view, "")
-            described = extractor.describe(view, found.keypoints)
+            maps = network.maps(image)
+            described = network.describe(maps, 0, torch.from_numpy(found.keypoints))
+            corner = network.describe(maps, 0, torch.zeros(1, 2))  # outside of SiLK's map
         np.testing.assert_allclose(described, found.descriptors, atol=1e-6)
-    corner = extractor.describe(view, np.zeros((1, 2), np.float32))  # outside of SiLK's map
-    assert np.linalg.norm(corner) == pytest.approx(1, abs=1e-5)
+        assert np.linalg.norm(corner) == pytest.approx(1, abs=1e-5)
 
 
 def test_two_checkpoints_of_a_teacher(run_command, sequences, tmp_path, synthetic_weights):
@@ -175,14 +176,12 @@ def test_two_checkpoints_of_a_teacher(run_command, sequences, tmp_path, syntheti
 
 
 def test_akaze_has_binary_descriptors_where_opencv_has_it(sequences):
-    options = {"num_keypoints": 50, "device": torch.device("cpu")}
-    settings = load_settings(None).predict
     if not hasattr(cv2, "AKAZE_create"):
         with pytest.raises(ValueError, match=r"--model akaze: this OpenCV .* pip install"):
-            make_extractor("akaze", settings, **options)
+            load("akaze")
         return
     view = load_view(next(iter(HPatches(sequences).images.values())))
-    found = make_extractor("akaze", settings, **options).extract(view, "")
+    found = load("akaze").extract(view.image, max_num_keypoints=50)
     assert found.descriptors.dtype == np.bool_
     assert 0 < len(found.keypoints) <= 50
 

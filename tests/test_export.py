@@ -16,7 +16,6 @@ import torch
 from hfnet_distill.data.images import fit_image, read_image
 from hfnet_distill.data.stores.store import RecordStore
 from hfnet_distill.networks.superpoint import SuperPoint
-from hfnet_distill.networks.teachers import SuperPointTeacher
 from hfnet_distill.networks.weights import VARIABLE, load_arrays, load_strictly
 from hfnet_distill.teacher_export.cli import export_teacher
 
@@ -56,11 +55,11 @@ def test_the_store_holds_what_the_network_says(run_command, photographs, tmp_pat
         logits, descriptors = network(torch.from_numpy(image / np.float32(255))[None, None])
     record = store.record("walk/5.png")
     cells = SuperPoint.cell_distribution(logits)[0].numpy()
-    np.testing.assert_allclose(record.score_map, cells, atol=1e-3)
-    np.testing.assert_allclose(record.descriptor_map, descriptors[0], atol=1e-3)
-    assert len(record.keypoints) == len(record.scores) == len(record.descriptors) > 0
-    assert (np.diff(record.scores) <= 0).all()
-    norms = np.linalg.norm(record.descriptors.astype(np.float32), axis=1)
+    np.testing.assert_allclose(record["score_map"], cells, atol=1e-3)
+    np.testing.assert_allclose(record["descriptor_map"], descriptors[0], atol=1e-3)
+    assert len(record["keypoints"]) == len(record["scores"]) == len(record["descriptors"]) > 0
+    assert (np.diff(record["scores"]) <= 0).all()
+    norms = np.linalg.norm(record["descriptors"].astype(np.float32), axis=1)
     np.testing.assert_allclose(norms, 1, atol=1e-2)
 
 
@@ -76,8 +75,8 @@ def test_a_killed_export_goes_on_to_the_same_bytes(
     # A child that kills itself, as a power cut would, once its second shard is on the disk.
     code = (
         "import os, signal\n"
-        "from data.store import RecordStore\n"
-        "from teacher_export.cli import export_teacher\n"
+        "from hfnet_distill.data.stores.store import RecordStore\n"
+        "from hfnet_distill.teacher_export.cli import export_teacher\n"
         "write = RecordStore.write_shard\n"
         "def die(store, number, arrays):\n"
         "    write(store, number, arrays)\n"
@@ -97,8 +96,8 @@ def test_a_killed_export_goes_on_to_the_same_bytes(
 def test_an_interrupted_export_says_how_to_go_on(synthetic_weights, photographs, tmp_path):
     code = (
         "import time\n"
-        "from data.store import RecordStore\n"
-        "from teacher_export.cli import export_teacher\n"
+        "from hfnet_distill.data.stores.store import RecordStore\n"
+        "from hfnet_distill.teacher_export.cli import export_teacher\n"
         "def wait(store, number, arrays):\n"
         "    print('writing', flush=True)\n"
         "    time.sleep(1)\n"
@@ -192,8 +191,8 @@ def test_a_download_is_verified(run_command, photographs, tmp_path, monkeypatch)
         "hfnet_distill.networks.weights.platformdirs.user_cache_path", lambda _: tmp_path
     )
     (tmp_path / "download").write_bytes(b"something else")
-    official = replace(SuperPointTeacher.official, url=(tmp_path / "download").as_uri())
-    monkeypatch.setattr(SuperPointTeacher, "official", official)
+    official = replace(SuperPoint.official, url=(tmp_path / "download").as_uri())
+    monkeypatch.setattr(SuperPoint, "official", official)
     output = export(run_command, photographs, tmp_path / "store")
     assert "expected git:107a444ca318d487390137d619d49f2f0a3b1ad8" in output
     assert not (tmp_path / "superpoint_v1.pth").exists()

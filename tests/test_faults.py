@@ -18,51 +18,45 @@ import torch
 from torch.nn import functional as F
 
 from hfnet_distill.data.geometry import CELL_MAP
-from hfnet_distill.data.stores.store import Field, RecordStore
-from hfnet_distill.networks.teachers import TEACHERS, SuperPointTeacher
+from hfnet_distill.data.stores.store import RecordStore
+from hfnet_distill.networks import registry
+from hfnet_distill.networks.base import DenseMaps, Network
 from hfnet_distill.teacher_export.cli import export_teacher
 
 KINDS = [("zarr", "none"), ("zarr", "zstd"), ("hdf5", "none"), ("hdf5", "zstd")]
 MOMENTS = 20
 
 
-class FastTeacher(SuperPointTeacher):
+class FastTeacher(Network):
     """Takes SuperPoint's place: its answer follows from the photograph, at once."""
 
+    name = "superpoint"
     weights = "0" * 64
+    descriptor_dim = 32
 
-    def __init__(self, weights, device, precision):
-        pass
+    @classmethod
+    def open(cls, source=None, weights=None):
+        return cls()
 
-    def fields(self, groups, size, top_k):
-        cells = (size[1] // 8, size[0] // 8)
-        shapes = {"score_map": (65, *cells), "descriptor_map": (32, *cells)}
-        return {
-            name: Field(shape=shape, dtype="float16", geometry=CELL_MAP)
-            for name, shape in shapes.items()
-        }
-
-    def export(self, images, groups, choice):
+    def maps(self, images):
         time.sleep(0.003)  # of ten shards some are then written when the axe falls
         cells = F.avg_pool2d(images, 8)
         ramp = torch.linspace(-5, 5, 65)[:, None, None]
-        return {
-            "score_map": (cells * ramp).softmax(1).half(),
-            "descriptor_map": F.normalize(cells + ramp[:32], dim=1).half(),
-        }
+        scores, descriptors = (cells * ramp).softmax(1), F.normalize(cells + ramp[:32], dim=1)
+        return DenseMaps(images.shape[:1:-1], scores, CELL_MAP, descriptors, CELL_MAP)
 
 
 def export(*arguments) -> None:
     """The command in this process, with the fast teacher."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TEACHERS, "superpoint", FastTeacher)
+        patch.setitem(registry._classes, "superpoint", FastTeacher)
         export_teacher([str(argument) for argument in arguments], standalone_mode=False)
 
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
     """``refused(...)``: what the command says when it ends with an error."""
-    monkeypatch.setitem(TEACHERS, "superpoint", FastTeacher)
+    monkeypatch.setitem(registry._classes, "superpoint", FastTeacher)
 
     def run(*arguments) -> str:
         with pytest.raises(SystemExit) as ended:

@@ -10,17 +10,15 @@ from torch.nn import functional as F
 
 from hfnet_distill.data.geometry import MapGeometry, sample_map
 from hfnet_distill.data.keypoints import KeypointChoice
+from hfnet_distill.networks.base import DenseMaps
 from hfnet_distill.networks.hfnet import (
     ConvBN,
     HFNet,
     HFNetConfig,
     LocalVLAD,
-    fold_normalisation,
     load_tensorflow_variables,
     scale_channels,
-    score_map,
 )
-from hfnet_distill.networks.student_checkpoint import init_student, save_student
 
 SIZES = ["s96x128", "s200x264", "s101x135"]
 
@@ -41,6 +39,11 @@ def excerpt_variables(excerpt):
     }
     recorded = {key: file[key] for file in files for key in file.files if "variables/" in key}
     return variables | {key.removeprefix("variables/"): recorded[key] for key in recorded}
+
+
+def pixel_scores(output) -> torch.Tensor:
+    """The probability of each pixel (B, H, W)."""
+    return DenseMaps((0, 0), output.score_logits.softmax(1)).pixel_scores()
 
 
 def make_network(variables, global_dim=256) -> HFNet:
@@ -77,7 +80,7 @@ def test_score_logits_of_a_photograph(excerpt, excerpt_variables):
     check(kept["layer_7"][..., ::4], backbone["layer_7"], 1e-4)
     logits = output.score_logits[0].permute(1, 2, 0)
     check(logits[::2, ::2], detector["logits_sub2"], 1e-4)
-    check(score_map(output.score_logits)[0, ::2, ::2], detector["scores_dense_sub2"], 3e-5)
+    check(pixel_scores(output)[0, ::2, ::2], detector["scores_dense_sub2"], 3e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -99,7 +102,7 @@ def test_every_recorded_output(golden, variables, size):
     # Two builds of the reference's own convolutions differ by 4e-4 here.
     check(kept["layer_18"], recorded["layer_18"], 2e-3)
     check(output.score_logits[0].permute(1, 2, 0), recorded["logits"], 1e-4)
-    check(score_map(output.score_logits)[0], recorded["scores_dense"], 3e-5)
+    check(pixel_scores(output)[0], recorded["scores_dense"], 3e-5)
     check(output.descriptor_map[0].permute(1, 2, 0)[::step, ::step], recorded[name], 5e-6)
     check(output.global_descriptor[0], recorded["global_descriptor"], 3e-5)
 
@@ -122,15 +125,24 @@ def sample_as_hfnet(descriptor_map: torch.Tensor, keypoints_xy: np.ndarray) -> t
 @pytest.mark.parametrize(
     ("run", "choice", "every"),
     [
-        ("thr0.015", KeypointChoice(threshold=0.015, nms_radius=0, border=0, top_k=10**6), 41),
-        ("nms4_top50", KeypointChoice(threshold=0.005, nms_radius=4, border=0, top_k=50), 1),
+        (
+            "thr0.015",
+            KeypointChoice(threshold=0.015, nms_radius=0, border=0, max_num_keypoints=10**6),
+            41,
+        ),
+        (
+            "nms4_top50",
+            KeypointChoice(threshold=0.005, nms_radius=4, border=0, max_num_keypoints=50),
+            1,
+        ),
     ],
 )
 @torch.inference_mode()
 def test_recorded_keypoints_and_descriptors(golden, variables, size, run, choice, every):
     recorded = golden(f"hfnet_outputs_{size}")
     output = make_network(variables)(to_image(recorded["image_u8"]))
-    keypoints, scores = choice(score_map(output.score_logits)[0].numpy())
+    ((keypoints, scores),) = choice(pixel_scores(output)[:1])
+    keypoints, scores = keypoints.numpy(), scores.numpy()
     expected = recorded[f"{run}/keypoints_xy"]
     flips = {tuple(point) for point in keypoints} ^ {tuple(point) for point in expected}
     assert len(flips) <= 2  # a score may fall on the threshold's other side
@@ -232,7 +244,7 @@ def test_shapes(shape, cells):
     assert output.descriptor_map.shape == (2, 128, *cells)
     assert output.global_descriptor.shape == (2, 16)
     torch.testing.assert_close(output.descriptor_map.norm(dim=1), torch.ones(2, *cells))
-    assert score_map(output.score_logits).shape == (2, 8 * cells[0], 8 * cells[1])
+    assert pixel_scores(output).shape == (2, 8 * cells[0], 8 * cells[1])
 
 
 def test_training_in_bfloat16_gives_float32_maps_of_unit_length_and_gradients():
@@ -249,11 +261,10 @@ def test_training_in_bfloat16_gives_float32_maps_of_unit_length_and_gradients():
 
 
 @pytest.mark.parametrize("part", ["detector_skip", "context_block"])
-def test_what_hfnet_has_not_changes_nothing_until_it_is_trained(tmp_path, part):
+def test_what_hfnet_has_not_changes_nothing_until_it_is_trained(part):
     plain = HFNet(HFNetConfig(width=0.35))
-    save_student(tmp_path / "plain.safetensors", plain, {})
     student = HFNet(HFNetConfig(width=0.35, **{part: True}))
-    init_student(student, tmp_path / "plain.safetensors")
+    student.start_from(plain)
     image = torch.rand(1, 1, 48, 64)
     expected, found = plain.eval()(image), student.eval()(image)
     torch.testing.assert_close(found.score_logits, expected.score_logits)
@@ -272,7 +283,7 @@ def test_folding_the_normalisation_changes_no_number(size):
     student.eval()
     image = torch.rand(1, 1, *size[::-1])
     with torch.no_grad():
-        for expected, found in zip(student(image), fold_normalisation(student)(image), strict=True):
+        for expected, found in zip(student(image), student.for_inference()(image), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert any(p.requires_grad for p in student.parameters())
 

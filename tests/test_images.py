@@ -8,7 +8,6 @@ import pytest
 
 from hfnet_distill.data.augment import augment_photometric
 from hfnet_distill.data.images import (
-    UnreadablePhotographError,
     check_image,
     fit_image,
     list_images,
@@ -17,6 +16,7 @@ from hfnet_distill.data.images import (
     split_names,
     view_through,
 )
+from hfnet_distill.errors import UnreadablePhotographError
 
 
 def write(path, image) -> None:

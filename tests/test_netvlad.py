@@ -11,7 +11,7 @@ from torch import nn
 from hfnet_distill.data.images import fit_image, read_image
 from hfnet_distill.data.stores.store import RecordStore
 from hfnet_distill.networks.netvlad import NetVLAD, load_netvlad
-from hfnet_distill.networks.teachers import NetVLADTeacher
+from hfnet_distill.networks.registry import load
 from hfnet_distill.teacher_export.cli import export_teacher
 
 
@@ -73,7 +73,8 @@ def test_the_reference_outputs_before_whitening(excerpt):
     network.pooling.score_proj.weight.copy_(torch.from_numpy(projection.T))
     network.pooling.centers.copy_(torch.from_numpy(-minus_centers))
     network.mean.copy_(torch.from_numpy(wanted["mean_rgb"]))
-    features = network.features(to_image(wanted["image_u8_rgb"]))
+    image = to_image(wanted["image_u8_rgb"])
+    features = network.backbone(image * 255 - network.mean[:, None, None])
     np.testing.assert_allclose(features[0, ::4], wanted["conv5_3_every4"], atol=3e-4)
     vlad = network.pooling(features)[0].reshape(512, 64)
     np.testing.assert_allclose(vlad[::4], wanted["vlad_every4"], atol=1e-6)
@@ -92,10 +93,11 @@ def test_the_reference_outputs(golden, tmp_path):
     np.testing.assert_array_equal(whitening[0, :4], wanted["check/first4"][28])
     path = tmp_path / "VGG16-NetVLAD-Pitts30K.mat"
     write_mat(path, convolutions, pooling, (whitening, bias), wanted["mean_rgb"])
-    network, _ = load_netvlad(path)
+    network = load_netvlad(path)
     path.unlink()
     for name in ("img0", "img1"):
-        features = network.features(to_image(wanted[f"{name}/image_u8_rgb"]))
+        image = to_image(wanted[f"{name}/image_u8_rgb"])
+        features = network.backbone(image * 255 - network.mean[:, None, None])
         np.testing.assert_allclose(features[0], wanted[f"{name}/conv5_3"], atol=3e-4)
         vlad = network.pooling(features)[0]
         np.testing.assert_allclose(vlad, wanted[f"{name}/vlad_unwhitened"], atol=1e-6)
@@ -115,8 +117,8 @@ def small_mat(tmp_path_factory):
 
 @torch.inference_mode()
 def test_the_official_file_is_loaded_by_its_own_names(small_mat):
-    network, digest = load_netvlad(small_mat)
-    assert len(digest) == 64
+    network = load_netvlad(small_mat)
+    assert len(network.weights) == 64
     random = np.random.RandomState(0)
     whitening = random.standard_normal((1024, 8)).astype(np.float32)
     convolutions, (projection, minus_centers) = draw_convolutions(random), draw_pooling(random, 2)
@@ -143,10 +145,9 @@ def test_netvlad_as_a_teacher(run_command, photographs, small_mat, tmp_path):
     store = RecordStore.open(tmp_path / "places.zarr").require_complete()
     assert [*store.schema.fields] == ["global_descriptor"]
     image = fit_image(read_image(photographs / "0.png", channels=3), (64, 48))
-    teacher = NetVLADTeacher(str(small_mat), torch.device("cpu"))
-    found = teacher.extract(to_image(image)[0], choice=None)
+    found = load(f"netvlad:{small_mat}", device="cpu").extract(image)
     assert len(found.keypoints) == 0
-    stored = store.record("0.png").global_descriptor.astype(np.float32)
+    stored = store.record("0.png")["global_descriptor"].astype(np.float32)
     np.testing.assert_allclose(found.global_descriptor, stored, atol=1e-3)
     assert found.global_descriptor @ stored > (1 - 1e-6) * np.linalg.norm(stored)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
-from hfnet_distill.networks.student_checkpoint import load_student, save_student
+from hfnet_distill.networks.registry import load_checkpoint, save_checkpoint
 from hfnet_distill.student.pack import main
 
 
@@ -12,16 +12,16 @@ from hfnet_distill.student.pack import main
 def students(tmp_path):
     paths = [tmp_path / f"{number}.safetensors" for number in range(2)]
     for number, path in enumerate(paths):
-        save_student(path, HFNet(HFNetConfig(descriptor_dim=8)), {"number": number})
+        save_checkpoint(path, HFNet(HFNetConfig(descriptor_dim=8)), {"number": number})
     return paths
 
 
 def test_the_mean_of_several(students, run_command, tmp_path):
     run_command(main, *students, tmp_path / "new" / "packed.safetensors")
-    packed, description, _ = load_student(tmp_path / "new" / "packed.safetensors")
+    packed, description = load_checkpoint(tmp_path / "new" / "packed.safetensors")
     assert description["packed"] == "float16"
     assert description["number"] == 1
-    first, second = (load_student(path)[0].state_dict() for path in students)
+    first, second = (load_checkpoint(path)[0].state_dict() for path in students)
     for name, tensor in packed.state_dict().items():
         mean = (first[name].double() + second[name].double()) / 2
         torch.testing.assert_close(tensor.double(), mean, rtol=1e-3, atol=1e-5)
@@ -29,7 +29,7 @@ def test_the_mean_of_several(students, run_command, tmp_path):
 
 def test_students_of_different_kinds_have_no_mean(students, run_command, tmp_path):
     other = tmp_path / "other.safetensors"
-    save_student(other, HFNet(HFNetConfig(descriptor_dim=16)), {})
+    save_checkpoint(other, HFNet(HFNetConfig(descriptor_dim=16)), {})
     message = run_command(main, students[0], other, tmp_path / "packed.safetensors", code=1)
     assert "descriptor_dim=16" in message
     assert not (tmp_path / "packed.safetensors").exists()

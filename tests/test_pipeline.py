@@ -6,7 +6,7 @@ import pytest
 
 from hfnet_distill.data.samples import copy_samples
 from hfnet_distill.evaluation.cli import evaluate
-from hfnet_distill.networks.student_checkpoint import load_student
+from hfnet_distill.networks.registry import load_checkpoint
 from hfnet_distill.student.cli import train_student
 from hfnet_distill.student.pack import pack_student
 from hfnet_distill.teacher_export.cli import export_teacher
@@ -39,7 +39,7 @@ def test_photographs_to_table(run_command, tmp_path, teacher, format, start, des
     assert {row["model"] for row in results} == {str(run), "orb"}
     assert (report / "index.html").stat().st_size > 10_000
     pack_student([run], tmp_path / "packed.safetensors")
-    student, _, _ = load_student(tmp_path / "packed.safetensors")
+    student, _ = load_checkpoint(tmp_path / "packed.safetensors")
     float16_bytes = 2 * sum(tensor.numel() for tensor in student.state_dict().values())
     assert (tmp_path / "packed.safetensors").stat().st_size < 1.05 * float16_bytes
     assert student.config.descriptor_dim == descriptor_dim

@@ -13,7 +13,8 @@ from test_targets import CELLS, make_store, pixels
 from test_training import store, train  # noqa: F401  (fixtures)
 
 from hfnet_distill.config import load_settings
-from hfnet_distill.data.stores.store import RecordStore, StoreError
+from hfnet_distill.data.stores.store import RecordStore
+from hfnet_distill.errors import StoreError
 from hfnet_distill.evaluation.extractors import make_extractor
 from hfnet_distill.teacher_export.cli import export_teacher
 

@@ -6,20 +6,12 @@ from hfnet_distill.data.geometry import MapGeometry
 from hfnet_distill.networks.silk import (
     SiLK,
     SiLKConfig,
-    SiLKOutput,
     load_silk,
     save_silk,
-    silk_features,
-    sparse_positions,
 )
 
-RUNS = {
-    "default": {},
-    "nms4_top300": {"nms_radius": 4, "top_k": 300},
-    "nms4_top300_border6": {"nms_radius": 4, "top_k": 300, "border": 6},
-    "thr": {"threshold": 0.5, "top_k": 100},
-    "nms4_thr_no_topk": {"nms_radius": 4, "threshold": 0.6, "top_k": None},
-}
+RUNS = ("default", "nms4_top300", "nms4_top300_border6", "thr", "nms4_thr_no_topk")
+OFFICIAL_LENGTH = 1.41  # of its descriptors; ours have unit length
 MICRO = SiLKConfig(channels=(64,), lateral=32, descriptor_dim=32)
 
 
@@ -47,79 +39,78 @@ def micro(excerpt, tmp_path):
     return tmp_path / "micro.ckpt"
 
 
-def check_positions(positions, recorded):
-    np.testing.assert_array_equal(positions[:, :2].numpy(), recorded[:, :2])
-    np.testing.assert_allclose(positions[:, 2].numpy(), recorded[:, 2], atol=2e-5)
+def check_positions(network, image_u8, recorded, name, every=1):
+    """SiLK's own keypoints: our maps have its scores and descriptors at the same places.
+
+    SiLK counts (row, column) from the corner of the top-left pixel of the map, we (x, y) from the
+    centre of that of the image.
+    """
+    image = torch.from_numpy(image_u8)[None, None].float() / 255
+    positions = torch.from_numpy(recorded[f"{name}/sparse_positions"])
+    keypoints = network.config.geometry.to_image(positions[:, [1, 0]] - 0.5)
+    with torch.inference_mode():
+        maps = network.maps(image)
+        x, y = keypoints.long().T
+        scores = maps.pixel_scores()[0, y, x]
+        descriptors = network.describe(maps, 0, keypoints[::every])
+    np.testing.assert_allclose(scores, positions[:, 2], atol=2e-5)
+    kept = next(key for key in recorded.files if key.startswith(f"{name}/sparse_descriptors"))
+    np.testing.assert_allclose(descriptors * OFFICIAL_LENGTH, recorded[kept], atol=1e-4)
+    return keypoints
 
 
 def test_excerpt_micro(excerpt, micro):
     recorded = excerpt("silk_micro")
-    network, digest = load_silk(micro)
+    network = load_silk(micro)
     assert network.config == MICRO
     assert network.config.geometry == MapGeometry(1, 3)
-    assert len(digest) == 64
+    assert len(network.weights) == 64
     output = run(network, recorded["out/image_u8"])
     raw = output.raw_descriptor_map.numpy()
     np.testing.assert_allclose(output.score_logits.numpy(), recorded["out/logits"], atol=2e-4)
     np.testing.assert_allclose(raw[..., ::4, ::4], recorded["out/raw_descriptors_sub4"], atol=2e-4)
-    positions = sparse_positions(output.score_logits.sigmoid()[0, 0], **RUNS["nms4_top300"])
-    check_positions(positions, recorded["out/nms4_top300/sparse_positions"])
-
-    features = silk_features(output, network.config.geometry, (64, 48), positions)
-    order = np.argsort(-positions[:, 2].numpy(), kind="stable")
+    excerpt_of = {key.removeprefix("out/"): recorded[key] for key in recorded.files}
+    found = check_positions(network, recorded["out/image_u8"], Recorded(excerpt_of), "nms4_top300")
     # SiLK's (row, column) count from the pixel's corner, our (x, y) from its centre.
-    row_column = recorded["out/nms4_top300/sparse_positions_image"][order, :2]
-    np.testing.assert_array_equal(features.keypoints, row_column[:, ::-1] - 0.5)
-    np.testing.assert_allclose(
-        features.descriptors * 1.41,
-        recorded["out/nms4_top300/sparse_descriptors"][order],
-        atol=1e-4,
-    )
+    on_image = recorded["out/nms4_top300/sparse_positions_image"]
+    np.testing.assert_array_equal(found, on_image[:, 1::-1] - 0.5)
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_excerpt_positions(excerpt, name):
-    recorded = excerpt("silk_positions")
-    probability = torch.from_numpy(recorded["probability"])[0, 0]
-    positions = sparse_positions(probability, **RUNS[name])
-    check_positions(positions, recorded[f"{name}/sparse_positions"])
+class Recorded(dict):
+    """Arrays by name, read as those of an .npz."""
+
+    files = property(lambda self: [*self])
 
 
 @pytest.mark.parametrize("image", "ABC")
 def test_full_reference(golden, image):
-    network, _ = load_silk(golden("silk_state_dict").fid.name)
+    network = load_silk(golden("silk_state_dict").fid.name)
     assert network.config == SiLKConfig()
     recorded = golden(f"silk_outputs_{image}")
     output = run(network, recorded["image_u8"])
-    probability = output.score_logits.sigmoid()[0, 0]
     np.testing.assert_allclose(output.score_logits.numpy(), recorded["logits"], atol=2e-4)
     step = 1 if image == "C" else 16
     name = "raw_descriptors" if image == "C" else "raw_descriptors_sub16"
     raw = output.raw_descriptor_map.numpy()
     np.testing.assert_allclose(raw[..., ::step, ::step], recorded[name], atol=2e-4)
-    dense = 1.41 * output.descriptor_map[0].flatten(1).T.numpy()
-    for name, settings in RUNS.items():
-        positions = sparse_positions(probability, **settings)
-        check_positions(positions, recorded[f"{name}/sparse_positions"])
+    for name in RUNS:
         kept = next(k for k in recorded.files if k.startswith(f"{name}/sparse_descriptors"))
         every = int(kept.partition("_every")[2] or 1)
-        rows, columns = positions[::every, :2].long().T.numpy()
-        found = dense[rows * probability.shape[1] + columns]
-        np.testing.assert_allclose(found, recorded[kept], atol=1e-4)
-        on_image = recorded[f"{name}/sparse_positions_image_every17"][:, :2]
-        ours = network.config.geometry.to_image(positions[::17, :2] - 0.5) + 0.5
-        np.testing.assert_array_equal(ours.numpy(), on_image)
+        found = check_positions(network, recorded["image_u8"], recorded, name, every)
+        on_image = recorded[f"{name}/sparse_positions_image_every17"]
+        np.testing.assert_array_equal(found[::17], on_image[:, 1::-1] - 0.5)
 
 
 def test_full_reference_batch(golden):
-    network, _ = load_silk(golden("silk_state_dict").fid.name)
+    network = load_silk(golden("silk_state_dict").fid.name)
     recorded = golden("silk_batch")
     images = torch.from_numpy(recorded["images_u8"])[:, None].float() / 255
     with torch.inference_mode():
         probability = network(images).score_logits.sigmoid()
     for index in range(2):
-        positions = sparse_positions(probability[index, 0], nms_radius=4, top_k=120)
-        check_positions(positions, recorded[f"sparse_positions_{index}"])
+        row, column, wanted = recorded[f"sparse_positions_{index}"].T
+        found = probability[index, 0, row.astype(int), column.astype(int)]
+        np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
 def test_a_keypoint_is_where_the_network_looked():
@@ -137,30 +128,11 @@ def test_a_keypoint_is_where_the_network_looked():
     assert (x, y) == (13, 9)
 
 
-def test_features_by_hand():
-    raw = torch.zeros(1, 2, 4, 5)
-    raw[0, :, 1, 3] = torch.tensor([3.0, 4.0])
-    raw[0, :, 2, 0] = torch.tensor([0.0, 2.0])
-    output = SiLKOutput(torch.zeros(1, 1, 4, 5), raw)
-    positions = torch.tensor([[1.5, 3.5, 0.2], [2.5, 0.5, 0.9]])
-    features = silk_features(output, MapGeometry(1, 9), (23, 22), positions)
-    np.testing.assert_array_equal(features.keypoints, [[9, 11], [12, 10]])
-    np.testing.assert_allclose(features.scores, [0.9, 0.2])
-    np.testing.assert_allclose(features.descriptors, [[0, 1], [0.6, 0.8]], atol=1e-6)
-
-
-def test_top_k_leaves_one_more():
-    probability = torch.rand(30, 40, generator=torch.Generator().manual_seed(0))
-    assert len(sparse_positions(probability, top_k=100)) == 101
-    assert len(sparse_positions(probability, top_k=1200)) == 1200
-    assert len(sparse_positions(probability, top_k=100, threshold=0.5)) > 500
-
-
 def test_own_weights_come_back(tmp_path):
     torch.manual_seed(0)
     network = SiLK(MICRO)
     save_silk(tmp_path / "silk.safetensors", network, {"step": 3})
-    again, _ = load_silk(tmp_path / "silk.safetensors")
+    again = load_silk(tmp_path / "silk.safetensors")
     assert again.config == MICRO
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from hfnet_distill.data.geometry import MapGeometry, sample_map
-from hfnet_distill.data.keypoints import suppress_non_maxima
-from hfnet_distill.networks.superpoint import SuperPoint, score_map_from_cells
+from references import suppress_non_maxima
+from hfnet_distill.networks.superpoint import SuperPoint
 from hfnet_distill.networks.weights import load_arrays, load_strictly
 
 
@@ -22,7 +22,11 @@ def synthetic_network(synthetic_weights) -> SuperPoint:
 @torch.inference_mode()
 def run(network: SuperPoint, image_u8: np.ndarray):
     logits, descriptor_map = network(torch.from_numpy(image_u8 / np.float32(255))[None, None])
-    return logits, descriptor_map, score_map_from_cells(SuperPoint.cell_distribution(logits))
+    return (
+        logits,
+        descriptor_map,
+        F.pixel_shuffle(SuperPoint.cell_distribution(logits)[:, :64], 8)[:, 0],
+    )
 
 
 def demo_keypoints(score_map: np.ndarray, size, threshold: float):

@@ -6,8 +6,9 @@ import torch
 from torch.nn import functional as F
 
 from hfnet_distill.data.geometry import CELL_MAP, MapGeometry, resample_map, warp_points
-from hfnet_distill.data.stores.store import Field, RecordStore, Schema, StoreError
-from hfnet_distill.networks.hfnet import HFNetOutput
+from hfnet_distill.data.stores.store import Field, RecordStore, Schema
+from hfnet_distill.errors import StoreError
+from hfnet_distill.networks.base import StudentOutput
 from hfnet_distill.student.targets import choose_targets
 
 SIZE = (64, 48)
@@ -124,7 +125,7 @@ def test_a_perfect_student_has_no_descriptor_loss(tmp_path, strategy):
     views = torch.from_numpy(views)[None]
 
     def loss(maps: torch.Tensor) -> torch.Tensor:
-        output = HFNetOutput(torch.zeros(2, 65, 4, 4), maps, None)
+        output = StudentOutput(torch.zeros(2, 65, 4, 4), maps, None)
         return target.losses(output, read, views)["descriptor"]
 
     assert loss(maps).shape == (2,)
@@ -151,7 +152,7 @@ def test_cells_that_the_teacher_does_not_see_do_not_count(tmp_path, missing, exp
     read = {name: torch.from_numpy(value)[None].float() for name, value in read.items()}
 
     def loss(maps: torch.Tensor) -> float:
-        output = HFNetOutput(torch.zeros(1, 65, 6, 8), maps, None)
+        output = StudentOutput(torch.zeros(1, 65, 6, 8), maps, None)
         views = torch.eye(3, dtype=torch.float64)[None, None]
         return target.losses(output, read, views)["descriptor"].item()
 
@@ -172,7 +173,7 @@ def test_descriptors_are_compared_where_a_keypoint_is_likely(tmp_path):
     read = target.read("a", np.eye(3)[None], SIZE, None)
     read = {name: torch.from_numpy(value)[None].float() for name, value in read.items()}
     maps = smooth_map().requires_grad_()
-    output = HFNetOutput(torch.zeros(1, 65, 6, 8), maps, None)
+    output = StudentOutput(torch.zeros(1, 65, 6, 8), maps, None)
     views = torch.eye(3, dtype=torch.float64)[None, None]
     wrong = output._replace(descriptor_map=maps.roll(1, 2))
     target.losses(wrong, read, views)["descriptor"].sum().backward()
@@ -197,7 +198,7 @@ def test_sparse_keypoints_are_where_the_view_shows_them(tmp_path):
     logits[:, 64] = 50.0
     for x, y in warp_points(keypoints[:3], np.linalg.inv(H[0])).round().astype(int):
         logits[0, 8 * (y % 8) + x % 8, y // 8, x // 8] = 100
-    output = HFNetOutput(logits, torch.ones(1, 8, 3, 4), None)
+    output = StudentOutput(logits, torch.ones(1, 8, 3, 4), None)
     losses = target.losses(output, read, torch.from_numpy(H)[None])
     assert losses["detector"].item() < 1e-3
 

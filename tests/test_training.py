@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hfnet_distill.checkpoints import CheckpointError, read_tensors, write_tensors
+from hfnet_distill.checkpoints import read_tensors, write_tensors
 from hfnet_distill.config import load_settings, override
 from hfnet_distill.data.images import fit_image, read_image
 from hfnet_distill.data.stores.store import Field, RecordStore, Schema
+from hfnet_distill.errors import CheckpointError
 from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
-from hfnet_distill.networks.student_checkpoint import load_student, save_student
+from hfnet_distill.networks.registry import load_checkpoint, save_checkpoint
 from hfnet_distill.networks.vlad import VLAD
 from hfnet_distill.student.cli import train_student
 from hfnet_distill.student.loader import Batches, DistillationDataset
@@ -157,11 +158,11 @@ def test_one_batch_can_be_learned_by_heart(store, photographs):
 def test_a_run_folder_holds_all_that_is_needed(train, tmp_path):
     train("--epochs", 2)
     run = tmp_path / "run"
-    student, info, digest = load_student(run / "best.safetensors")
+    student, info = load_checkpoint(run / "best.safetensors")
     assert student.config == HFNetConfig(detector_skip=True, context_block=True)
     assert info["teachers"][0]["teacher"] == "superpoint"
     assert json.loads((run / "best.json").read_text()) == info
-    assert len(digest) == 64
+    assert len(student.weights) == 64
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if line["kind"] == "validation"] == [1, 2]
     assert list((run / "tensorboard").iterdir())
@@ -202,7 +203,7 @@ def test_the_strategies_that_compare_points(run_command, train, photographs, tmp
     train("--epochs", 1, "--strategy", "sparse", output="sparse", stores=(sparse,))
     train("--epochs", 1, "--strategy", "upsample", output="upsample")
     for run in ("sparse", "upsample"):
-        assert load_student(tmp_path / run / "best.safetensors")[0].config.descriptor_dim == 256
+        assert load_checkpoint(tmp_path / run / "best.safetensors")[0].config.descriptor_dim == 256
     assert "has no keypoints" in train("--strategy", "sparse", output="none", code=1)
 
 
@@ -231,7 +232,7 @@ def test_a_global_store_beside_a_local_one(train, store, tmp_path):
     names = RecordStore.open(store).names
     places = write_global_store(tmp_path / "places.zarr", names[1:])
     train("--epochs", 1, stores=(store, places))
-    student, info, _ = load_student(tmp_path / "run" / "best.safetensors")
+    student, info = load_checkpoint(tmp_path / "run" / "best.safetensors")
     assert student.config.global_dim == 16
     assert info["photographs"] == 4  # five are in both stores, one of them validates
 
@@ -246,7 +247,7 @@ def test_learned_loss_weights_and_nothing_to_validate_on(train, tmp_path):
     tensors, _ = read_tensors(tmp_path / "run" / "resume.safetensors")
     weights = tensors["weighting/log_variances"]
     assert (weights != 1).all()
-    assert load_student(tmp_path / "run" / "best.safetensors")[1]["epoch"] == 2
+    assert load_checkpoint(tmp_path / "run" / "best.safetensors")[1]["epoch"] == 2
 
 
 def test_starting_from_another_student(train, tmp_path):
@@ -280,13 +281,13 @@ def test_a_global_branch_alone(train, store, tmp_path):
     places = write_global_store(tmp_path / "places.zarr", RecordStore.open(store).names)
     train("--init", tmp_path / "run", "--epochs", 2, stores=(places,), output="places")
     first, second = (
-        load_student(tmp_path / run / "last.safetensors")[0] for run in ("run", "places")
+        load_checkpoint(tmp_path / run / "last.safetensors")[0] for run in ("run", "places")
     )
     assert second.config == replace(first.config, global_dim=16, global_rank=128)
     image = torch.rand(1, 1, 48, 64)
     with torch.inference_mode():
         before, after = first(image), second(image)
-        assert torch.equal(second.describe_places(image), after.global_descriptor)
+        assert torch.equal(second.describe_globally(image), after.global_descriptor)
     assert torch.equal(before.score_logits, after.score_logits)
     assert torch.equal(before.descriptor_map, after.descriptor_map)
 
@@ -307,17 +308,17 @@ def test_too_few_photographs_for_a_batch(train):
 
 def test_checkpoints_are_strict(tmp_path):
     path = tmp_path / "student.safetensors"
-    save_student(path, HFNet(), {}, torch.float16)
-    assert next(load_student(path)[0].parameters()).dtype == torch.float32
+    save_checkpoint(path, HFNet(), {}, torch.float16)
+    assert next(load_checkpoint(path)[0].parameters()).dtype == torch.float32
     tensors, metadata = read_tensors(path)
     write_tensors(path, {**tensors, "extra": torch.zeros(1)}, metadata)
-    with pytest.raises(CheckpointError, match="not the student that it describes"):
-        load_student(path)
+    with pytest.raises(CheckpointError, match="not the network that it describes"):
+        load_checkpoint(path)
     path.write_bytes(b"torn")
     with pytest.raises(CheckpointError, match="not a checkpoint of this software"):
-        load_student(path)
+        load_checkpoint(path)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
-        load_student(tmp_path / "none.safetensors")
+        load_checkpoint(tmp_path / "none.safetensors")
 
 
 def test_places_from_the_students_own_descriptors(train, run_command, store, photographs, tmp_path):
@@ -330,7 +331,7 @@ def test_places_from_the_students_own_descriptors(train, run_command, store, pho
     train("--epochs", 1)
     arguments = ("--init", tmp_path / "run", "--epochs", 1, "--learning-rate", 1e-9)
     train(*arguments, stores=(places,), output="places")
-    student, _, _ = load_student(tmp_path / "places" / "last.safetensors")
+    student, _ = load_checkpoint(tmp_path / "places" / "last.safetensors")
     assert (student.config.global_pooling, student.config.clusters) == ("local", 4)
     vlad = VLAD.from_arrays(RecordStore.open(places).parameters)
     torch.testing.assert_close(student.vlad.words, torch.from_numpy(vlad.words))

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from hfnet_distill.networks.vlad import SHRINKAGE, VLAD, fit_vlad, pool_residuals
+from hfnet_distill.networks.vlad import VLAD, pool_residuals
+from hfnet_distill.teacher_export.places import SHRINKAGE, fit_vlad
 
 
 def make_images(count: int, seed: int = 0, places: int = 5) -> list[np.ndarray]:

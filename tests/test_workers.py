@@ -21,7 +21,7 @@ from hfnet_distill.data.stores.store import RecordStore
 from hfnet_distill.teacher_export.cli import export_teacher
 from hfnet_distill.teacher_export.workers import _fill_shard
 
-EXPORT = (sys.executable, "-c", "from teacher_export.cli import export_teacher; export_teacher()")
+EXPORT = (sys.executable, "-c", "from hfnet_distill.teacher_export.cli import export_teacher; export_teacher()")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_photograph_that_breaks_meanwhile_is_named(run_command, arguments, tmp
     whole = broken.read_bytes()
     # Called after every photograph was looked at and before the workers start.
     monkeypatch.setattr(
-        "hfnet_distill.teacher_export.cli._check_space", lambda *_: broken.write_bytes(b"PNG")
+        "hfnet_distill.teacher_export.export.check_space", lambda *_: broken.write_bytes(b"PNG")
     )
     options = ("--store", tmp_path / "store", "--workers", 2)
     try:

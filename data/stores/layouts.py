@@ -16,8 +16,9 @@ import hdf5plugin
 import numpy as np
 import zarr
 
+from ...errors import StoreError
 from ...files import beside, open_atomically, reserve, write_atomically
-from .schema import Schema, StoreError
+from .schema import Schema
 
 __all__ = ["HDF5Layout", "ZarrLayout", "checksums"]
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
+from ...errors import StoreError
 from ...files import write_atomically
 from .layouts import PARAMETERS, ZarrLayout
-from .schema import Schema, StoreError
+from .schema import Schema
 
 __all__ = ["RemoteZarrLayout", "is_url"]
 

@@ -8,13 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from ..geometry import MapGeometry
 
-__all__ = ["FORMAT_VERSION", "Field", "Schema", "StoreError"]
+__all__ = ["FORMAT_VERSION", "Field", "Schema"]
 
 FORMAT_VERSION = 1
-
-
-class StoreError(ValueError):
-    """A store that is missing, damaged, incomplete, in use, or made with other settings."""
 
 
 class _Frozen(BaseModel):

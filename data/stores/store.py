@@ -25,13 +25,13 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from ..features import TeacherRecord
+from ...errors import StoreError
 from .layouts import HDF5Layout, ZarrLayout, checksums
 from .quantize import dequantise
 from .remote import RemoteZarrLayout, is_url
-from .schema import FORMAT_VERSION, Field, Schema, StoreError
+from .schema import FORMAT_VERSION, Field, Schema
 
-__all__ = ["Field", "RecordStore", "Schema", "StoreError"]
+__all__ = ["Field", "RecordStore", "Schema"]
 
 
 class RecordStore:
@@ -231,8 +231,8 @@ class RecordStore:
             raise KeyError(f"{self.path}: has no field {field}, only {[*self.schema.fields]}")
         return self._layout.read(field, self._index[name])
 
-    def record(self, name: str) -> TeacherRecord:
-        """All fields of one image; sparse fields without their padding.
+    def record(self, name: str) -> dict[str, np.ndarray]:
+        """All fields of one image by name; sparse fields without their padding.
 
         Arrays as ``read`` gives them; copies in float32 where the store holds eight bits.
         """
@@ -245,7 +245,7 @@ class RecordStore:
             for field in ("keypoints", "scores", "descriptors"):
                 if field in arrays:
                     arrays[field] = arrays[field][:count]
-        return TeacherRecord(name, self.schema.image_size, **arrays)
+        return arrays
 
     def corrupt_records(self, number: int) -> list[str]:
         """The images of a done shard whose bytes cannot be read or do not match their checksum."""

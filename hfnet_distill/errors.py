@@ -1,0 +1,58 @@
+"""What the project raises on purpose: the commands turn these, and only these, into a sentence.
+
+Each also is the built-in exception that a caller would expect. Anything else is a bug and keeps its
+traceback.
+"""
+
+__all__ = [
+    "AlreadyExistsError",
+    "CheckpointError",
+    "DistillError",
+    "DownloadError",
+    "InputError",
+    "NotFoundError",
+    "StoreError",
+    "TrainingError",
+    "UnreadablePhotographError",
+    "WorkerError",
+]
+
+
+class DistillError(Exception):
+    """The base: what was wrong, what was found, what was expected, what to do."""
+
+
+class InputError(DistillError, ValueError):
+    """A setting, a file or an array that is not what was expected."""
+
+
+class NotFoundError(DistillError, FileNotFoundError):
+    """A file or folder that is not there."""
+
+
+class AlreadyExistsError(DistillError, FileExistsError):
+    """A file or folder that would be overwritten."""
+
+
+class StoreError(InputError):
+    """A store that is missing, damaged, incomplete, in use, or made with other settings."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is missing, damaged, or of another network."""
+
+
+class UnreadablePhotographError(InputError):
+    """A file that bears a photograph's suffix but cannot be decoded whole."""
+
+
+class DownloadError(DistillError, OSError):
+    """A file that cannot be fetched, or is not the one that was expected."""
+
+
+class WorkerError(DistillError, RuntimeError):
+    """Workers died or cannot be reached; what they finished is kept."""
+
+
+class TrainingError(DistillError, RuntimeError):
+    """A training that cannot go on; its checkpoints are sound."""

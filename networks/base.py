@@ -1,0 +1,322 @@
+"""What every network is: images in, dense maps out; from these keypoints, features and records.
+
+A method is one class in one file: a ``Network`` that gives maps, and says where it departs from
+what is written here once. Methods without maps, such as OpenCV's, give ``features`` directly.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import shipped_settings
+from ..data.features import Features
+from ..data.geometry import CELL_MAP, MapGeometry, sample_map
+from ..data.images import to_tensor
+from ..data.keypoints import KeypointChoice
+from ..data.stores.schema import Field
+from ..device import autocast
+from ..errors import CheckpointError, InputError
+
+__all__ = ["DenseMaps", "Network", "Student", "StudentOutput", "pack_sparse", "sparse_fields"]
+
+
+@dataclass(frozen=True)
+class DenseMaps:
+    """What a network says of a batch of B images, on the network's device.
+
+    Attributes:
+        image_size: (width, height) of the images.
+        score_map: (B, 65, h, w) distributions over the 64 pixels of each 8x8 cell, row by row, and
+            "no keypoint"; or (B, 1, h, w), a probability per position. None without a detector.
+        score_geometry: where its positions lie in the images.
+        descriptor_map: (B, D, h, w), of unit length along D where ``describe`` is not the network's
+            own; None where there is none.
+        descriptor_geometry: where its positions lie in the images.
+        global_descriptor: (B, G) of unit length, or None.
+    """
+
+    image_size: tuple[int, int]
+    score_map: Tensor | None = None
+    score_geometry: MapGeometry = CELL_MAP
+    descriptor_map: Tensor | None = None
+    descriptor_geometry: MapGeometry = CELL_MAP
+    global_descriptor: Tensor | None = None
+
+    def pixel_scores(self) -> Tensor:
+        """The score of every pixel (B, H, W) float32; 0 where the network sees nothing."""
+        if self.score_geometry == CELL_MAP:
+            return F.pixel_shuffle(self.score_map[:, :64], 8)[:, 0]
+        return F.pad(self.score_map[:, 0], [int(self.score_geometry.offset)] * 4)
+
+
+class Network(nn.Module):
+    """Whatever sees an image.
+
+    A subclass gives ``maps``. It is loaded by ``networks.registry.load``, which sets ``weights``,
+    ``precision`` and the device.
+
+    Attributes:
+        name: under which it is registered.
+        channels: 1 (gray) or 3 (red, green, blue), of the images it takes.
+        descriptor_dim: D of its local descriptors; 0 where it has none.
+        global_dim: G of its global descriptor; 0 where it has none.
+        usual_fields: the groups that are exported when none are named.
+        refine_radius, rank_radius: how its score map is best read, see ``KeypointChoice``; 0 for
+            keypoints on whole pixels and ranked by one of them, as published.
+        weights: SHA-256 of its file of weights, or what its values depend on where it has none.
+        precision: float32, or bfloat16, which is coarser and on many processors faster.
+    """
+
+    name = ""
+    channels = 1
+    descriptor_dim = 0
+    global_dim = 0
+    usual_fields: tuple[str, ...] = ("score_map", "descriptor_map")
+    refine_radius = 0
+    rank_radius = 0
+    weights = ""
+    precision = "float32"
+
+    @classmethod
+    def open(cls, source: str | None = None, weights: str | None = None) -> "Network":
+        """The network with its weights, on the CPU.
+
+        Args:
+            source: what stands behind the colon of ``NAME:SOURCE``: a file of weights or a variant.
+            weights: a file of weights where ``source`` names none.
+
+        Raises:
+            InputError, NotFoundError: no such file, or not weights of this network.
+        """
+        raise NotImplementedError
+
+    def for_inference(self) -> "Network":
+        """The network as it is run, which may be another object than the one that is trained."""
+        return self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are; the CPU where it has none."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
+    @property
+    def origin(self) -> str:
+        """Where its numbers come from, for a report."""
+        return self.weights if self.weights.startswith("opencv") else f"sha256:{self.weights}"
+
+    def run(self, images: Tensor):
+        """What ``forward`` gives for a batch on the CPU, on the network's device and precision."""
+        images = images.to(self.device, memory_format=torch.channels_last)
+        with autocast(self.device, self.precision):
+            return self(images)
+
+    def maps(self, images: Tensor) -> DenseMaps:
+        """The maps of a batch (B, channels, H, W) float32 in [0, 1]."""
+        raise NotImplementedError
+
+    def detect(self, maps: DenseMaps, choice: KeypointChoice) -> list[tuple[Tensor, Tensor]]:
+        """Keypoints (N, 2) and scores (N,) of each image, by descending score."""
+        if maps.score_map is None:
+            count = len(maps.global_descriptor)
+            return [(torch.zeros(0, 2), torch.zeros(0))] * count
+        return choice(maps.pixel_scores())
+
+    def describe(self, maps: DenseMaps, row: int, keypoints: Tensor) -> Tensor:
+        """The descriptors (N, D) of unit length at keypoints (N, 2) of image ``row`` of a batch."""
+        points = keypoints.to(maps.descriptor_map.device)[None]
+        values = maps.descriptor_map[row : row + 1]
+        return F.normalize(sample_map(values, points, maps.descriptor_geometry)[0], dim=1)
+
+    @torch.inference_mode()
+    def features(self, images: Tensor, choice: KeypointChoice) -> list[Features]:
+        """The features of a batch (B, channels, H, W) float32 in [0, 1], each in its own pixels."""
+        maps = self.maps(images)
+        return [
+            Features(
+                maps.image_size,
+                keypoints.cpu().numpy(),
+                scores.cpu().numpy(),
+                self._descriptors_of(maps, row, keypoints),
+                None
+                if maps.global_descriptor is None
+                else maps.global_descriptor[row].cpu().numpy(),
+            )
+            for row, (keypoints, scores) in enumerate(self.detect(maps, self.choice_for(choice)))
+        ]
+
+    def _descriptors_of(self, maps: DenseMaps, row: int, keypoints: Tensor) -> np.ndarray | None:
+        if not self.descriptor_dim:
+            return None
+        return self.describe(maps, row, keypoints).cpu().numpy()
+
+    def choice_for(self, choice: KeypointChoice) -> KeypointChoice:
+        """A choice of keypoints whose radii left open are those that suit the network."""
+        own = {"refine_radius": self.refine_radius, "rank_radius": self.rank_radius}
+        return replace(
+            choice, **{key: value for key, value in own.items() if getattr(choice, key) is None}
+        )
+
+    def extract(self, image: np.ndarray, *, max_num_keypoints: int = 1000, **options) -> Features:
+        """The features of one photograph, in its own pixels.
+
+        Args:
+            image: (H, W) gray or (H, W, 3) red, green, blue, uint8, of any size.
+            max_num_keypoints: at most so many, the best.
+            options: keys of [predict] in pipeline.toml, such as ``nms_radius=2``; those left out
+                are as shipped.
+
+        Raises:
+            InputError: another kind of array, or an option that does not exist.
+        """
+        choice = KeypointChoice.of(shipped_settings().predict, max_num_keypoints, **options)
+        return self.features(to_tensor(image, self.channels)[None], choice)[0]
+
+    def dense_fields(self, size: tuple[int, int]) -> dict[str, Field]:
+        """The schema fields of the dense groups it can export, for images of (width, height)."""
+        cells = (size[1] // 8, size[0] // 8)
+        fields = {}
+        if self.descriptor_dim:
+            fields["score_map"] = Field(shape=(65, *cells), dtype="float16", geometry=CELL_MAP)
+            fields["descriptor_map"] = Field(
+                shape=(self.descriptor_dim, *cells), dtype="float16", geometry=CELL_MAP
+            )
+        if self.global_dim:
+            fields["global_descriptor"] = Field(shape=(self.global_dim,), dtype="float16")
+        return fields
+
+    def fields(
+        self, groups: list[str], size: tuple[int, int], max_num_keypoints: int
+    ) -> dict[str, Field]:
+        """The schema fields of the groups asked for; a group ``field:form`` is stored as ``field``.
+
+        Raises:
+            InputError: a group that this network cannot give, or one field in two forms.
+        """
+        dense = self.dense_fields(size)
+        sparse = sparse_fields(max_num_keypoints, self.descriptor_dim)
+        offered = [*dense, *(["sparse"] if self.descriptor_dim else [])]
+        fields: dict[str, Field] = {}
+        for group in groups:
+            if group not in offered:
+                raise InputError(
+                    f"--fields {group}: {self.name} has no such field; it offers "
+                    f"{', '.join(offered)}"
+                )
+            found = sparse if group == "sparse" else {group.partition(":")[0]: dense[group]}
+            if twice := fields.keys() & found.keys():
+                raise InputError(
+                    f"--fields: {twice.pop()} is asked for twice; a store holds one form"
+                )
+            fields |= found
+        return fields
+
+    def dense_values(self, maps: DenseMaps, group: str) -> Tensor:
+        """The values of one of the groups of ``dense_fields``, with a leading axis of B."""
+        return getattr(maps, group)
+
+    @torch.inference_mode()
+    def export(
+        self, images: Tensor, groups: list[str], choice: KeypointChoice
+    ) -> dict[str, Tensor]:
+        """The fields of a batch (B, channels, H, W) float32 in [0, 1], on the network's device."""
+        maps = self.maps(images)
+        arrays: dict[str, Tensor] = {}
+        for group in groups:
+            if group != "sparse":
+                arrays[group.partition(":")[0]] = self.dense_values(maps, group)
+                continue
+            found = self.detect(maps, self.choice_for(choice))
+            described = [
+                (points, scores, self.describe(maps, row, points))
+                for row, (points, scores) in enumerate(found)
+            ]
+            arrays |= pack_sparse(described, choice.max_num_keypoints, self.descriptor_dim)
+        return arrays
+
+
+class StudentOutput(NamedTuple):
+    """What a student says of a batch, on the grid of 8x8 cells (``CELL_MAP``), all float32.
+
+    Attributes:
+        score_logits: (B, 65, h, w): the 64 pixels of a cell, row by row, and "no keypoint".
+        descriptor_map: (B, D, h, w), unit length along D.
+        global_descriptor: (B, G) of unit length, or None.
+    """
+
+    score_logits: Tensor
+    descriptor_map: Tensor
+    global_descriptor: Tensor | None
+
+
+class Student(Network):
+    """A network that can be trained from stores: its ``forward`` gives a ``StudentOutput``.
+
+    It is made from a frozen dataclass, which its checkpoint keeps.
+
+    Attributes:
+        Config: that dataclass.
+        config: what this one was made from.
+        MAY_BE_NEW: how the tensors begin that another student need not have to start this one.
+    """
+
+    Config: type
+    MAY_BE_NEW: tuple[str, ...] = ()
+
+    def start_from(self, other: "Student") -> None:
+        """Take over another student's weights.
+
+        Raises:
+            CheckpointError: it differs in more than what may be new.
+        """
+        theirs, ours = other.state_dict(), self.state_dict()
+        for name, tensor in ours.items():
+            if name in theirs and theirs[name].shape == tensor.shape:
+                ours[name] = theirs[name]
+            elif not name.startswith(self.MAY_BE_NEW):
+                raise CheckpointError(
+                    f"a student of {other.config} cannot start one of {self.config}: tensor {name} "
+                    "differs; make the network's settings equal to its own"
+                )
+        self.load_state_dict(ours)
+
+    def maps(self, images: Tensor) -> DenseMaps:
+        output = self.run(images)
+        return DenseMaps(
+            (images.shape[3], images.shape[2]),
+            output.score_logits.softmax(1),
+            CELL_MAP,
+            output.descriptor_map,
+            CELL_MAP,
+            output.global_descriptor,
+        )
+
+
+def sparse_fields(max_num_keypoints: int, descriptor_dim: int) -> dict[str, Field]:
+    """Fields of so many keypoints, padded with zeros; ``count`` says how many are real."""
+    return {
+        # float16 would round positions to whole pixels beyond x = 1024.
+        "keypoints": Field(shape=(max_num_keypoints, 2), dtype="float32"),
+        "scores": Field(shape=(max_num_keypoints,), dtype="float32"),
+        "descriptors": Field(shape=(max_num_keypoints, descriptor_dim), dtype="float16"),
+        "count": Field(shape=(), dtype="int32"),
+    }
+
+
+def pack_sparse(
+    found: list[tuple[Tensor, Tensor, Tensor]], max_num_keypoints: int, descriptor_dim: int
+) -> dict[str, Tensor]:
+    """Keypoints, scores and descriptors of each image of a batch as arrays of ``sparse_fields``."""
+    arrays = {
+        "keypoints": torch.zeros(len(found), max_num_keypoints, 2),
+        "scores": torch.zeros(len(found), max_num_keypoints),
+        "descriptors": torch.zeros(len(found), max_num_keypoints, descriptor_dim),
+        "count": torch.tensor([len(keypoints) for keypoints, _, _ in found], dtype=torch.int32),
+    }
+    for row, parts in enumerate(found):
+        for name, values in zip(("keypoints", "scores", "descriptors"), parts, strict=True):
+            arrays[name][row, : len(values)] = values
+    return arrays

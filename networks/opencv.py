@@ -1,0 +1,188 @@
+"""OpenCV's keypoints and descriptors: baselines that need no weights.
+
+They find keypoints by means of their own and are thinned out like every other network's. Where a
+detector lacks descriptors, ``DETECTOR+DESCRIBER`` gives it another network's.
+"""
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.features import Features
+from ..data.keypoints import KeypointChoice, thin_keypoints
+from ..data.stores.schema import Field
+from ..errors import InputError
+from .base import Network, pack_sparse
+from .registry import register
+
+__all__ = ["AKAZE", "FAST", "ORB", "DetectorWithDescriber", "Harris", "RootSIFT"]
+
+
+class OpenCVNetwork(Network):
+    """Runs image by image on the CPU, in OpenCV's own precision."""
+
+    weights = f"opencv {cv2.__version__}"
+
+    @classmethod
+    def open(cls, source: str | None = None, weights: str | None = None) -> "OpenCVNetwork":
+        if source is not None:
+            raise InputError(f"{cls.name}:{source}: {cls.name} has no weights; name it alone")
+        return cls()
+
+    def features(self, images: Tensor, choice: KeypointChoice) -> list[Features]:
+        pixels = (images[:, 0] * 255).round().byte().cpu().numpy()
+        return [self.of_image(image, choice) for image in pixels]
+
+    def of_image(self, image: np.ndarray, choice: KeypointChoice) -> Features:
+        """The features of a gray image (H, W) uint8."""
+        raise NotImplementedError
+
+    def export(
+        self, images: Tensor, groups: list[str], choice: KeypointChoice
+    ) -> dict[str, Tensor]:
+        parts = [(f.keypoints, f.scores, f.descriptors) for f in self.features(images, choice)]
+        found = [tuple(torch.from_numpy(part) for part in of_one) for of_one in parts]
+        return pack_sparse(found, choice.max_num_keypoints, self.descriptor_dim)
+
+    def dense_fields(self, size: tuple[int, int]) -> dict[str, Field]:
+        return {}
+
+
+@register("sift")
+class RootSIFT(OpenCVNetwork):
+    """Lowe: Distinctive Image Features from Scale-Invariant Keypoints, IJCV 2004; Arandjelovic and
+    Zisserman: Three Things Everyone Should Know to Improve Object Retrieval, CVPR 2012."""
+
+    descriptor_dim = 128
+    usual_fields = ("sparse",)
+
+    def of_image(self, image: np.ndarray, choice: KeypointChoice) -> Features:
+        # Without it OpenCV's keypoints lie a quarter of a pixel off.
+        detector = cv2.SIFT_create(enable_precise_upscale=True)
+        found, descriptors = detector.detectAndCompute(image, None)
+        if not found:
+            descriptors = np.zeros((0, self.descriptor_dim), np.float32)
+        size, keypoints, scores, kept = _thinned(found, image, choice)
+        return Features(size, keypoints, scores, _take_root(descriptors[kept]))
+
+
+class BinaryNetwork(OpenCVNetwork):
+    """A detector with binary descriptors."""
+
+    def create(self, choice: KeypointChoice) -> cv2.Feature2D:
+        """OpenCV's detector."""
+        raise NotImplementedError
+
+    def of_image(self, image: np.ndarray, choice: KeypointChoice) -> Features:
+        detector = self.create(choice)
+        found, descriptors = detector.detectAndCompute(image, None)
+        size, keypoints, scores, kept = _thinned(found, image, choice)
+        width = detector.descriptorSize()
+        packed = np.zeros((0, width), np.uint8) if descriptors is None else descriptors[kept]
+        return Features(size, keypoints, scores, np.unpackbits(packed, axis=1).astype(bool))
+
+
+@register("orb")
+class ORB(BinaryNetwork):
+    """Rublee et al.: ORB: An Efficient Alternative to SIFT or SURF, ICCV 2011."""
+
+    def create(self, choice: KeypointChoice) -> cv2.Feature2D:
+        # Suppression thins its clusters out: it needs many more than are kept in the end.
+        return cv2.ORB_create(nfeatures=10 * choice.max_num_keypoints)
+
+
+@register("akaze")
+class AKAZE(BinaryNetwork):
+    """Alcantarilla, Nuevo, Bartoli: Fast Explicit Diffusion for Accelerated Features, BMVC 2013."""
+
+    THRESHOLD = 1e-4
+    """A tenth of OpenCV's default: enough are left to choose from."""
+
+    def __init__(self):
+        super().__init__()
+        homes = (cv2, getattr(cv2, "xfeatures2d", None))
+        self.home = next((home for home in homes if hasattr(home, "AKAZE_create")), None)
+        if self.home is None:
+            raise InputError(
+                f"--model akaze: this OpenCV {cv2.__version__} comes without it; pip install "
+                '"opencv-python<5", or opencv-contrib-python in its place'
+            )
+
+    def create(self, choice: KeypointChoice) -> cv2.Feature2D:
+        return self.home.AKAZE_create(threshold=self.THRESHOLD)
+
+
+@register("harris")
+class Harris(OpenCVNetwork):
+    """Where Harris' response is high: Harris and Stephens, Alvey Vision Conference, 1988.
+
+    Windows of 4x4 pixels and k = 0.04, with which SuperPoint's and HF-Net's papers compare.
+    """
+
+    def of_image(self, image: np.ndarray, choice: KeypointChoice) -> Features:
+        response = torch.from_numpy(cv2.cornerHarris(image, blockSize=4, ksize=3, k=0.04))
+        ((keypoints, scores),) = self.choice_for(choice)(response[None])
+        return Features((image.shape[1], image.shape[0]), keypoints.numpy(), scores.numpy())
+
+
+@register("fast")
+class FAST(OpenCVNetwork):
+    """Rosten and Drummond: Machine Learning for High-Speed Corner Detection, ECCV 2006."""
+
+    THRESHOLD = 10
+    """Gray levels that the pixels of the circle differ from its centre."""
+
+    def of_image(self, image: np.ndarray, choice: KeypointChoice) -> Features:
+        found = cv2.FastFeatureDetector_create(self.THRESHOLD).detect(image)
+        size, keypoints, scores, _ = _thinned(found, image, choice)
+        return Features(size, keypoints, scores)
+
+
+class DetectorWithDescriber(Network):
+    """The keypoints of one network with the descriptors of another.
+
+    Raises:
+        InputError: a describer that has no descriptor for every position of an image.
+    """
+
+    def __init__(self, detector: Network, describer: Network):
+        super().__init__()
+        if type(describer).maps is Network.maps or not describer.descriptor_dim:
+            raise InputError(
+                f"--model {detector.name}+{describer.name}: {describer.name} describes only "
+                "keypoints of its own; expected superpoint, silk or a student behind the +"
+            )
+        self.detector, self.describer = detector, describer.for_inference()
+        self.channels, self.descriptor_dim = describer.channels, describer.descriptor_dim
+        self.weights = describer.weights
+
+    @property
+    def origin(self) -> str:
+        return f"{self.detector.origin}, {self.describer.origin}"
+
+    @torch.inference_mode()
+    def features(self, images: Tensor, choice: KeypointChoice) -> list[Features]:
+        self.describer.precision = self.precision
+        maps = self.describer.maps(images)
+        features = []
+        for row, found in enumerate(self.detector.features(images, choice)):
+            keypoints = torch.from_numpy(found.keypoints)
+            descriptors = self.describer.describe(maps, row, keypoints).cpu().numpy()
+            features.append(Features(found.image_size, found.keypoints, found.scores, descriptors))
+        return features
+
+
+def _thinned(found, image: np.ndarray, choice: KeypointChoice):
+    """(width, height), keypoints (N, 2), scores (N,) and the rows that they are of OpenCV's."""
+    size = (image.shape[1], image.shape[0])
+    keypoints = np.array([point.pt for point in found], np.float32).reshape(-1, 2)
+    scores = np.array([point.response for point in found], np.float32)
+    kept = thin_keypoints(keypoints, scores, size, choice)
+    return size, keypoints[kept], scores[kept], kept
+
+
+def _take_root(descriptors: np.ndarray) -> np.ndarray:
+    """(N, 128) -> the square root of each, taken as a distribution, of unit length."""
+    total = descriptors.sum(axis=1, keepdims=True)
+    return np.sqrt(descriptors / np.maximum(total, 1e-12)).astype(np.float32)

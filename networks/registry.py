@@ -1,0 +1,187 @@
+"""name -> network: the one way from what a user names to something that sees images."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from ..checkpoints import read_tensors, write_tensors
+from ..device import choose_device, choose_precision
+from ..errors import CheckpointError, InputError
+from ..files import write_atomically
+from .base import Network, Student
+
+__all__ = [
+    "PACKAGED",
+    "checkpoint_path",
+    "load",
+    "load_checkpoint",
+    "network_class",
+    "network_names",
+    "register",
+    "save_checkpoint",
+]
+
+PACKAGED = Path(__file__).parent / "packaged"
+"""The folder of the students and teachers that need no download, and of their model cards."""
+
+MODULES = {
+    "superpoint": "superpoint",
+    "silk": "silk",
+    "netvlad": "netvlad",
+    "vlad": "vlad",
+    "hfnet": "hfnet",
+    **dict.fromkeys(("sift", "orb", "akaze", "harris", "fast"), "opencv"),
+}
+"""Name -> the module of this folder that registers it, imported when it is asked for."""
+
+_classes: dict[str, type[Network]] = {}
+
+
+def register(name: str) -> Callable[[type[Network]], type[Network]]:
+    """Class decorator: make a network known by a name, also one of another package.
+
+    Raises:
+        InputError: another class has that name.
+    """
+
+    def decorate(cls: type[Network]) -> type[Network]:
+        if _classes.setdefault(name, cls).__qualname__ != cls.__qualname__:
+            raise InputError(f"network {name}: registered already by {_classes[name].__module__}")
+        _classes[name] = cls
+        cls.name = name
+        return cls
+
+    return decorate
+
+
+def network_names() -> list[str]:
+    """Every registered name, sorted."""
+    return sorted({*MODULES, *_classes})
+
+
+def network_class(name: str) -> type[Network]:
+    """The class registered under a name.
+
+    Raises:
+        InputError: no such network; lists those there are.
+    """
+    if name not in _classes and name in MODULES:
+        import_module(f".{MODULES[name]}", __package__)
+    if name not in _classes:
+        raise InputError(f"network {name!r}: expected one of {', '.join(network_names())}")
+    return _classes[name]
+
+
+def load(
+    model: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "float32",
+    weights: str | Path | None = None,
+) -> Network:
+    """The network that a user names, ready to run.
+
+    Args:
+        model: ``default`` or another packaged student; a run folder or a checkpoint; a registered
+            name, with weights or a variant of its own behind a colon (``silk:FILE``,
+            ``vlad:STORE``); or ``DETECTOR+DESCRIBER``, as ``harris+superpoint``.
+        device: auto, cpu, cuda or cuda:N.
+        precision: float32, bfloat16, or auto for the faster one.
+        weights: of a network that has no packaged weights, where not in their usual place.
+
+    Raises:
+        InputError, NotFoundError: none of these, or weights that are missing or of another network.
+    """
+    device = choose_device(str(device))
+    network = _open(str(model), None if weights is None else str(weights)).for_inference()
+    network.precision = choose_precision(precision, device)
+    return network.to(device, memory_format=torch.channels_last).requires_grad_(False)
+
+
+def _open(model: str, weights: str | None) -> Network:
+    name, _, source = model.partition(":")
+    if name in network_names():
+        return network_class(name).open(source or None, weights)
+    detector, plus, describer = model.partition("+")
+    if plus and detector in network_names():
+        from .opencv import DetectorWithDescriber
+
+        return DetectorWithDescriber(_open(detector, None), _open(describer, weights))
+    path = checkpoint_path(model)
+    if not path.exists():
+        raise InputError(
+            f"model {model}: neither a run folder, a checkpoint nor one of "
+            f"{', '.join([*packaged_names(), *network_names()])}; also NAME:WEIGHTS, vlad:STORE "
+            "and DETECTOR+DESCRIBER"
+        )
+    return load_checkpoint(path)[0]
+
+
+def packaged_names() -> list[str]:
+    """The students that are shipped."""
+    return sorted(path.stem for path in PACKAGED.glob("*.safetensors") if path.stem not in MODULES)
+
+
+def checkpoint_path(model: str | Path) -> Path:
+    """The file that a packaged student's name, a run folder or a checkpoint stands for."""
+    packaged = PACKAGED / f"{model}.safetensors"
+    if "/" not in str(model) and packaged.is_file() and not Path(model).exists():
+        return packaged
+    path = Path(model)
+    return path / "best.safetensors" if path.is_dir() else path
+
+
+def load_checkpoint(path: str | Path) -> tuple[Network, dict]:
+    """A network that its checkpoint names and describes, on the CPU, and the description.
+
+    Raises:
+        CheckpointError: missing, damaged, of an unknown network, or with other tensors than its
+            configuration needs.
+    """
+    tensors, description = read_tensors(path)
+    try:
+        config = description["config"]
+        # Checkpoints did not name their network while there were but two kinds.
+        name = description.get("network", "silk" if "lateral" in config else "hfnet")
+        network = build(name, config)
+        network.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        message = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"{path}: not the network that it describes: {message}") from error
+    network.weights = file_digest(path)
+    return network.eval(), description
+
+
+def build(name: str, config: dict) -> Network:
+    """A network of random weights from its configuration as JSON holds it."""
+    cls = network_class(name)
+    known = {field.name for field in fields(cls.Config)}
+    if unknown := sorted(config.keys() - known):
+        raise CheckpointError(f"{name}: unknown configuration key {unknown[0]}; expected {known}")
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
+    return cls(cls.Config(**values))
+
+
+def save_checkpoint(
+    path: str | Path, network: Student, info: dict, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a network that ``load_checkpoint`` reads, and its description as JSON beside it."""
+    description = {"network": network.name, "config": asdict(network.config), **info}
+    tensors = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in network.state_dict().items()
+    }
+    path = Path(path)
+    write_tensors(path, tensors, description)
+    write_atomically(path.with_suffix(".json"), json.dumps(description, indent=2).encode())
+
+
+def file_digest(path: str | Path) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

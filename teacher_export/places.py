@@ -1,0 +1,243 @@
+"""VLAD of a local teacher's store: global descriptors that need no one's weights.
+
+Jegou et al.: Aggregating Local Image Descriptors into Compact Codes, PAMI 2012; Jegou and Chum:
+Negative Evidences and Co-occurrences in Image Retrieval, ECCV 2012 (whitening).
+"""
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from sklearn.cluster import KMeans
+
+from ..config import ExportSettings, load_settings, override
+from ..console import progress
+from ..data.images import list_images
+from ..data.stores.store import Field, RecordStore, Schema
+from ..errors import InputError, StoreError
+from ..networks.vlad import VLAD, flatten_map, pool_residuals
+from .export import check_space, say_what_it_holds
+
+__all__ = ["StoredDescriptors", "export_vlad", "fit_vlad"]
+
+SAMPLE = 100_000  # descriptors that the words are learned from
+MOST_IMAGES = 4096  # that the whitening is learned from
+SMALLEST_ENERGY = 1e-6  # of an axis, relative to the largest: below it is float32's noise
+# Of the largest axis, added to all: weak axes of few images are chance, and full whitening to
+# nearly as many axes as images would put all of them equally far apart.
+SHRINKAGE = 0.1
+
+
+def export_vlad(
+    from_store: str | Path,
+    store: str | Path,
+    *,
+    images: str | Path | None = None,
+    config: str | Path | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    **options,
+) -> Path:
+    """Learn a VLAD from the records of a local teacher's store and keep what it says of them.
+
+    No photograph is read again. Words, mean and projection are kept in the store's
+    ``parameters``, so that ``vlad:STORE`` describes other images, too.
+
+    Args:
+        from_store: of a local teacher.
+        store: where to write.
+        images: a folder; refused where its photographs are not those of ``from_store``.
+        config, limit, overwrite, options: see ``teacher_export.export.export``.
+
+    Returns:
+        The store's path.
+
+    Raises:
+        InputError: too few photographs for the words or numbers asked for; says what to lower.
+        StoreError: ``from_store`` is not complete or has no local descriptors, or what is at
+            ``store`` was made with other settings.
+    """
+    path = Path(store)
+    settings = override(load_settings(config).export, model="vlad", **options)
+    if Path(from_store).resolve() == path.resolve():
+        raise InputError(f"{path}: --store and --from-store are the same; choose another --store")
+    local = RecordStore.open(from_store)
+    if images is not None and (changed := sorted(set(local.names) ^ set(list_images(images)))):
+        raise InputError(
+            f"{from_store}: not of the photographs in {images}, first difference {changed[0]}; "
+            "leave --images out to take the photographs of the store"
+        )
+    described = StoredDescriptors(local, local.names[:limit])
+    schema = _make_schema(described, settings)
+    with RecordStore.lock(path):
+        if overwrite:
+            RecordStore.remove(path)
+        parameters = None if path.exists() else _learn(described, settings, quiet)
+        records = RecordStore.create(path, schema, described.names, settings.format, parameters)
+        pending = sum(len(records.shard(number)) for number in records.pending_shards())
+        check_space(records, pending)
+        done = len(records) - pending
+        with progress("export vlad", len(records), done=done, quiet=quiet) as advance:
+            _write(described, records, advance)
+    say_what_it_holds(records, quiet)
+    return path
+
+
+def _learn(
+    images: "StoredDescriptors", settings: ExportSettings, quiet: bool
+) -> dict[str, np.ndarray]:
+    with progress("learn words and whitening", 2 * len(images), quiet=quiet) as advance:
+        vlad = fit_vlad(
+            images, num_words=settings.vlad_words, dim=settings.vlad_dim, advance=advance
+        )
+    return vlad.to_arrays()
+
+
+class StoredDescriptors(Sequence):
+    """The local descriptors of a store's images, read image by image: (N, D) float each.
+
+    Attributes:
+        group: which ones: ``sparse``, those of the keypoints, where the store has them; else
+            ``descriptor_map``, those of every position, with its form as ``--fields`` names it.
+
+    Raises:
+        StoreError: the store is not complete, or has neither.
+    """
+
+    def __init__(self, store: RecordStore, names: Sequence[str]):
+        self.store, self.names = store.require_complete(), names
+        if "descriptors" in store.schema.fields:
+            self.group = "sparse"
+        elif "descriptor_map" in store.schema.fields:
+            form = store.schema.settings.get("descriptor_map")
+            self.group = f"descriptor_map:{form}" if form else "descriptor_map"
+        else:
+            raise StoreError(
+                f"{store.path}: has no local descriptors, only {', '.join(store.schema.fields)}; "
+                "name the store of a local teacher with --from-store"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        record = self.store.record(self.names[index])
+        if self.group == "sparse":
+            return record["descriptors"]
+        return flatten_map(record["descriptor_map"])
+
+
+def fit_vlad(
+    images: Sequence[np.ndarray],
+    *,
+    num_words: int,
+    dim: int,
+    seed: int = 0,
+    advance: Callable[[], None] = lambda: None,
+) -> VLAD:
+    """Learn words and whitening from the local descriptors of many images.
+
+    Each image is asked for twice, one at a time: they need not be in memory. Of very many, an even
+    share is used.
+
+    Args:
+        images: of each (N, D) float of unit length; N varies and may be 0.
+        num_words: centres, K.
+        dim: numbers in a global descriptor, fewer than there are images.
+        seed: of the sample and of the first centres; the same one gives the same words.
+        advance: called ``2 * len(images)`` times.
+
+    Raises:
+        InputError: too few images or descriptors; says what to lower.
+    """
+    chosen = range(0, len(images), -(-len(images) // MOST_IMAGES))
+    if dim >= len(chosen):
+        raise InputError(
+            f"dim {dim}: {len(chosen)} photographs have {len(chosen) - 1} axes at most; lower "
+            "--dim to that, or export more photographs"
+        )
+    words = _learn_words(images, chosen, num_words, seed, advance)
+    pooled = np.empty((len(chosen), words.size), np.float32)
+    for row, index in enumerate(chosen):
+        pooled[row] = pool_residuals(images[index], words)
+        advance()
+    mean = pooled.mean(axis=0)
+    return VLAD(words, mean, _learn_projection(pooled - mean, dim))
+
+
+def _learn_words(images, chosen: range, num_words: int, seed: int, advance) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    share = -(-SAMPLE // len(chosen))
+    sample = []
+    for index in chosen:
+        descriptors = images[index]
+        rows = random.permutation(len(descriptors))[:share]
+        sample.append(descriptors[rows].astype(np.float32))
+        advance()
+    sample = np.concatenate(sample)
+    if len(sample) < num_words:
+        raise InputError(
+            f"{num_words} words: the photographs have {len(sample)} local descriptors; lower "
+            "--words, or export more photographs"
+        )
+    found = KMeans(num_words, n_init=1, max_iter=50, random_state=seed).fit(sample)
+    return found.cluster_centers_
+
+
+def _learn_projection(centred: np.ndarray, dim: int) -> np.ndarray:
+    """(N, C) images without their mean -> (dim, C), as ``VLAD.projection``.
+
+    There may be fewer images than numbers: the axes come from the (N, N) products of the images.
+    """
+    energies, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
+    energies, vectors = energies[: -dim - 1 : -1], vectors[:, : -dim - 1 : -1]
+    rank = int((energies > SMALLEST_ENERGY * energies[0]).sum())
+    if rank < dim:
+        raise InputError(
+            f"dim {dim}: {len(centred)} photographs differ in {rank} directions only; lower --dim "
+            "to that, or export other photographs"
+        )
+    axes = (vectors / np.sqrt(energies)).T.astype(np.float32) @ centred
+    variances = (energies + SHRINKAGE * energies[0]) / len(centred)
+    return axes / np.sqrt(variances).astype(np.float32)[:, None]
+
+
+def _make_schema(images: StoredDescriptors, settings: ExportSettings) -> Schema:
+    """The schema of the store that VLAD over a local teacher's store would fill."""
+    if set(settings.fields) - {"global_descriptor"}:
+        raise InputError(
+            f"--fields {','.join(settings.fields)}: vlad offers global_descriptor, nothing else"
+        )
+    local = images.store.schema
+    return Schema(
+        teacher="vlad",
+        weights=local.weights,
+        settings={
+            "local": local.teacher,
+            "descriptors": images.group,
+            "words": settings.vlad_words,
+            "dim": settings.vlad_dim,
+            **{f"local_{key}": value for key, value in local.settings.items()},
+        },
+        image_size=local.image_size,
+        fields={"global_descriptor": Field(shape=(settings.vlad_dim,), dtype="float16")},
+        shard_size=settings.shard_size,
+        compression=settings.compression,
+        software=version("hfnet-distill"),
+    )
+
+
+def _write(images: StoredDescriptors, store: RecordStore, advance: Callable[[int], None]) -> None:
+    """Fill a store with the global descriptors that its own parameters give, and mark it complete.
+
+    Args:
+        advance: called with the number of photographs of each finished shard.
+    """
+    vlad = VLAD.from_arrays(store.parameters)
+    for number in store.pending_shards():
+        rows = [vlad.encode(images[index]) for index in store.shard(number)]
+        store.write_shard(number, {"global_descriptor": np.stack(rows).astype(np.float16)})
+        advance(len(rows))
+    store.finish()
