@@ -6,28 +6,34 @@ take them.
 
 import json
 import logging
+import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+import cv2
 import numpy as np
 import torch
+from scipy.spatial import KDTree
 from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
 from torch.nn import functional as F
 
 from .. import __version__
 from ..data.features import Features
 from ..data.geometry import CELL_MAP
+from ..data.images import to_tensor
 from ..data.keypoints import KeypointChoice, sum_scores
 from ..errors import InputError
 from ..extras import require
 from ..files import write_atomically
-from ..networks.base import DenseMaps, Network
+from ..networks.base import Network
+from ..networks.onnx import PREFIX, make_session
 
-__all__ = ["OPSET", "PROFILES", "Parity", "export_onnx", "make_session"]
+__all__ = ["OPSET", "PROFILES", "Parity", "compare", "export_onnx", "make_graph", "to_onnx"]
 
 OPSET = 20
 NMS_ROUNDS = 5
@@ -40,9 +46,12 @@ SLAM_LOCAL_DIM, SLAM_GLOBAL_DIM = 256, 4096
 
 SHARE_IN_COMMON = 0.995
 """Of the keypoints: scores that differ in their last bits are ranked otherwise now and then."""
-POSITION_TOLERANCE = 1e-3  # pixels
-DESCRIPTOR_TOLERANCE = 1e-5
+TOLERANCES = {"keypoints": 1e-3, "scores": 1e-5, "descriptors": 1e-5, "global_descriptor": 1e-5}
+"""The largest difference from PyTorch: of positions in pixels, of numbers of unit vectors."""
 MAP_TOLERANCE = 1e-4
+"""Of numbers of maps; positions between pixels rest on many of them."""
+SAME_KEYPOINT = 0.5
+"""Pixels: keypoints of two programs that lie farther apart are different ones."""
 
 
 class Graph(nn.Module):
@@ -88,43 +97,74 @@ class Graph(nn.Module):
         raise NotImplementedError
 
 
-def _pixel_scores(maps: DenseMaps) -> Tensor:
-    return maps.pixel_scores()
-
-
-def _find_keypoints(scores: Tensor, choice: KeypointChoice, limit: int) -> tuple[Tensor, Tensor]:
+def _find_keypoints(
+    scores: Tensor, choice: KeypointChoice, limit: int, suppress: Callable
+) -> tuple[Tensor, Tensor]:
     """What ``choice`` finds in a score map (1, H, W), in operations of fixed shape.
 
+    Args:
+        suppress: one of the two ways below.
+
     Returns:
-        keypoints (limit, 2) and scores (limit,), descending; below 0 where there is none.
+        keypoints (limit, 2) and scores (limit,), descending; -1 where there is none.
     """
     ranked = sum_scores(scores, choice.rank_radius) if choice.rank_radius else scores
     border, (height, width) = choice.border, scores.shape[1:]
     inner = ranked[:, border : height - border, border : width - border]
-    kept = _suppress(inner, choice.nms_radius).flatten()
-    best, places = F.pad(kept, (0, limit), value=-1.0).topk(limit)
+    kept = suppress(inner, choice.nms_radius, limit) if choice.nms_radius else inner
+    best, places = _best(kept, limit)
     columns = inner.shape[2]
-    x, y = places % columns + border, places // columns + border
+    places = places * (best >= 0).long()  # what is no keypoint may lie beyond a small image
+    # The exporter knows no remainder of a size that varies; OpenCV knows no floor of integers.
+    rows = torch.div(places, columns, rounding_mode="trunc")
+    x, y = places - rows * columns + border, rows + border
     points = torch.stack([x, y], 1).float()
     if choice.refine_radius:
         points = points + _moves(scores[0], x, y, choice.refine_radius)
     return points, best
 
 
-def _suppress(scores: Tensor, radius: int) -> Tensor:
-    """(1, H, W) -> the scores of what greedy suppression keeps, -1 elsewhere."""
+def _best(scores: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """The highest of a map (1, H, W) and their flat places; maps of fewer pixels end with -1."""
+    return F.pad(scores.flatten(), (0, limit), value=-1.0).topk(limit)
 
-    def window_maxima(values: Tensor) -> Tensor:
-        return F.max_pool2d(values, 2 * radius + 1, 1, radius)
 
-    if not radius:
-        return scores
-    kept = torch.where(scores == window_maxima(scores), scores, -1.0)
+def _window_maxima(scores: Tensor, radius: int) -> Tensor:
+    return F.max_pool2d(scores, 2 * radius + 1, 1, radius)
+
+
+def suppress_in_rounds(scores: Tensor, radius: int, limit: int | None = None) -> Tensor:
+    """(1, H, W) -> the scores of what greedy suppression keeps in ``NMS_ROUNDS``, -1 elsewhere.
+
+    For clients that have no loops.
+    """
+    kept = torch.where(scores == _window_maxima(scores, radius), scores, -1.0)
     for _ in range(NMS_ROUNDS - 1):
-        standing = torch.where(window_maxima(kept) > 0, -1.0, scores)
-        peaks = torch.where(standing == window_maxima(standing), standing, -1.0)
+        standing = torch.where(_window_maxima(kept, radius) > 0, -1.0, scores)
+        peaks = torch.where(standing == _window_maxima(standing, radius), standing, -1.0)
         kept = torch.maximum(kept, peaks)
     return kept
+
+
+def suppress_in_a_loop(scores: Tensor, radius: int, limit: int) -> Tensor:
+    """(1, H, W) -> the scores of the ``limit`` best that greedy suppression keeps, -1 elsewhere.
+
+    What lies below the best ``limit`` of the first round can no longer be among them.
+    """
+    kept = torch.where(scores == _window_maxima(scores, radius), scores, -1.0)
+    floor = _best(kept, limit)[0][-1].clamp(min=0)
+    standing = torch.where(_window_maxima(kept, radius) > 0, -1.0, scores)
+    standing = torch.where(standing >= floor, standing, -1.0)
+
+    def some_stand(kept: Tensor, standing: Tensor) -> Tensor:
+        return (standing > 0).any()
+
+    def one_round(kept: Tensor, standing: Tensor) -> tuple[Tensor, Tensor]:
+        peaks = torch.where(standing == _window_maxima(standing, radius), standing, -1.0)
+        left = torch.where(_window_maxima(peaks, radius) > 0, -1.0, standing)
+        return torch.maximum(kept, peaks), left
+
+    return while_loop(some_stand, one_round, (kept, standing))[0]
 
 
 def _moves(scores: Tensor, x: Tensor, y: Tensor, radius: int) -> Tensor:
@@ -159,7 +199,7 @@ def _describe(descriptor_map: Tensor, points: Tensor) -> Tensor:
 def _to_gray(image: Tensor) -> Tensor:
     """(1, 3, H, W) red, green, blue in [0, 1] -> (1, 1, H, W), to the gray levels of OpenCV."""
     red, green, blue = (image * 255).round().split(1, 1)
-    return ((red * 4899 + green * 9617 + blue * 1868) / 16384 + 0.5).floor() / 255
+    return ((red * 9798 + green * 19235 + blue * 3735) / 32768 + 0.5).floor() / 255
 
 
 def _seen_by(network: Network, image: Tensor) -> Tensor:
@@ -182,7 +222,9 @@ class Sparse(Graph):
     def forward(self, image: Tensor):
         maps = self.network.maps(image.float() / 255)
         limit = self.choice.max_num_keypoints
-        points, scores = _find_keypoints(_pixel_scores(maps), self.choice, limit)
+        points, scores = _find_keypoints(
+            maps.pixel_scores(), self.choice, limit, suppress_in_a_loop
+        )
         good = scores > self.choice.threshold
         points, scores = points[good], scores[good]
         parts = points, scores, _describe(maps.descriptor_map, points)
@@ -214,7 +256,7 @@ class Maps(Graph):
 
     def forward(self, image: Tensor):
         maps = self.network.maps(image)
-        parts = _pixel_scores(maps), maps.descriptor_map
+        parts = maps.pixel_scores(), maps.descriptor_map
         return (*parts, maps.global_descriptor) if self.network.global_dim else parts
 
     def feed(self, image):
@@ -253,16 +295,16 @@ class OpenCV(_Colours):
     def forward(self, image: Tensor):
         maps = self.network.maps(_seen_by(self.network, image))
         limit = self.choice.max_num_keypoints
-        points, scores = _find_keypoints(_pixel_scores(maps), self.choice, limit)
+        points, scores = _find_keypoints(
+            maps.pixel_scores(), self.choice, limit, suppress_in_rounds
+        )
         descriptors = _describe(maps.descriptor_map, points)
         return 2 * points / torch.tensor(self.size) - 1, descriptors, scores[:, None]
 
     def decode(self, outputs, size):
         good = outputs["scores"][:, 0] > self.choice.threshold
         keypoints = ((outputs["keypoints"][good] + 1) / 2 * np.array(size)).astype(np.float32)
-        return Features(
-            size, keypoints, outputs["scores"][good, 0], outputs["descriptors"][good]
-        )
+        return Features(size, keypoints, outputs["scores"][good, 0], outputs["descriptors"][good])
 
 
 class COLMAP(_Colours):
@@ -283,7 +325,9 @@ class COLMAP(_Colours):
 
     def forward(self, image: Tensor, max_keypoints: Tensor, min_score: Tensor):
         maps = self.network.maps(_seen_by(self.network, image))
-        points, scores = _find_keypoints(_pixel_scores(maps), self.choice, MOST_KEYPOINTS)
+        points, scores = _find_keypoints(
+            maps.pixel_scores(), self.choice, MOST_KEYPOINTS, suppress_in_a_loop
+        )
         good = (scores > self.choice.threshold) & (scores >= min_score)
         good = good & (torch.arange(MOST_KEYPOINTS) < max_keypoints)
         points, scores = points[good], scores[good]
@@ -336,10 +380,10 @@ class HFNetSLAM(Graph):
 
     def forward(self, image: Tensor):
         maps = self.network.maps(image.permute(0, 3, 1, 2) / 255)
-        scores = _pixel_scores(maps)
+        scores = maps.pixel_scores()
         border, (height, width) = self.choice.border, scores.shape[1:]
         inner = scores[:, border : height - border, border : width - border]
-        kept = F.pad(_suppress(inner, self.choice.nms_radius).clamp(min=0), [border] * 4)
+        kept = F.pad(suppress_in_rounds(inner, self.choice.nms_radius).clamp(min=0), [border] * 4)
         values = maps.descriptor_map[0]
         across = _interpolation(values.shape[2], width)
         down = _interpolation(values.shape[1], height)
@@ -371,40 +415,38 @@ PROFILES: dict[str, type[Graph]] = {
 
 @dataclass
 class Parity:
-    """How far an ONNX file is from PyTorch, the worst of several photographs.
+    """How far an ONNX file is from PyTorch, over several photographs.
 
     Attributes:
         sizes: (width, height) of each.
-        keypoints: of PyTorch, in all of them.
         in_common: the least share of keypoints that both find.
-        position: the farthest that one of these lies apart, in pixels.
-        descriptor, score, global_descriptor, map: the largest difference of a number.
+        differences: output -> the largest difference of a number; of keypoints in common.
     """
 
-    sizes: list[tuple[int, int]]
-    keypoints: int = 0
+    sizes: list[tuple[int, int]] = field(default_factory=list)
     in_common: float = 1.0
-    position: float = 0.0
-    descriptor: float = 0.0
-    score: float = 0.0
-    global_descriptor: float = 0.0
-    map: float = 0.0
+    differences: dict[str, float] = field(default_factory=dict)
+
+    def note(self, name: str, found: np.ndarray, wanted: np.ndarray) -> None:
+        """Take two arrays that should be the same into account."""
+        same_shape = found.shape == wanted.shape
+        largest = float(np.abs(found - wanted).max(initial=0)) if same_shape else math.inf
+        self.differences[name] = max(self.differences.get(name, 0.0), largest)
 
     def complaint(self) -> str | None:
         """What is out of bounds, or None."""
-        bounds = {
-            "position": POSITION_TOLERANCE,
-            "descriptor": DESCRIPTOR_TOLERANCE,
-            "score": DESCRIPTOR_TOLERANCE,
-            "global_descriptor": DESCRIPTOR_TOLERANCE,
-            "map": MAP_TOLERANCE,
-        }
         if not self.in_common >= SHARE_IN_COMMON:
-            return f"{self.in_common:.1%} of the keypoints in common, at least {SHARE_IN_COMMON:.1%}"
-        for name, bound in bounds.items():
-            if not getattr(self, name) <= bound:
-                return f"{name} differs by {getattr(self, name):.2g}, at most {bound:.0e}"
+            return f"{self.in_common:.2%} of keypoints in common; expected {SHARE_IN_COMMON:.1%}"
+        for name, difference in self.differences.items():
+            bound = TOLERANCES.get(name, MAP_TOLERANCE)
+            if not difference <= bound:
+                return f"{name} differ by {difference:.2g}; expected {bound:.0e} at most"
         return None
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{width}x{height}" for width, height in self.sizes)
+        differences = ", ".join(f"{name} {value:.1e}" for name, value in self.differences.items())
+        return f"{sizes}: {self.in_common:.2%} of keypoints in common; differences: {differences}"
 
 
 def export_onnx(
@@ -415,9 +457,9 @@ def export_onnx(
     choice: KeypointChoice,
     photographs: list[np.ndarray],
     size: tuple[int, int] | None = None,
-    licences: dict[str, str] | None = None,
+    licences: Mapping[str, str] | None = None,
 ) -> Parity:
-    """Write a network as an ONNX file that gives what PyTorch gives.
+    """Write a network as an ONNX file, after comparing it with PyTorch.
 
     Args:
         network: as ``networks.registry.load`` gives it, on the CPU in float32.
@@ -425,30 +467,129 @@ def export_onnx(
         choice: how keypoints are chosen, in the graph.
         photographs: (H, W) or (H, W, 3) uint8, of various sizes, to compare on.
         size: (width, height) of a profile that is made for one size.
-        licences: of code, weights, teachers and photographs, for the file's metadata.
+        licences: of what the weights come from, for the file's metadata.
 
     Raises:
-        InputError: a profile that does not exist or that this network does not fit, or a file that
-            differs from PyTorch; nothing is left then.
+        InputError: no such profile, a network that does not fit it, or a graph that differs from
+            PyTorch: nothing is written then.
     """
-    if profile not in PROFILES:
-        raise InputError(f"--profile {profile}: expected one of {', '.join(PROFILES)}")
-    if network.score_free or type(network).describe is not Network.describe:
-        raise InputError(
-            f"--model {network.name}: only networks with a score map and a descriptor map on 8x8 "
-            "cells can be exported, such as a student or superpoint"
-        )
-    graph = PROFILES[profile](network, network.choice_for(choice)).eval()
-    if size is not None:
-        if graph.size is None:
-            raise InputError(f"--size: profile {profile} takes images of any size; leave it out")
-        graph.size = size
-    content = _to_onnx(graph, licences or {})
+    graph = make_graph(network, profile, choice, size)
+    content = to_onnx(graph, licences or {})
     parity = compare(graph, content, photographs)
     if complaint := parity.complaint():
         raise InputError(
-            f"{path}: not written, the ONNX graph differs from PyTorch: {complaint} were expected; "
-            "try another version of torch or onnxruntime"
+            f"{path}: not written, for the graph differs from PyTorch: {complaint}; try other "
+            "versions of torch and onnxruntime"
         )
     write_atomically(path, content, flush=True)
     return parity
+
+
+def make_graph(
+    network: Network, profile: str, choice: KeypointChoice, size: tuple[int, int] | None = None
+) -> Graph:
+    """What ``export_onnx`` exports, as a module that PyTorch runs."""
+    if profile not in PROFILES:
+        raise InputError(f"--profile {profile}: expected one of {', '.join(PROFILES)}")
+    own_way = type(network).describe is not Network.describe
+    if own_way or type(network).maps is Network.maps or not network.descriptor_dim:
+        raise InputError(
+            f"--model {network.name}: only a network with a score map and a descriptor map on 8x8 "
+            "cells can be exported, such as a student or superpoint"
+        )
+    graph = PROFILES[profile](network, network.choice_for(choice)).eval()
+    if size is not None and graph.size is None:
+        raise InputError(f"--size: profile {profile} takes images of any size; leave it out")
+    graph.size = size or graph.size
+    return graph
+
+
+def to_onnx(graph: Graph, licences: Mapping[str, str]) -> bytes:
+    """The content of the ONNX file of a graph."""
+    require("onnx", "onnx")
+    require("onnxscript", "onnx")
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            graph,
+            graph.example(),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(graph.inputs),
+            output_names=list(graph.output_names),
+            dynamic_shapes=graph.dynamic_shapes(),
+            verbose=False,
+        )
+    model = program.model_proto
+    model.producer_name, model.producer_version = "hfnet-distill", __version__
+    for key, value in _metadata(graph, licences).items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    return model.SerializeToString()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on itself, which a user can do nothing about."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _metadata(graph: Graph, licences: Mapping[str, str]) -> dict[str, str]:
+    network = graph.network
+    licences = {"code": "MIT", "weights": "see the model card", **licences}
+    return {
+        f"{PREFIX}profile": graph.profile,
+        f"{PREFIX}version": __version__,
+        f"{PREFIX}network": network.name,
+        f"{PREFIX}weights": network.weights,
+        f"{PREFIX}channels": str(network.channels),
+        f"{PREFIX}descriptor_dim": str(network.descriptor_dim),
+        f"{PREFIX}global_dim": str(network.global_dim),
+        f"{PREFIX}convention": graph.convention,
+        f"{PREFIX}keypoints": json.dumps(asdict(graph.choice)),
+        **{f"{PREFIX}licence.{of}": text for of, text in licences.items()},
+    }
+
+
+def compare(graph: Graph, content: bytes, photographs: list[np.ndarray]) -> Parity:
+    """Run photographs (H, W) or (H, W, 3) uint8 through an ONNX file and through PyTorch."""
+    session = make_session(content)
+    parity = Parity()
+    for photograph in photographs:
+        if graph.size is not None:
+            photograph = cv2.resize(photograph, graph.size, interpolation=cv2.INTER_AREA)
+        feed = graph.feed(photograph)
+        outputs = dict(zip(graph.output_names, session.run(None, feed), strict=True))
+        size = (photograph.shape[1], photograph.shape[0])
+        parity.sizes.append(size)
+        found = graph.decode(outputs, size)
+        if found is not None:
+            images = to_tensor(photograph, graph.network.channels)[None]
+            _compare_features(parity, found, graph.network.features(images, graph.choice)[0])
+            continue
+        with torch.inference_mode():
+            wanted = graph(*(torch.from_numpy(feed[name]) for name in graph.inputs))
+        for (name, values), of_torch in zip(outputs.items(), wanted, strict=True):
+            parity.note(name, values, of_torch.numpy())
+    return parity
+
+
+def _compare_features(parity: Parity, found: Features, wanted: Features) -> None:
+    if len(found.keypoints) and len(wanted.keypoints):
+        distances, partners = KDTree(wanted.keypoints).query(found.keypoints)
+        rows = np.flatnonzero(distances < SAME_KEYPOINT)
+        most = max(len(found.keypoints), len(wanted.keypoints))
+        parity.in_common = min(parity.in_common, len(rows) / most)
+        for name in ("keypoints", "scores", "descriptors"):
+            parity.note(name, getattr(found, name)[rows], getattr(wanted, name)[partners[rows]])
+    elif len(found.keypoints) or len(wanted.keypoints):
+        parity.in_common = 0.0
+    if found.global_descriptor is not None:
+        parity.note("global_descriptor", found.global_descriptor, wanted.global_descriptor)
