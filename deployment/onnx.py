@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import cv2
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 from .. import __version__
 from ..data.features import Features
 from ..data.geometry import CELL_MAP
-from ..data.images import to_tensor
+from ..data.images import list_images, read_image, to_tensor
 from ..data.keypoints import KeypointChoice, sum_scores
 from ..errors import InputError
 from ..extras import require
@@ -33,7 +34,16 @@ from ..files import write_atomically
 from ..networks.base import Network
 from ..networks.onnx import PREFIX, make_session
 
-__all__ = ["OPSET", "PROFILES", "Parity", "compare", "export_onnx", "make_graph", "to_onnx"]
+__all__ = [
+    "OPSET",
+    "PROFILES",
+    "Parity",
+    "compare",
+    "export_onnx",
+    "make_graph",
+    "quantize",
+    "to_onnx",
+]
 
 OPSET = 20
 NMS_ROUNDS = 5
@@ -50,6 +60,8 @@ TOLERANCES = {"keypoints": 1e-3, "scores": 1e-5, "descriptors": 1e-5, "global_de
 """The largest difference from PyTorch: of positions in pixels, of numbers of unit vectors."""
 MAP_TOLERANCE = 1e-4
 """Of numbers of maps; positions between pixels rest on many of them."""
+CALIBRATION_PHOTOGRAPHS, CALIBRATION_SIZE = 64, (640, 480)
+"""How many photographs tell the ranges of an int8 graph, and at which size."""
 SAME_KEYPOINT = 0.5
 """Pixels: keypoints of two programs that lie farther apart are different ones."""
 
@@ -458,6 +470,7 @@ def export_onnx(
     photographs: list[np.ndarray],
     size: tuple[int, int] | None = None,
     licences: Mapping[str, str] | None = None,
+    calibration: str | Path | None = None,
 ) -> Parity:
     """Write a network as an ONNX file, after comparing it with PyTorch.
 
@@ -468,6 +481,8 @@ def export_onnx(
         photographs: (H, W) or (H, W, 3) uint8, of various sizes, to compare on.
         size: (width, height) of a profile that is made for one size.
         licences: of what the weights come from, for the file's metadata.
+        calibration: a folder of photographs to quantize convolutions by; the comparison is of the
+            graph before that.
 
     Raises:
         InputError: no such profile, a network that does not fit it, or a graph that differs from
@@ -481,6 +496,8 @@ def export_onnx(
             f"{path}: not written, for the graph differs from PyTorch: {complaint}; try other "
             "versions of torch and onnxruntime"
         )
+    if calibration is not None:
+        content = quantize(graph, content, calibration)
     write_atomically(path, content, flush=True)
     return parity
 
@@ -593,3 +610,64 @@ def _compare_features(parity: Parity, found: Features, wanted: Features) -> None
         parity.in_common = 0.0
     if found.global_descriptor is not None:
         parity.note("global_descriptor", found.global_descriptor, wanted.global_descriptor)
+
+
+def quantize(graph: Graph, content: bytes, folder: str | Path) -> bytes:
+    """Static int8 quantization of a graph's convolutions, per channel (QDQ).
+
+    The last convolution of each head stays in float32: scores and descriptors are read off it.
+
+    Args:
+        content: of the ONNX file of ``graph``.
+        folder: photographs that say which range each map takes.
+    """
+    onnx = require("onnx", "onnx")
+    tools = require("onnxruntime.quantization", "onnx")
+    names = list_images(folder)[:CALIBRATION_PHOTOGRAPHS]
+
+    class Reader(tools.CalibrationDataReader):
+        def __init__(self):
+            self.names = iter(names)
+
+        def get_next(self):
+            name = next(self.names, None)
+            if name is None:
+                return None
+            channels = 3 if isinstance(graph, _Colours) else graph.network.channels
+            image = read_image(Path(folder) / name, channels=channels)
+            size = graph.size or CALIBRATION_SIZE
+            return graph.feed(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+    with TemporaryDirectory() as scratch:
+        plain, quantized = Path(scratch, "plain.onnx"), Path(scratch, "int8.onnx")
+        plain.write_bytes(content)
+        with _quiet():
+            tools.quantize_static(
+                plain,
+                quantized,
+                Reader(),
+                op_types_to_quantize=["Conv"],
+                per_channel=True,
+                reduce_range=not _has_vnni(),
+                nodes_to_exclude=_last_convolutions(onnx.load_from_string(content)),
+            )
+        return quantized.read_bytes()
+
+
+def _last_convolutions(model) -> list[str]:
+    """The names of the convolutions that no other one comes after."""
+    nodes = list(model.graph.node)
+    leads_on: set[str] = set()  # values that a convolution is computed from
+    last = []
+    for node in reversed(nodes):
+        if node.op_type == "Conv" and node.output[0] not in leads_on:
+            last.append(node.name)
+        if node.op_type == "Conv" or leads_on.intersection(node.output):
+            leads_on.update(node.input)
+    return last
+
+
+def _has_vnni() -> bool:
+    """Whether this processor adds int8 products without overflow; those without need 7 bits."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and "vnni" in cpuinfo.read_text()

@@ -89,7 +89,9 @@ class ONNXNetwork(Network):
         except Exception as error:
             size = "x".join(map(str, images.shape[:-3:-1]))
             reason = str(error).splitlines()[0]
-            raise InputError(f"an image of {size} pixels: the ONNX file fails ({reason})") from error
+            raise InputError(
+                f"an image of {size} pixels: the ONNX file fails ({reason})"
+            ) from error
         return dict(zip(self.outputs, map(torch.from_numpy, values), strict=True))
 
     def maps(self, images: Tensor) -> DenseMaps:
