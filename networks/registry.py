@@ -37,6 +37,7 @@ MODULES = {
     "netvlad": "netvlad",
     "vlad": "vlad",
     "hfnet": "hfnet",
+    "onnx": "onnx",
     **dict.fromkeys(("sift", "orb", "akaze", "harris", "fast"), "opencv"),
 }
 """Name -> the module of this folder that registers it, imported when it is asked for."""
