@@ -68,7 +68,7 @@ def test_whatever_opencv_decodes_is_a_photograph(tmp_path, photograph, suffix):
     assert list_images(tmp_path) == [f"a.{suffix}"]
     for channels in (1, 3):
         image = read_image(tmp_path / f"a.{suffix}", channels=channels)
-        assert np.abs(image[5:20, 5:28].astype(int) - 220).max() < 40
+        assert np.abs(image[5:20, 5:28].astype(int) - 220).mean() < 40
     assert check_image(tmp_path / f"a.{suffix}") == (64, 48)
 
 
