@@ -1,4 +1,4 @@
-"""What is installed: a wheel with one name, which works beside folders that bear its parts' names."""
+"""What is installed: a wheel with one name; it works beside folders of its parts' names."""
 
 import shutil
 import subprocess

@@ -10,7 +10,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from ...files import beside, reserve
+from ...files import beside, flush_file, flush_folder, reserve
 from .layout import ATTRIBUTE, PARAMETERS, checksums, parts_of, sweep
 from .schema import Schema
 
@@ -60,7 +60,9 @@ class HDF5Layout:
                     file.create_dataset(path, data=array, track_times=False)
                 if contents is not None:
                     contents(file)
+            flush_file(unfinished)
             os.replace(unfinished, self.path)
+            flush_folder(self.path.parent)
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise
@@ -103,6 +105,7 @@ class HDF5Layout:
                 for part in parts_of(records, sums, offset):
                     _write_at(file, offset, part)
                     offset += len(part)
+            os.fsync(file.fileno())  # before the mark, which must not outlive its shard
         return sums
 
     def mark_done(self, number: int) -> None:
@@ -111,6 +114,7 @@ class HDF5Layout:
     def _set_mark(self, array: str, number: int, value: int) -> None:
         with open(self.path, "r+b", buffering=0) as file:
             _write_at(file, self.offsets[array] + number, memoryview(bytes([value])))
+            os.fsync(file.fileno())
 
     def _part(self, number: int) -> Path:
         return self.parts / f"{number:08d}.h5"
@@ -122,7 +126,9 @@ class HDF5Layout:
         with h5py.File(unfinished, "w") as file:
             for name, array in arrays.items():
                 _compressed(file, name, array.shape, array.dtype)[...] = array
+        flush_file(unfinished)
         os.replace(unfinished, path)
+        flush_folder(self.parts)
 
     def _scatter(self, without: Collection[int]) -> None:
         """``_gather`` undone: all shards but these in parts, the file as before it was complete."""

@@ -35,6 +35,9 @@ from .zarr import ZarrLayout
 
 __all__ = ["Field", "RecordStore", "Schema"]
 
+RECHECKED = 4
+"""Shards, the last of those done, whose bytes are looked at before a store is continued."""
+
 
 class RecordStore:
     """A store on disk. ``open`` reads one, ``create`` starts or continues one.
@@ -121,6 +124,11 @@ class RecordStore:
                     f"{path}: made from other photographs, {len(store.names)} there and "
                     f"{len(names)} here, first difference {[*changed, 'the order'][0]}; {advice}"
                 )
+            done = sorted({*range(store.num_shards)} - {*store.pending_shards()})
+            if not store.complete:
+                # A disk that lies about what it has written loses the last of it in a power cut.
+                recent = done[-RECHECKED:]
+                store.reopen_shards([number for number in recent if store.corrupt_records(number)])
             return store
         path.parent.mkdir(parents=True, exist_ok=True)
         layout.create(schema, list(names), parameters or {})

@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 
 from ...errors import StoreError
-from ...files import beside, open_atomically, reserve, write_atomically
+from ...files import beside, flush_file, flush_folder, open_atomically, reserve, write_atomically
 from .layout import ATTRIBUTE, PARAMETERS, checksums, parts_of, sweep
 from .schema import Schema
 
@@ -63,6 +63,7 @@ class ZarrLayout:
                 for name, array in parameters.items():
                     kept.create_array(name, data=array, chunks=array.shape, compressors=None)
             os.rename(unfinished, self.path)
+            flush_folder(self.path.parent)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
@@ -99,6 +100,7 @@ class ZarrLayout:
                 self._shard_path(field, number).unlink(missing_ok=True)
                 first = number * size
                 self._group(mode="r+")[field][first : first + len(records)] = records
+                flush_file(self._shard_path(field, number))
             return checksums([*arrays.values()])
         sums = np.zeros(len(next(iter(arrays.values()))), np.uint32)
         for field, records in arrays.items():
@@ -108,7 +110,7 @@ class ZarrLayout:
             path = self._shard_path(field, number)
             path.parent.mkdir(parents=True, exist_ok=True)
             crc = google_crc32c.value(index.tobytes()).to_bytes(4, "little")
-            with open_atomically(path) as file:
+            with open_atomically(path, flush=True) as file:
                 reserve(file, 0, records.nbytes)
                 for part in parts_of(records, sums):
                     file.write(part)
@@ -121,7 +123,7 @@ class ZarrLayout:
     def _mark(self, array: str, number: int) -> None:
         path = self.path / array / "c" / str(number)
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, b"\x01")
+        write_atomically(path, b"\x01", flush=True)
 
     def done(self, count: int) -> np.ndarray:
         done = np.zeros(count, np.uint8)
