@@ -18,7 +18,7 @@ import h5py
 from ..config import PredictSettings
 from ..data.features import Features, read_features, write_features
 from ..data.geometry import resize_points
-from ..data.images import to_tensor
+from ..data.images import stored_orientation, to_tensor
 from ..data.keypoints import KeypointChoice
 from ..errors import InputError, NotFoundError
 from ..networks.base import Network
@@ -89,7 +89,8 @@ class FeaturesOfOthers:
 
     def extract(self, view: View, name: str) -> Features:
         with open_hdf5(self.path, "r") as file:
-            found = read_features(file, name, image_size=view.file_size)
+            photograph = view.file_size, stored_orientation(view.path)
+            found = read_features(file, name, photograph=photograph)
         best, described = slice(self.num_keypoints), found.descriptors is not None
         return Features(
             view.size,

@@ -31,10 +31,13 @@ PACKAGED = Path(__file__).parent / "packaged"
 
 MODULES = {
     "superpoint": "superpoint",
+    "aliked": "aliked",
+    "xfeat": "xfeat",
     "silk": "silk",
     "netvlad": "netvlad",
     "vlad": "vlad",
     "hfnet": "hfnet",
+    "onnx": "onnx",
     **dict.fromkeys(("sift", "orb", "akaze", "harris", "fast"), "opencv"),
 }
 """Name -> the module of this folder that registers it, imported when it is asked for."""

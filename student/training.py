@@ -166,7 +166,7 @@ def compute_losses(
     images = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     with _autocast(settings, device):
         if student.local_is_frozen:
-            output = StudentOutput(None, None, student.describe_places(images))
+            output = StudentOutput(None, None, student.describe_globally(images))
         else:
             output = student(images)
     fields, losses = dequantise(batch), {}
