@@ -116,12 +116,10 @@ class TeacherSettings(_Section):
 class TrainSettings(_Section):
     """[train]: see pipeline.toml for the meaning of each key."""
 
-    strategy: Literal["peaks", "downsample", "upsample", "sparse"]
-    width: Annotated[float, Field(gt=0)]
-    detector_skip: bool
-    context_block: bool
-    global_pooling: Literal["auto", "deep"]
-    global_rank: NotNegative
+    network: str
+    init: str
+    detector_target: str
+    descriptor_target: str
     epochs: Count
     batch_size: Count
     crop: Crop
@@ -131,15 +129,15 @@ class TrainSettings(_Section):
     rotation: Weight
     perspective: Share
     tilt: Tilt
+    inside: bool
+    overlap: Share
+    full_resolution: bool
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Weight
     warmup: Share
-    loss_weights: Literal["uncertainty", "fixed"]
-    descriptor_weight: Weight
-    detector_weight: Weight
-    correspondence_weight: Weight
-    localization_weight: Weight
-    global_weight: Weight
+    weighting: Literal["fixed", "uncertainty"]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    norm_batches: NotNegative
     photometric: Share
     validation: Share
     precision: Precision
@@ -147,6 +145,8 @@ class TrainSettings(_Section):
     num_workers: NotNegative
     seed: int
     checkpoint_minutes: Weight
+    loss_weights: dict[str, Weight]
+    networks: dict[str, dict[str, Any]]
 
 
 class PredictSettings(_Section):

@@ -3,6 +3,7 @@
 import functools
 import logging
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,11 +51,9 @@ def user_errors(command: Callable) -> Callable:
         logging.captureWarnings(True)
         try:
             return command(*args, **kwargs)
-        except KeyboardInterrupt:
-            raise click.ClickException(
-                "interrupted; what was finished is kept, run the same command again to go on, a "
-                "training with --resume"
-            ) from None
+        except KeyboardInterrupt as error:
+            message = str(error) or "interrupted; only what was whole by then is kept"
+            raise click.ClickException(message) from None
         except KeyError as error:
             raise click.ClickException(str(error.args[0])) from error
         except OSError as error:
@@ -88,13 +87,20 @@ def _os_error(error: OSError) -> str:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C does not break off what is being done; yields "was it pressed?"."""
-    pressed = []
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    """Within it Ctrl-C and SIGTERM do not break off what is being done.
+
+    Yields "was one sent?". Python leaves signals to the main thread; in others the answer is no.
+    """
+    sent = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, lambda *_: sent.append(True))
     try:
-        yield lambda: bool(pressed)
+        yield lambda: bool(sent)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def say(message: str, *, quiet: bool = False) -> None:

@@ -7,7 +7,7 @@ a table of HF-Net's own, TensorFlow's SAME padding, and a NetVLAD head on the de
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..data.cells import CHANNELS, grid_shape, image_shape, occupied
 from ..errors import InputError
 from .base import Student, StudentOutput
 from .registry import checkpoint_path, load_checkpoint, register
@@ -101,7 +102,7 @@ class HFNet(Student):
         self.descriptor_head = nn.Sequential(
             ConvBN(channels, 256, 3), nn.Conv2d(256, config.descriptor_dim, 1)
         )
-        self.detector_head = nn.Sequential(ConvBN(channels, 128, 3), nn.Conv2d(128, 65, 1))
+        self.detector_head = nn.Sequential(ConvBN(channels, 128, 3), nn.Conv2d(128, CHANNELS, 1))
         if config.global_dim and config.global_pooling == "deep":
             self.global_blocks, channels = _make_blocks(GLOBAL_BLOCKS, channels, config.width)
             self.vlad = NetVLAD(channels, config.clusters)
@@ -122,6 +123,33 @@ class HFNet(Student):
         if source is None and weights is None:
             raise InputError("hfnet: name its checkpoint or run folder as hfnet:PATH, or default")
         return load_checkpoint(checkpoint_path(source or weights))[0]
+
+    @classmethod
+    def configure(cls, values, descriptor_dim, place):
+        plain = {k: v for k, v in values.items() if k not in ("global_pooling", "global_rank")}
+        config = super().configure(plain, descriptor_dim, None)
+        return cls.extend(config, values, place)
+
+    @classmethod
+    def extend(cls, config, values, place):
+        if place is None:
+            return config
+        config = replace(config, global_dim=place.dim)
+        if values.get("global_pooling", "auto") == "deep" or place.words is None:
+            rank = values.get("global_rank", config.global_rank)
+            return replace(config, global_pooling="deep", global_rank=rank)
+        words, dim = place.words
+        if dim != config.descriptor_dim:
+            raise InputError(
+                f"the global teacher was made from local descriptors of {dim} numbers, the "
+                f"student's have {config.descriptor_dim}; make it from the same teacher's store, "
+                'or set global_pooling = "deep" in [train.networks.hfnet]'
+            )
+        return replace(config, global_pooling="local", global_rank=0, clusters=words)
+
+    def adopt_vlad(self, parameters) -> None:
+        if self.config.global_pooling == "local":
+            self.vlad.start_from(self.projection, parameters)
 
     def for_inference(self) -> "HFNet":
         """A copy without normalizations: the same numbers to float32's accuracy, twice as fast."""
@@ -180,7 +208,7 @@ class HFNet(Student):
 
     def _features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The maps at stride 8 and, of the first block, at stride 2."""
-        height, width = (side // 8 * 8 for side in image.shape[-2:])
+        height, width = image_shape(grid_shape(image.shape[-2:]))
         if not (height and width):
             found = "x".join(map(str, image.shape[:-3:-1]))
             raise InputError(f"an image of {found} pixels is too small for HF-Net: 8x8 at least")
@@ -303,7 +331,7 @@ class LocalVLAD(nn.Module):
         descriptors = descriptor_map.flatten(2).transpose(1, 2)
         closeness = descriptors @ self.words.T - self.words.square().sum(1) / 2
         weights = (self.SHARPNESS * closeness.float()).softmax(2)
-        likely = 1 - score_logits.softmax(1)[:, 64].flatten(1)
+        likely = occupied(score_logits.softmax(1)).flatten(1)
         weights = (weights * likely[:, :, None]).transpose(1, 2)
         sums = weights @ descriptors
         residuals = sums - weights.sum(2, keepdim=True) * self.words
