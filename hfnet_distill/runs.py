@@ -74,7 +74,7 @@ class RunFolder:
 
     @property
     def holds_a_run(self) -> bool:
-        """Whether anything was trained here; a run broken off before its first checkpoint did not."""
+        """Whether there are weights here; a run broken off before its first ones left nothing."""
         return any(self.path.glob("*.safetensors"))
 
     @property
@@ -159,7 +159,10 @@ class Journal:
 
     def step(self, step: int, values: Mapping[str, Tensor], rate: float) -> None:
         """Note a step's values, detached scalars, and its learning rate."""
-        for name, value in values.items():  # numbers only when a line is written: a GPU need not wait
+        for (
+            name,
+            value,
+        ) in values.items():  # numbers only when a line is written: a GPU need not wait
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._steps += 1
         if step % self.EVERY:

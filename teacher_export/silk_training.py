@@ -75,7 +75,7 @@ class SiLKTraining:
     learning_rate: float = 1e-3
     warmup: int = 500
     zoom: tuple[float, float] = (1.3, 2.2)
-    homographies: Homographies = Homographies()
+    homographies: Homographies = field(default_factory=Homographies)
     photometric: float = 0.5
     temperature: float = 0.05
     block_size: int = 256
