@@ -86,7 +86,7 @@ class DistillationDataset(Dataset):
         return {key: torch.from_numpy(np.asarray(value, order="C")) for key, value in item.items()}
 
     def _photograph(self, name: str) -> np.ndarray:
-        """A gray photograph (H, W) uint8 in the shape that the teacher saw, at its size or finer."""
+        """A gray photograph (H, W) uint8 of the shape that the teacher saw, as large or larger."""
         if not self.full_resolution:
             return load_photograph(self.folder / name, self.size, channels=1)
         own = crop_to_shape(read_image(self.folder / name, channels=1), self.size)

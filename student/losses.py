@@ -6,7 +6,8 @@ a line in ``[train.loss_weights]``:
 
     @register_loss("entropy")
     def entropy(said, lesson):
-        return -(said.score_logits.softmax(1) * said.score_logits.log_softmax(1)).sum(1).mean((1, 2))
+        logits = said.score_logits
+        return -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean((1, 2))
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -251,9 +252,7 @@ def similarity_loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor
     mixed = student @ teacher.mT / TEMPERATURE
     values = 0.0
     for logits in (mixed, mixed.mT):
-        expected, found = (
-            each.masked_fill(absent, -1e4).log_softmax(2) for each in (own, logits)
-        )
+        expected, found = (each.masked_fill(absent, -1e4).log_softmax(2) for each in (own, logits))
         apart = F.kl_div(found, expected, log_target=True, reduction="none").sum(2)
         values = values + _mean(apart, weights) / 2
     return values

@@ -40,6 +40,7 @@ from ..data.keypoints import select_keypoints
 from ..data.stores.quantize import dequantise, scale_name
 from ..data.stores.store import RecordStore
 from ..errors import InputError, StoreError
+from ..networks.registry import network_class, network_names
 from .views import (
     NEGLIGIBLE,
     cells_seen,
@@ -199,7 +200,11 @@ class KeypointTarget:
         border = 0 if len(scores) == CHANNELS else int(self.border)
         pixels = to_pixels(scores[None])[0] if len(scores) == CHANNELS else scores[0]
         found, likely = select_keypoints(
-            pixels.numpy(), threshold=NEGLIGIBLE, nms_radius=SUPPRESSED, border=0, max_num_keypoints=MOST
+            pixels.numpy(),
+            threshold=NEGLIGIBLE,
+            nms_radius=SUPPRESSED,
+            border=0,
+            max_num_keypoints=MOST,
         )
         keypoints, scores = np.zeros((MOST, 2), np.float32), np.zeros(MOST, np.float32)
         keypoints[: len(found)], scores[: len(found)] = found + border, likely
@@ -589,8 +594,10 @@ def _check_scores(store: RecordStore) -> None:
 
 def _unseen_border(store: RecordStore) -> float:
     """Pixels along the edge of a photograph of which the teacher's score map says nothing."""
-    field = store.schema.fields.get("score_map")
-    return field.geometry.offset if field and field.geometry.stride == 1 else 0.0
+    field, teacher = store.schema.fields.get("score_map"), store.schema.teacher
+    if field is not None:
+        return field.geometry.offset if field.geometry.stride == 1 else 0.0
+    return network_class(teacher).border if teacher in network_names() else 0.0
 
 
 def _read(store: RecordStore, name: str, field: str) -> dict[str, np.ndarray]:

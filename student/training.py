@@ -78,6 +78,7 @@ def train(
         KeyboardInterrupt: it was asked to stop, and says what it kept.
     """
     settings = settings or load_settings().train
+    active_losses(settings.loss_weights, set())  # a mistaken name is told before anything is made
     device = join(choose_device(settings.device))
     quiet = quiet or rank() > 0
     opened = [RecordStore.open(path) for path in stores]
@@ -161,7 +162,7 @@ def fit(
         modules["average"] = averaged.student
     result = averaged.student if averaged else student
     optimizer = torch.optim.AdamW(parameter_groups(student, weighting, settings))
-    state = run.load(modules, optimizer, {"step": 0, "best": math.inf, "finished": False})
+    state = run.load(modules, optimizer, {"step": 0, "best": math.inf})
     batches = Batches(
         len(training),
         settings.batch_size,
@@ -197,6 +198,8 @@ def fit(
             journal.step(state["step"], {"loss": loss, **named}, rate)
             advance(1, f"loss {loss.item():.3f}")
             epoch, within = divmod(state["step"], batches.steps_per_epoch)
+            if state["step"] == total and settings.norm_batches:
+                _estimate_norms(result, training, batches, settings, device)
             if within == 0 and run.writes:
                 _validate_and_keep(result, validation, run, journal, state, epoch, settings, device)
             due = time.monotonic() - saved > settings.checkpoint_minutes * 60
@@ -205,14 +208,6 @@ def fit(
                 saved = time.monotonic()
             if stop:
                 raise run.interrupted(state["step"])
-        if settings.norm_batches and not state["finished"]:
-            _estimate_norms(result, training, batches, settings, device)
-            state["finished"] = True
-            if run.writes:
-                _validate_and_keep(
-                    result, validation, run, journal, state, settings.epochs, settings, device
-                )
-            run.save(modules, optimizer, state)
 
 
 def batch_losses(

@@ -47,7 +47,7 @@ __all__ = [
 NEGLIGIBLE = 1e-3
 """Probabilities up to this are left to "no keypoint"."""
 ATTEMPTS = 50
-"""Places that a second view is tried at; the one that shares most is taken if none shares enough."""
+"""Places that a second view is tried at; the one that shares most is taken where none does."""
 
 
 @dataclass(frozen=True)
