@@ -1,6 +1,6 @@
 """Distil large local-feature networks into one that runs on a robot.
 
-    network = hfnet_distill.load("default")     # or a run folder, a checkpoint, superpoint, silk, ...
+    network = hfnet_distill.load("default")     # or a run folder, a checkpoint, superpoint ..
     features = network.extract(image)           # keypoints, scores, descriptors, global_descriptor
 
 Importing this costs nothing: each name is imported when it is first used.

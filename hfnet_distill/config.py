@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from .errors import InputError, NotFoundError
+from .plugins import import_plugins
 
 __all__ = [
     "EvaluateSettings",
@@ -172,7 +173,13 @@ class EvaluateSettings(_Section):
 
 
 class Settings(_Section):
-    """All of pipeline.toml."""
+    """All of pipeline.toml.
+
+    Attributes:
+        plugins: Python files that are imported first.
+    """
+
+    plugins: list[str] = []
 
     export: ExportSettings
     teacher: TeacherSettings
@@ -207,11 +214,13 @@ def load_settings(path: str | Path | None = None) -> Settings:
     if not path.is_file():
         raise NotFoundError(f"{path}: no such settings file")
     try:
-        return Settings.model_validate(tomllib.loads(path.read_text("utf-8")))
+        settings = Settings.model_validate(tomllib.loads(path.read_text("utf-8")))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:
         raise InputError(f"{path}: {_in_words(error)}") from error
+    import_plugins(settings.plugins)
+    return settings
 
 
 Section = TypeVar("Section", bound=_Section)

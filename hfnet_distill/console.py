@@ -65,8 +65,9 @@ def user_errors(command: Callable) -> Callable:
 
 
 def shared_options(command: Callable) -> Callable:
-    """What every command takes, ``--device``, ``--config`` and ``--quiet``, and ``user_errors``."""
+    """What every command takes, as ``--config`` and ``--quiet``, and ``user_errors``."""
     options = (
+        click.version_option(package_name="hfnet-distill", prog_name="hfnet-distill"),
         click.option("--device", help="auto, cpu, cuda or cuda:N."),
         click.option("--config", type=click.Path(), help="Settings; pipeline.toml if not given."),
         click.option("--quiet", is_flag=True, help="No progress bar, only errors and results."),

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["beside", "open_atomically", "reserve", "write_atomically"]
+__all__ = ["beside", "flush_file", "flush_folder", "open_atomically", "reserve", "write_atomically"]
 
 
 def beside(path: Path) -> Path:
@@ -20,7 +20,7 @@ def open_atomically(path: str | Path, *, flush: bool = False) -> Iterator[Binary
     """A file to write beside its place; renamed at the end, removed where that is not reached.
 
     Args:
-        flush: wait until the bytes are on the disk, so that a power cut cannot lose them.
+        flush: wait until bytes and name are on the disk, so that a power cut cannot lose them.
     """
     path = Path(path)
     partial = beside(path)
@@ -31,9 +31,28 @@ def open_atomically(path: str | Path, *, flush: bool = False) -> Iterator[Binary
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(partial, path)
+        if flush:
+            flush_folder(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def flush_file(path: Path) -> None:
+    """Wait until a file that a library wrote is on the disk, whatever the library did."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk: a renamed file may else be lost by one."""
+    if os.name != "posix":  # elsewhere folders cannot be opened
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_atomically(path: str | Path, *parts, flush: bool = False) -> None:

@@ -80,7 +80,6 @@ def export_teacher(
     """
     from ..config import load_settings
     from . import export
-    from .places import export_vlad
 
     if verify and not flags["repair"]:
         export.verify(path, quiet=flags["quiet"])
@@ -93,6 +92,8 @@ def export_teacher(
             raise click.UsageError(
                 "--model vlad: name the store of a local teacher with --from-store"
             )
+        from .places import export_vlad
+
         for name in ("weights", "scheduler", "skip_unreadable", "repair"):
             flags.pop(name)
         export_vlad(local, path, images=folder, config=config, **flags)

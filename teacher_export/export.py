@@ -75,7 +75,8 @@ def export(
         OSError: the disk; shards done before stay valid.
     """
     folder, path = Path(images), _writable(store)
-    settings = override(load_settings(config).export, model=model, **options)
+    everything = load_settings(config)
+    settings = override(everything.export, model=model, **options)
     names = RecordStore.open(path).names if repair else list_images(folder)[:limit]
     precision = choose_precision(settings.precision, choose_device(settings.device))
     settings = override(settings, precision=precision)
@@ -101,7 +102,8 @@ def export(
                 from .workers import ShardJob, export_in_workers
 
                 found = str(Path(weights).resolve()) if weights else None
-                job = ShardJob(folder.resolve(), path.resolve(), settings, found)
+                plugins = tuple(str(Path(plugin).resolve()) for plugin in everything.plugins)
+                job = ShardJob(folder.resolve(), path.resolve(), settings, found, plugins)
                 export_in_workers(
                     job, records, advance, workers=settings.workers, scheduler=scheduler
                 )

@@ -18,6 +18,7 @@ from ..data.stores.store import RecordStore
 from ..errors import StoreError, WorkerError
 from ..networks.base import Network
 from ..networks.registry import load
+from ..plugins import import_plugins
 from .export import fill_shards, make_schema
 
 __all__ = ["ShardJob", "export_in_workers"]
@@ -29,6 +30,7 @@ class ShardJob:
 
     Attributes:
         folder, path: of the photographs and of the store, where every worker finds them.
+        plugins: files that register the teacher, where every worker finds them.
         weights: of the teacher, where not in their usual place; a path that every worker finds.
         run: tells one export from the next. A cluster's workers outlive both, and a store or
             weights of the same name may be others by then.
@@ -38,6 +40,7 @@ class ShardJob:
     path: Path = field(compare=False)
     settings: ExportSettings = field(compare=False)
     weights: str | None = field(compare=False)
+    plugins: tuple[str, ...] = field(default=(), compare=False)
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -102,6 +105,7 @@ def _prepare(job: ShardJob) -> tuple[RecordStore, Network]:
             "system that all workers share)"
         ) from error
     settings = job.settings
+    import_plugins(job.plugins)
     teacher = load(
         settings.model, device=settings.device, precision=settings.precision, weights=job.weights
     )

@@ -71,7 +71,7 @@ def refused(monkeypatch, capsys):
 def children():
     """Where processes are made that can be killed, with what they import already there."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hfnet_distill.teacher_export.cli", "pytest"])
+    context.set_forkserver_preload(["hfnet_distill.teacher_export.export", "pytest"])
     return context
 
 
@@ -297,7 +297,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_shard(
     with monkeypatch.context() as patch:
         patch.setattr("hfnet_distill.files.open", disk.open, raising=False)
         patch.setattr(
-            "hfnet_distill.data.stores.layouts.os.pwrite",
+            "hfnet_distill.data.stores.hdf5.os.pwrite",
             lambda file, data, offset: disk.write(lambda part: pwrite(file, part, offset), data),
         )
         said = refused(*arguments, "--store", tmp_path / "store")

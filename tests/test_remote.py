@@ -8,14 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from test_targets import CELLS, make_store, pixels
 from test_training import store, train  # noqa: F401  (fixtures)
 
-from hfnet_distill.config import load_settings
 from hfnet_distill.data.stores.store import RecordStore
 from hfnet_distill.errors import StoreError
-from hfnet_distill.evaluation.extractors import make_extractor
+from hfnet_distill.networks.registry import load
 from hfnet_distill.teacher_export.cli import export_teacher
 
 obstore = pytest.importorskip("obstore", reason="install hfnet-distill[s3]")
@@ -127,9 +125,8 @@ def test_places_from_object_storage(bucket, store, run_command, tmp_path):  # no
     remote = RecordStore.open(bucket(tmp_path / "places", "places.zarr"))
     for name, array in local.parameters.items():
         np.testing.assert_array_equal(remote.parameters[name], array)
-    options = {"num_keypoints": 10, "device": torch.device("cpu")}
-    extractor = make_extractor(f"vlad:{remote.path}", load_settings().predict, **options)
-    np.testing.assert_array_equal(extractor.teacher.vlad.words, local.parameters["words"])
+    network = load(f"vlad:{remote.path}", device="cpu")
+    np.testing.assert_array_equal(network.vlad.words, local.parameters["words"])
 
 
 def test_training_from_object_storage(bucket, store, train, tmp_path):  # noqa: F811

@@ -21,7 +21,11 @@ from hfnet_distill.data.stores.store import RecordStore
 from hfnet_distill.teacher_export.cli import export_teacher
 from hfnet_distill.teacher_export.workers import _fill_shard
 
-EXPORT = (sys.executable, "-c", "from hfnet_distill.teacher_export.cli import export_teacher; export_teacher()")
+EXPORT = (
+    sys.executable,
+    "-c",
+    "from hfnet_distill.teacher_export.cli import export_teacher; export_teacher()",
+)
 
 
 @pytest.fixture(scope="module")

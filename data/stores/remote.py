@@ -18,8 +18,9 @@ import platformdirs
 
 from ...errors import StoreError
 from ...files import write_atomically
-from .layouts import PARAMETERS, ZarrLayout
+from .layout import PARAMETERS
 from .schema import Schema
+from .zarr import ZarrLayout
 
 __all__ = ["RemoteZarrLayout", "is_url"]
 

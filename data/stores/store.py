@@ -26,12 +26,17 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from ...errors import StoreError
-from .layouts import HDF5Layout, ZarrLayout, checksums
+from .hdf5 import HDF5Layout
+from .layout import Layout, checksums
 from .quantize import dequantise
 from .remote import RemoteZarrLayout, is_url
 from .schema import FORMAT_VERSION, Field, Schema
+from .zarr import ZarrLayout
 
 __all__ = ["Field", "RecordStore", "Schema"]
+
+RECHECKED = 4
+"""Shards, the last of those done, whose bytes are looked at before a store is continued."""
 
 
 class RecordStore:
@@ -43,9 +48,7 @@ class RecordStore:
         names: the images, in record order.
     """
 
-    def __init__(
-        self, path: Path | str, layout: ZarrLayout | HDF5Layout, schema: Schema, names: list[str]
-    ):
+    def __init__(self, path: Path | str, layout: Layout, schema: Schema, names: list[str]):
         self.path, self.schema, self.names = path, schema, names
         self._layout = layout
         self._index = {name: index for index, name in enumerate(names)}
@@ -121,6 +124,11 @@ class RecordStore:
                     f"{path}: made from other photographs, {len(store.names)} there and "
                     f"{len(names)} here, first difference {[*changed, 'the order'][0]}; {advice}"
                 )
+            done = sorted({*range(store.num_shards)} - {*store.pending_shards()})
+            if not store.complete:
+                # A disk that lies about what it has written loses the last of it in a power cut.
+                recent = done[-RECHECKED:]
+                store.reopen_shards([number for number in recent if store.corrupt_records(number)])
             return store
         path.parent.mkdir(parents=True, exist_ok=True)
         layout.create(schema, list(names), parameters or {})

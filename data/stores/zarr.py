@@ -1,0 +1,174 @@
+"""A store as a Zarr v3 group: a folder, with one file per shard and array."""
+
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import zarr
+
+from ...errors import StoreError
+from ...files import beside, flush_file, flush_folder, open_atomically, reserve, write_atomically
+from .layout import ATTRIBUTE, PARAMETERS, checksums, parts_of, sweep
+from .schema import Schema
+
+__all__ = ["ZarrLayout"]
+
+
+class ZarrLayout:
+    """A Zarr v3 group; a shard of an array is one sharded object.
+
+    An uncompressed shard is written as the specification lays it out: the records one after the
+    other, then an index of (offset, bytes) per record and the index's CRC-32C. All shards of an
+    array lie in its folder, such as ``score_map/c.7.0.0.0``; stores written before had a folder for
+    each shard, ``score_map/c/7/0/0/0``, and are still read and continued.
+    """
+
+    format = "zarr"
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def create(
+        self, schema: Schema, names: list[str], parameters: Mapping[str, np.ndarray]
+    ) -> None:
+        unfinished = beside(self.path)
+        try:
+            group = zarr.create_group(unfinished, attributes={ATTRIBUTE: schema.model_dump()})
+            array = group.create_array("name", shape=(len(names),), dtype=str, compressors=None)
+            array[:] = np.array(names, dtype=object)
+            size = schema.shard_size
+            zstd = zarr.codecs.ZstdCodec(level=3)
+            for name, field in schema.stored_fields.items():
+                group.create_array(
+                    name,
+                    shape=(len(names), *field.shape),
+                    dtype=field.dtype,
+                    chunks=(1, *field.shape),
+                    shards=(size, *field.shape),
+                    compressors=zstd if schema.compression == "zstd" else None,
+                    chunk_key_encoding={"name": "default", "separator": "."},
+                    fill_value=0,
+                    attributes=field.attributes,
+                )
+            for name, count in (("done", schema.num_shards(len(names))), ("complete", 1)):
+                group.create_array(
+                    name, shape=(count,), dtype="uint8", chunks=(1,), compressors=None, fill_value=0
+                )
+            if parameters:
+                kept = group.create_group(PARAMETERS)
+                for name, array in parameters.items():
+                    kept.create_array(name, data=array, chunks=array.shape, compressors=None)
+            os.rename(unfinished, self.path)
+            flush_folder(self.path.parent)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+    def sweep(self) -> None:
+        sweep(self.path.parent, f"{self.path.name}.*.partial")
+        sweep(self.path, "**/*.partial")
+
+    def read_header(self) -> tuple[dict, list[str]]:
+        group = zarr.open_group(self.path, mode="r")
+        self._separator = group["checksum"].metadata.chunk_key_encoding.separator
+        return group.attrs[ATTRIBUTE], group["name"][:].tolist()
+
+    def read_parameters(self) -> dict[str, np.ndarray]:
+        group = zarr.open_group(self.path, mode="r")
+        kept = dict(group[PARAMETERS].arrays()) if PARAMETERS in group else {}
+        return {name: kept[name][...] for name in sorted(kept)}
+
+    def bind(self, schema: Schema) -> None:
+        self.schema = schema
+        self.fields = schema.stored_fields
+        self._map = lru_cache(maxsize=4096)(self._open_map)
+        self._group = lru_cache(maxsize=2)(partial(zarr.open_group, self.path))
+
+    def _shard_path(self, field: str, number: int) -> Path:
+        parts = ["c", str(number), *"0" * len(self.fields[field].shape)]
+        return self.path / field / self._separator.join(parts)
+
+    def write_arrays(self, number: int, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        size = self.schema.shard_size
+        if self.schema.compression == "zstd":
+            for field, records in arrays.items():
+                # Zarr would read what it writes over, damaged or not.
+                self._shard_path(field, number).unlink(missing_ok=True)
+                first = number * size
+                self._group(mode="r+")[field][first : first + len(records)] = records
+                flush_file(self._shard_path(field, number))
+            return checksums([*arrays.values()])
+        sums = np.zeros(len(next(iter(arrays.values()))), np.uint32)
+        for field, records in arrays.items():
+            index = np.full((size, 2), 2**64 - 1, "<u8")  # the mark of an absent record
+            index[: len(records), 0] = np.arange(len(records)) * records[0].nbytes
+            index[: len(records), 1] = records[0].nbytes
+            path = self._shard_path(field, number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            crc = google_crc32c.value(index.tobytes()).to_bytes(4, "little")
+            with open_atomically(path, flush=True) as file:
+                reserve(file, 0, records.nbytes)
+                for part in parts_of(records, sums):
+                    file.write(part)
+                file.write(index.tobytes() + crc)
+        return sums
+
+    def mark_done(self, number: int) -> None:
+        self._mark("done", number)
+
+    def _mark(self, array: str, number: int) -> None:
+        path = self.path / array / "c" / str(number)
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, b"\x01", flush=True)
+
+    def done(self, count: int) -> np.ndarray:
+        done = np.zeros(count, np.uint8)
+        folder = self.path / "done" / "c"
+        if folder.is_dir():
+            done[[int(name) for name in os.listdir(folder) if name.isdecimal()]] = 1
+        return done
+
+    def finish(self) -> None:
+        self._mark("complete", 0)
+
+    def is_complete(self) -> bool:
+        return (self.path / "complete" / "c" / "0").exists()
+
+    def reopen(self, numbers: Collection[int]) -> None:
+        self.path.joinpath("complete", "c", "0").unlink(missing_ok=True)
+        for number in numbers:
+            self.path.joinpath("done", "c", str(number)).unlink(missing_ok=True)
+
+    def read(self, field: str, index: int) -> np.ndarray:
+        if self.schema.compression == "zstd":
+            return np.asarray(self._group(mode="r")[field][index])
+        number, row = divmod(index, self.schema.shard_size)
+        return self._map(field, number)[row]
+
+    def checksum(self, index: int) -> int:
+        return int(self.read("checksum", index))
+
+    def _open_map(self, field: str, number: int) -> list[np.ndarray]:
+        """Views of a shard's records, each at the offset that the shard's own index gives."""
+        described = self.fields[field]
+        path = self._shard_path(field, number)
+        data = np.memmap(path, np.uint8, mode="r")
+        end = 16 * self.schema.shard_size
+        index, crc = data[-end - 4 : -4], data[-4:]
+        if len(index) != end or google_crc32c.value(index.tobytes()) != int(crc.view("<u4")[0]):
+            raise StoreError(
+                f"{path}: the shard is damaged (its index does not match its checksum); "
+                "export the store again with --overwrite"
+            )
+        index = index.view("<u8").reshape(-1, 2)
+        return [
+            data[start : start + size].view(described.dtype).reshape(described.shape)
+            for start, size in index[index[:, 1] != 2**64 - 1]
+        ]
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path)
