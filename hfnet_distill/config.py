@@ -204,6 +204,8 @@ def _shipped() -> Path:
 def load_settings(path: str | Path | None = None) -> Settings:
     """Read settings from ``path``, else ``pipeline.toml`` here, else the one that is shipped.
 
+    A table that the file leaves out is as shipped.
+
     Raises:
         NotFoundError: no such file.
         InputError: not TOML, or a key that is unknown, missing or ill-typed, named.
@@ -214,7 +216,10 @@ def load_settings(path: str | Path | None = None) -> Settings:
     if not path.is_file():
         raise NotFoundError(f"{path}: no such settings file")
     try:
-        settings = Settings.model_validate(tomllib.loads(path.read_text("utf-8")))
+        tables = tomllib.loads(path.read_text("utf-8"))
+        if path != _shipped():  # a recipe says what it changes
+            tables = {**tomllib.loads(_shipped().read_text("utf-8")), **tables}
+        settings = Settings.model_validate(tables)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import shipped_settings
-from ..data.cells import CHANNELS, grid_shape, to_pixels
+from ..data.cells import CELL, CHANNELS, grid_shape, image_shape, to_pixels
 from ..data.features import Features
 from ..data.geometry import CELL_MAP, MapGeometry, sample_map
 from ..data.images import to_tensor
@@ -278,6 +278,18 @@ class GlobalTeacher(NamedTuple):
     dim: int
     words: tuple[int, int] | None
 
+    def check_words(self, descriptor_dim: int) -> None:
+        """See that a VLAD is of local descriptors as long as the student's.
+
+        Raises:
+            InputError: it is of others.
+        """
+        if self.words is not None and self.words[1] != descriptor_dim:
+            raise InputError(
+                f"the global teacher was made from local descriptors of {self.words[1]} numbers, "
+                f"the student's have {descriptor_dim}; make it from the same teacher's store"
+            )
+
 
 class Student(Network):
     """A network that can be trained from stores: its ``forward`` gives a ``StudentOutput``.
@@ -288,23 +300,36 @@ class Student(Network):
         Config: that dataclass.
         config: what this one was made from.
         MAY_BE_NEW: how the tensors begin that another student need not have to start this one.
-        local_is_frozen: only the global branch is trained.
+        GLOBAL_PARTS: the modules that give the global descriptor from what the others give.
+        local_is_frozen: these alone are trained.
     """
 
     Config: type
     MAY_BE_NEW: tuple[str, ...] = ()
+    GLOBAL_PARTS: tuple[str, ...] = ()
     local_is_frozen = False
 
     @classmethod
+    def open(cls, source: str | None = None, weights: str | None = None) -> "Student":
+        from .registry import checkpoint_path, load_checkpoint  # which imports this module
+
+        if source is None and weights is None:
+            raise InputError(
+                f"{cls.name}: name its checkpoint or run folder as {cls.name}:PATH, or a packaged "
+                "student such as default"
+            )
+        return load_checkpoint(checkpoint_path(source or weights))[0]
+
+    @classmethod
     def configure(
-        cls, values: Mapping[str, Any], descriptor_dim: int, place: GlobalTeacher | None
+        cls, values: Mapping[str, Any], descriptor_dim: int, teacher: GlobalTeacher | None
     ) -> Any:
         """The ``Config`` of a student of certain teachers.
 
         Args:
             values: of its table in [train.networks] of pipeline.toml.
             descriptor_dim: of the local teacher's descriptors.
-            place: what gives global descriptors; None for nobody.
+            teacher: of global descriptors; None for nobody.
 
         Raises:
             InputError: a value that has no place in ``Config``, or a teacher it cannot learn from.
@@ -313,23 +338,45 @@ class Student(Network):
             config = cls.Config(**values, descriptor_dim=descriptor_dim)
         except TypeError as error:
             raise InputError(f"[train.networks.{cls.name}]: {error}") from error
-        return cls.extend(config, values, place)
+        return cls.extend(config, values, teacher)
 
     @classmethod
-    def extend(cls, config: Any, values: Mapping[str, Any], place: GlobalTeacher | None) -> Any:
+    def extend(cls, config: Any, values: Mapping[str, Any], teacher: GlobalTeacher | None) -> Any:
         """A ``Config`` with the global branch that a teacher calls for; see ``configure``."""
-        return config if place is None else replace(config, global_dim=place.dim)
+        return config if teacher is None else replace(config, global_dim=teacher.dim)
 
     def adopt_vlad(self, parameters: Mapping[str, np.ndarray]) -> None:
         """Take over what a VLAD of local descriptors learned, where the network has room for it."""
 
     def freeze_local(self) -> None:
-        """Train the global branch alone from now on; what it stands on stays as it is.
+        """Train the global branch alone from now on; what it stands on stays as it is."""
+        self.local_is_frozen = True
+        for module in self._local_modules():
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Student":
+        """As of every module; frozen normalizations keep their statistics."""
+        super().train(mode)
+        if self.local_is_frozen:
+            for module in self._local_modules():
+                module.eval()
+        return self
+
+    def _local_modules(self) -> list[nn.Module]:
+        return [m for name, m in self.named_children() if name not in self.GLOBAL_PARTS]
+
+    @staticmethod
+    def whole_cells(image: Tensor) -> Tensor:
+        """An image (B, 1, H, W) without the rows and columns beyond its last whole cells.
 
         Raises:
-            InputError: the network cannot.
+            InputError: an image without a single cell.
         """
-        raise InputError(f"{self.name}: cannot learn global descriptors alone; add a local store")
+        height, width = image_shape(grid_shape(image.shape[-2:]))
+        if not (height and width):
+            found = "x".join(map(str, image.shape[:-3:-1]))
+            raise InputError(f"an image of {found} pixels is too small: {CELL}x{CELL} at least")
+        return image[..., :height, :width]
 
     def describe_globally(self, image: Tensor) -> Tensor:
         """Only the global descriptors (B, G) of a batch of images; see ``forward``."""

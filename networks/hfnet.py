@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..data.cells import CHANNELS, grid_shape, image_shape, occupied
+from ..data.cells import CHANNELS, occupied
 from ..errors import InputError
 from .base import Student, StudentOutput
-from .registry import checkpoint_path, load_checkpoint, register
+from .registry import register
 
 __all__ = [
     "HFNet",
@@ -80,6 +80,7 @@ class HFNet(Student):
 
     Config = HFNetConfig
     refine_radius = 4
+    GLOBAL_PARTS = ("global_blocks", "vlad", "projection")
     MAY_BE_NEW = (
         *("global_blocks.", "vlad.", "projection."),
         *("detector_skip.", "context_block.", "descriptor_head.1."),
@@ -119,32 +120,20 @@ class HFNet(Student):
             nn.init.zeros_(self.context_block.project.norm.weight)
 
     @classmethod
-    def open(cls, source: str | None = None, weights: str | None = None) -> "HFNet":
-        if source is None and weights is None:
-            raise InputError("hfnet: name its checkpoint or run folder as hfnet:PATH, or default")
-        return load_checkpoint(checkpoint_path(source or weights))[0]
+    def configure(cls, values, descriptor_dim, teacher):
+        local = {k: v for k, v in values.items() if k not in ("global_pooling", "global_rank")}
+        return cls.extend(super().configure(local, descriptor_dim, None), values, teacher)
 
     @classmethod
-    def configure(cls, values, descriptor_dim, place):
-        plain = {k: v for k, v in values.items() if k not in ("global_pooling", "global_rank")}
-        config = super().configure(plain, descriptor_dim, None)
-        return cls.extend(config, values, place)
-
-    @classmethod
-    def extend(cls, config, values, place):
-        if place is None:
+    def extend(cls, config, values, teacher):
+        if teacher is None:
             return config
-        config = replace(config, global_dim=place.dim)
-        if values.get("global_pooling", "auto") == "deep" or place.words is None:
+        config = replace(config, global_dim=teacher.dim)
+        if values.get("global_pooling", "auto") == "deep" or teacher.words is None:
             rank = values.get("global_rank", config.global_rank)
             return replace(config, global_pooling="deep", global_rank=rank)
-        words, dim = place.words
-        if dim != config.descriptor_dim:
-            raise InputError(
-                f"the global teacher was made from local descriptors of {dim} numbers, the "
-                f"student's have {config.descriptor_dim}; make it from the same teacher's store, "
-                'or set global_pooling = "deep" in [train.networks.hfnet]'
-            )
+        teacher.check_words(config.descriptor_dim)
+        words, _ = teacher.words
         return replace(config, global_pooling="local", global_rank=0, clusters=words)
 
     def adopt_vlad(self, parameters) -> None:
@@ -187,32 +176,9 @@ class HFNet(Student):
             return self(image).global_descriptor
         return self._project(self.vlad(self.global_blocks(self._features(image)[0])))
 
-    def freeze_local(self) -> None:
-        """Train the global branch alone from now on; what it stands on stays as it is."""
-        self.local_is_frozen = True
-        for module in self._local_modules():
-            module.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "HFNet":
-        """As of every module; frozen normalisations keep their statistics."""
-        super().train(mode)
-        if self.local_is_frozen:
-            for module in self._local_modules():
-                module.eval()
-        return self
-
-    def _local_modules(self) -> list[nn.Module]:
-        added = [self.detector_skip] if self.config.detector_skip else []
-        added += [self.context_block] if self.config.context_block else []
-        return [self.stem, self.local_blocks, self.descriptor_head, self.detector_head, *added]
-
     def _features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The maps at stride 8 and, of the first block, at stride 2."""
-        height, width = image_shape(grid_shape(image.shape[-2:]))
-        if not (height and width):
-            found = "x".join(map(str, image.shape[:-3:-1]))
-            raise InputError(f"an image of {found} pixels is too small for HF-Net: 8x8 at least")
-        centred = image[..., :height, :width] * (255 / 128) - 1  # HF-Net's (x - 128) / 128
+        centred = self.whole_cells(image) * (255 / 128) - 1  # HF-Net's (x - 128) / 128
         fine = self.local_blocks[0](self.stem(centred))
         features = self.local_blocks[1:](fine)
         return (self.context_block(features) if self.config.context_block else features), fine

@@ -35,6 +35,7 @@ MODULES = {
     "netvlad": "netvlad",
     "vlad": "vlad",
     "hfnet": "hfnet",
+    "light": "light",
     **dict.fromkeys(("sift", "orb", "akaze", "harris", "fast"), "opencv"),
 }
 """Name -> the module of this folder that registers it, imported when it is asked for."""

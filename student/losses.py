@@ -29,6 +29,7 @@ __all__ = [
     "UncertaintyWeights",
     "active_losses",
     "compute_losses",
+    "contrast_loss",
     "correspondence_loss",
     "descriptor_loss",
     "detector_loss",
@@ -47,8 +48,12 @@ KEYPOINTS, LEAST = 100, 0.005
 """So many of a view's keypoints have their places compared, and what their scores are above."""
 COMPARED = 512
 """Cells or keypoints of a view whose descriptors are told from each other."""
+CONTRASTED = 160
+"""Keypoints of a photograph that are told from all others of the batch."""
 TEMPERATURE = 0.05
 """Of the similarities of unit descriptors: SiLK's."""
+SOFT_TEMPERATURE = 0.1
+"""Of those that are compared as distributions: the second and third choice are seen, too."""
 
 Needs = Literal["local", "pair", "global"]
 
@@ -164,6 +169,20 @@ def _similarity(said: StudentOutput, lesson: Lesson) -> Tensor:
     return similarity_loss(student, teacher, weights)
 
 
+@register_loss("contrast", needs="pair")
+def _contrast(said: StudentOutput, lesson: Lesson) -> Tensor:
+    """At the detector target's keypoints that both views show, the likeliest of each photograph."""
+    detections = lesson.detections
+    if detections.keypoints is None:
+        raise InputError("loss contrast: needs a detector_target with keypoints, not cells")
+    inside = is_inside(detections.keypoints, image_shape(said.descriptor_map.shape[2:])[::-1])
+    weights = torch.stack(_pairs(detections.probability * inside)).amin(0)
+    weights, chosen = weights.topk(min(CONTRASTED, weights.shape[1]))
+    chosen = chosen[:, :, None].expand(-1, -1, 2)
+    points = [rows.gather(1, chosen) for rows in _pairs(detections.keypoints)]
+    return contrast_loss(_pairs(said.descriptor_map), points, weights)
+
+
 def _student_descriptors(said: StudentOutput, lesson: Lesson) -> Tensor:
     """Those (N, D, P) at the points of a lesson, of unit length."""
     if lesson.points is None:
@@ -248,8 +267,8 @@ def similarity_loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor
         (N,), not negative.
     """
     absent = (weights <= 0)[:, None]
-    own = teacher @ teacher.mT / TEMPERATURE
-    mixed = student @ teacher.mT / TEMPERATURE
+    own = teacher @ teacher.mT / SOFT_TEMPERATURE
+    mixed = student @ teacher.mT / SOFT_TEMPERATURE
     values = 0.0
     for logits in (mixed, mixed.mT):
         expected, found = (each.masked_fill(absent, -1e4).log_softmax(2) for each in (own, logits))
@@ -294,6 +313,47 @@ def correspondence_loss(
     right = similarity.diagonal(dim1=1, dim2=2)
     surprise = (similarity.logsumexp(1) + similarity.logsumexp(2)) / 2 - right
     return _mean(surprise, weights * seen)
+
+
+def contrast_loss(
+    descriptor_maps: Sequence[Tensor],
+    points: Sequence[Tensor],
+    weights: Tensor,
+    *,
+    temperature: float = TEMPERATURE,
+) -> Tensor:
+    """How surely a keypoint is found in the other view among those of the whole batch.
+
+    InfoNCE (van den Oord et al., 2018), as ``correspondence_loss``; but the negatives also are the
+    other keypoints of its own view, and those of other photographs.
+
+    Args:
+        descriptor_maps: of views 0 and 1, (B, D, h, w) each, of unit length along D.
+        points: (B, N, 2) float32 each, the same keypoints in pixels of views 0 and of views 1.
+        weights: (B, N), how much each counts; one with 0 is no negative either.
+
+    Returns:
+        (B,).
+    """
+    count = weights.shape[1]
+    found = [
+        F.normalize(sample_map(maps, at, CELL_MAP), dim=2).flatten(0, 1)
+        for maps, at in zip(descriptor_maps, points, strict=True)
+    ]
+    near = [torch.block_diag(*(torch.cdist(at, at) < SAME)).bool() for at in points]
+    same = near[0] | near[1]
+    absent = ~(weights.flatten() > 0)
+    own = torch.eye(len(same), dtype=torch.bool, device=same.device)
+    across = found[0] @ found[1].mT / temperature
+    right = across.diagonal()
+    # Its own correspondence stays, also where the point itself is absent: it counts nothing there.
+    across = across.masked_fill((same | absent | absent[:, None]) & ~own, -1e4)
+    within = [(d @ d.mT / temperature).masked_fill(same | absent | own, -1e4) for d in found]
+    seen = [
+        torch.logaddexp(across.logsumexp(1 - view), within[view].logsumexp(1)) for view in (0, 1)
+    ]
+    surprise = (seen[0] + seen[1]) / 2 - right
+    return _mean(surprise.unflatten(0, (-1, count)), weights)
 
 
 def localization_loss(

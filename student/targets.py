@@ -540,10 +540,10 @@ def choose_targets(
             "set one of the two otherwise in [train]"
         )
     held = [_holders(kind, stores) for kind in kinds]
-    of_places = held[2]
+    of_images = held[2]
     for store in stores:
         for kind, holders in zip(kinds[:2], held[:2], strict=True):
-            if not holders and store not in of_places:
+            if not holders and store not in of_images:
                 raise StoreError(
                     f"{store.path}: has no {kind.needs[0][0]}, which the student learns from; "
                     f"export it with --fields {_export_flag(kind)}"
@@ -558,14 +558,14 @@ def choose_targets(
         if len(holders) > 1:
             raise StoreError(f"{holders[1].path}: a second store of the same kind; give one each")
     if not held[0] or not held[1]:
-        return Targets(None, None, GlobalTarget(of_places[0]), partial)
+        return Targets(None, None, GlobalTarget(of_images[0]), partial)
     ours = kinds[0](held[0][0]), kinds[1](held[1][0])
     if descriptor == "keypoints" and not ours[1].of_map and ours[0].store is not ours[1].store:
         raise StoreError(
             f"{ours[1].store.path}: its descriptors are not those of the keypoints in "
             f"{ours[0].store.path}; give one store with both"
         )
-    return Targets(*ours, GlobalTarget(of_places[0]) if of_places else None, partial)
+    return Targets(*ours, GlobalTarget(of_images[0]) if of_images else None, partial)
 
 
 def _holders(kind: type, stores: list[RecordStore]) -> list[RecordStore]:

@@ -369,11 +369,10 @@ def _make_student(targets: Targets, settings: TrainSettings, quiet: bool) -> tup
     other = None
     if settings.init not in ("auto", "none"):
         other = load_checkpoint(checkpoint_path(settings.init))[0]
-    place = targets.global_
-    teacher = None
-    if place is not None:
-        words = place.words
-        teacher = GlobalTeacher(place.global_dim, None if words is None else words.shape)
+    teacher, whole = None, targets.global_
+    if whole is not None:
+        words = whole.words
+        teacher = GlobalTeacher(whole.global_dim, None if words is None else words.shape)
     if targets.descriptor is not None:
         network = network_class(settings.network)
         values = settings.networks.get(settings.network, {})
@@ -388,8 +387,8 @@ def _make_student(targets: Targets, settings: TrainSettings, quiet: bool) -> tup
         values = settings.networks.get(network.name, {})
         config = network.extend(other.config, values, teacher)
     student = network(config)
-    if place is not None and place.words is not None:
-        student.adopt_vlad(place.store.parameters)
+    if whole is not None and whole.words is not None:
+        student.adopt_vlad(whole.store.parameters)
     digest = ""
     if other is not None:
         student.start_from(other)

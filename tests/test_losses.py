@@ -15,6 +15,7 @@ from hfnet_distill.student.losses import (
     UncertaintyWeights,
     active_losses,
     compute_losses,
+    contrast_loss,
     correspondence_loss,
     descriptor_loss,
     detector_loss,
@@ -238,3 +239,27 @@ def test_a_loss_of_ones_own_is_a_function_and_a_line(monkeypatch):
         active_losses({"entropie": 1.0}, {"local"})
     with pytest.raises(InputError, match="a loss named entropy exists already"):
         register_loss("entropy")(entropy)
+
+
+def test_a_keypoint_is_found_among_those_of_the_batch():
+    # Two photographs with two keypoints each, at cells' centres, all descriptors at right angles.
+    maps = torch.eye(4).view(4, 2, 1, 2).transpose(0, 1).contiguous()
+    points = cell_centres((1, 2)).float().expand(2, -1, -1)
+    weights = torch.ones(2, 2)
+    loss = contrast_loss((maps, maps), (points, points), weights, temperature=0.1)
+    # Against the correct one: three others of the other view, and three of its own.
+    expected = math.log(1 + 6 * math.exp(-10))
+    assert loss.tolist() == pytest.approx([expected, expected], rel=0.02)
+    wrong = contrast_loss((maps, maps.flip(0)), (points, points), weights, temperature=0.1)
+    assert (wrong > 9).all()
+    # One that is not there is no negative; its own loss does not count.
+    weights[1, 1] = 0
+    fewer = contrast_loss((maps, maps), (points, points), weights, temperature=0.1)
+    expected = math.log(1 + 4 * math.exp(-10))
+    assert fewer.tolist() == pytest.approx([expected, expected], rel=0.02)
+    # Two that are nearly one need not be told apart.
+    weights[:] = 1
+    close = points.clone()
+    close[:, 1] = close[:, 0] + 2
+    loss = contrast_loss((maps[:1], maps[:1]), (close[:1], close[:1]), weights[:1])
+    assert loss.item() == pytest.approx(0, abs=1e-6)

@@ -19,6 +19,7 @@ from hfnet_distill.data.images import fit_image, read_image
 from hfnet_distill.data.stores.store import Field, RecordStore, Schema
 from hfnet_distill.errors import CheckpointError, InputError
 from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
+from hfnet_distill.networks.light import CONFIGS, Light
 from hfnet_distill.networks.registry import checkpoint_path, load_checkpoint, save_checkpoint
 from hfnet_distill.networks.vlad import VLAD
 from hfnet_distill.student.averaging import estimate_norms
@@ -300,6 +301,26 @@ def test_the_strategies_that_compare_points(run_command, train, photographs, tmp
     for run in ("sparse", "keypoints", "upsample"):
         assert load_checkpoint(tmp_path / run / "best.safetensors")[0].config.descriptor_dim == 256
     assert "has no keypoints" in train("--strategy", "sparse", output="none", code=1)
+
+
+def test_another_network_and_every_loss(run_command, train, photographs, tmp_path):
+    sparse = tmp_path / "sparse.zarr"
+    run_command(
+        export_teacher,
+        *("--model", "superpoint", "--images", photographs, "--store", sparse, "--fields"),
+        *("sparse", "--max-num-keypoints", 20, "--size", "64x48", "--quiet", "--device", "cpu"),
+    )
+    text = (Path(__file__).parent.parent / "recipes" / "small.toml").read_text()
+    text = re.sub(r"(?m)^(\w+) = 0\.0$", r"\1 = 1.0", text)  # losses that are left out
+    text = text.replace('"small"', '"nano"')
+    (tmp_path / "all.toml").write_text(text)
+    train("--config", tmp_path / "all.toml", "--epochs", 1, stores=(sparse,))
+    student, info = load_checkpoint(tmp_path / "run" / "best.safetensors")
+    assert type(student) is Light
+    assert student.config == replace(CONFIGS["nano"], descriptor_dim=256)
+    assert info["network"] == "light"
+    line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert line.keys() >= {"detector", "occupied", "where", "descriptor", "similarity"}
 
 
 def test_a_run_is_not_overwritten_or_mixed(train):
