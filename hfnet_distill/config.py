@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from .errors import InputError, NotFoundError
+from .files import read_text
 from .plugins import import_plugins
 
 __all__ = [
@@ -66,7 +67,7 @@ Tilt = Annotated[float, Field(ge=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ExportSettings(_Section):
@@ -110,7 +111,7 @@ class TeacherSettings(_Section):
     validate_every: Count
     precision: Precision
     device: str
-    seed: int
+    seed: NotNegative
     checkpoint_minutes: Weight
 
 
@@ -144,7 +145,7 @@ class TrainSettings(_Section):
     precision: Precision
     device: str
     num_workers: NotNegative
-    seed: int
+    seed: NotNegative
     checkpoint_minutes: Weight
     loss_weights: dict[str, Weight]
     networks: dict[str, dict[str, Any]]
@@ -216,9 +217,9 @@ def load_settings(path: str | Path | None = None) -> Settings:
     if not path.is_file():
         raise NotFoundError(f"{path}: no such settings file")
     try:
-        tables = tomllib.loads(path.read_text("utf-8"))
+        tables = tomllib.loads(read_text(path))
         if path != _shipped():  # a recipe says what it changes
-            tables = {**tomllib.loads(_shipped().read_text("utf-8")), **tables}
+            tables = {**tomllib.loads(read_text(_shipped())), **tables}
         settings = Settings.model_validate(tables)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error

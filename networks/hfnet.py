@@ -234,7 +234,7 @@ class FoldedConv(nn.Module):
         odd = [side % 2 for side in x.shape[2:]]
         if self.conv.stride == (2, 2) and any(odd):
             x = F.pad(x, (odd[1], 0, odd[0], 0))  # SAME pads an odd side on both ends
-        if x.device.type == "cpu" and FUSES_ACTIVATION and not torch.is_autocast_enabled("cpu"):
+        if FUSES_ACTIVATION and x.device.type == "cpu" and not _is_cast_or_exported():
             conv = self.conv
             return torch.ops.mkldnn._convolution_pointwise(
                 *(x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups),
@@ -242,6 +242,10 @@ class FoldedConv(nn.Module):
             )
         x = self.conv(x)
         return F.relu6(x, inplace=True) if self.activate else x
+
+
+def _is_cast_or_exported() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
 
 
 class InvertedResidual(nn.Module):

@@ -31,11 +31,14 @@ PACKAGED = Path(__file__).parent / "packaged"
 
 MODULES = {
     "superpoint": "superpoint",
+    "aliked": "aliked",
+    "xfeat": "xfeat",
     "silk": "silk",
     "netvlad": "netvlad",
     "vlad": "vlad",
     "hfnet": "hfnet",
     "light": "light",
+    "onnx": "onnx",
     **dict.fromkeys(("sift", "orb", "akaze", "harris", "fast"), "opencv"),
 }
 """Name -> the module of this folder that registers it, imported when it is asked for."""

@@ -41,7 +41,15 @@ from .losses import UncertaintyWeights, active_losses, compute_losses, weighted_
 from .targets import Targets, choose_targets
 from .views import ViewSampler
 
-__all__ = ["batch_losses", "fit", "make_weighting", "train"]
+__all__ = [
+    "batch_losses",
+    "fit",
+    "losses_to_learn",
+    "make_dataset",
+    "make_student",
+    "make_weighting",
+    "train",
+]
 
 MAY_CHANGE = {"device", "num_workers", "checkpoint_minutes"}
 """Settings that a resumed run may have otherwise: they change no number."""
@@ -96,18 +104,9 @@ def train(
             f"{settings.batch_size}; lower --batch-size or bring more photographs"
         )
     torch.manual_seed(settings.seed)
-    student, digest = _make_student(targets, settings, quiet)
-    training = DistillationDataset(
-        images,
-        training_names,
-        targets,
-        crop=settings.crop,
-        views=1 if student.local_is_frozen else settings.views,
-        sampler=_view_sampler(settings),
-        photometric=settings.photometric,
-        full_resolution=settings.full_resolution,
-        seed=settings.seed,
-    )
+    student, digest = make_student(targets, settings, quiet=quiet)
+    views = 1 if student.local_is_frozen else settings.views
+    training = make_dataset(images, training_names, targets, settings, views=views)
     # Validation photographs are seen whole, as the teacher saw them.
     validation = DistillationDataset(images, validation_names, replace(targets, partial=False))
     info = {
@@ -150,7 +149,7 @@ def fit(
         TrainingError: the loss is nan or infinite.
         KeyboardInterrupt: asked to stop; the run can go on.
     """
-    names = active_losses(settings.loss_weights, _what_it_has(student, training))
+    names = losses_to_learn(student, training, settings)
     if not names:
         raise InputError("loss_weights: no loss that has a weight above 0 fits what is learned")
     weighting = make_weighting(settings, names).to(device)
@@ -248,7 +247,7 @@ def validate(
     Their plain sum chooses the best checkpoint: learned weights drift as training goes on.
     """
     student.eval()
-    names = active_losses(settings.loss_weights, _what_it_has(student, dataset))
+    names = losses_to_learn(student, dataset, settings)
     sums = dict.fromkeys(names, 0.0) if len(dataset) else {}
     keys = [[(0, index)] for index in range(len(dataset))]
     for batch in make_loader(dataset, keys, settings.num_workers):
@@ -327,15 +326,20 @@ def parameter_groups(student: nn.Module, weighting: nn.Module, settings: TrainSe
     ]
 
 
-def _what_it_has(student: Student, dataset: DistillationDataset) -> set[str]:
-    """What losses need of a batch, see ``losses.register_loss``."""
+def losses_to_learn(
+    student: Student, dataset: DistillationDataset, settings: TrainSettings
+) -> list[str]:
+    """The losses with a weight above 0 that a dataset's batches have everything for."""
     has = {"global"} if dataset.targets.global_ else set()
     if dataset.targets.detector and not student.local_is_frozen:
         has |= {"local", "pair"} if dataset.views == 2 else {"local"}
-    return has
+    return active_losses(settings.loss_weights, has)
 
 
-def _view_sampler(settings: TrainSettings) -> ViewSampler:
+def make_dataset(
+    images: str | Path, names: list[str], targets: Targets, settings: TrainSettings, *, views: int
+) -> DistillationDataset:
+    """Photographs to train on, with as many random views of each."""
     form = Homographies(
         scale=settings.zoom,
         rotation=settings.rotation,
@@ -343,7 +347,17 @@ def _view_sampler(settings: TrainSettings) -> ViewSampler:
         tilt=settings.tilt,
         inside=settings.inside,
     )
-    return ViewSampler(settings.warp, form, settings.overlap)
+    return DistillationDataset(
+        images,
+        names,
+        targets,
+        crop=settings.crop,
+        views=views,
+        sampler=ViewSampler(settings.warp, form, settings.overlap),
+        photometric=settings.photometric,
+        full_resolution=settings.full_resolution,
+        seed=settings.seed,
+    )
 
 
 def _common_names(stores: list[RecordStore], folder: Path, quiet: bool) -> list[str]:
@@ -361,7 +375,9 @@ def _common_names(stores: list[RecordStore], folder: Path, quiet: bool) -> list[
     return names
 
 
-def _make_student(targets: Targets, settings: TrainSettings, quiet: bool) -> tuple[Student, str]:
+def make_student(
+    targets: Targets, settings: TrainSettings, *, quiet: bool = True
+) -> tuple[Student, str]:
     """The student that the targets call for, and the SHA-256 of what it starts from, if anything.
 
     Without local targets it learns the global branch alone; the rest is that of ``init``.

@@ -9,7 +9,7 @@ import pytest
 import hfnet_distill
 
 ROOT = Path(__file__).parent.parent
-STAGES = ["teacher_export", "student", "evaluation"]
+STAGES = ["teacher_export", "student", "evaluation", "deployment"]
 MAY_IMPORT = {
     "hfnet_distill": {"hfnet_distill"},
     "data": {"hfnet_distill", "data"},

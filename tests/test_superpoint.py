@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from references import suppress_non_maxima
 from torch.nn import functional as F
 
 from hfnet_distill.data.geometry import MapGeometry, sample_map
-from hfnet_distill.data.keypoints import suppress_non_maxima
 from hfnet_distill.networks.superpoint import SuperPoint
 from hfnet_distill.networks.weights import load_arrays, load_strictly
 

@@ -1,0 +1,673 @@
+"""A network as one ONNX file: a profile for each client, compared with PyTorch before it is kept.
+
+The graphs are plain operations of opset 20, so that ONNX Runtime, OpenCV, OpenVINO and TensorRT
+take them.
+"""
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import ClassVar
+
+import cv2
+import numpy as np
+import torch
+from scipy.spatial import KDTree
+from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
+from torch.nn import functional as F
+
+from .. import __version__
+from ..data.features import Features
+from ..data.geometry import CELL_MAP
+from ..data.images import list_images, read_image, to_tensor
+from ..data.keypoints import KeypointChoice, sum_scores
+from ..errors import InputError
+from ..extras import require
+from ..files import write_atomically
+from ..networks.base import Network
+from ..networks.onnx import PREFIX, make_session
+
+__all__ = [
+    "OPSET",
+    "PROFILES",
+    "Parity",
+    "compare",
+    "export_onnx",
+    "make_graph",
+    "quantize",
+    "to_onnx",
+]
+
+OPSET = 20
+NMS_ROUNDS = 5
+"""Of suppression, unrolled. Greedy suppression ends when nothing changes; among the best 1,000
+keypoints of a photograph of 640x480 five rounds left none to change, four at most two."""
+MOST_KEYPOINTS = 16384
+"""That ``colmap`` can be asked for when it runs: a graph needs to know its most beforehand."""
+SLAM_LOCAL_DIM, SLAM_GLOBAL_DIM = 256, 4096
+"""HFNet_SLAM's descriptors; shorter ones are padded with zeros, which changes no distance."""
+
+SHARE_IN_COMMON = 0.995
+"""Of the keypoints: scores that differ in their last bits are ranked otherwise now and then."""
+TOLERANCES = {"keypoints": 1e-3, "scores": 1e-5, "descriptors": 1e-5, "global_descriptor": 1e-5}
+"""The largest difference from PyTorch: of positions in pixels, of numbers of unit vectors."""
+MAP_TOLERANCE = 1e-4
+"""Of numbers of maps; positions between pixels rest on many of them."""
+CALIBRATION_PHOTOGRAPHS, CALIBRATION_SIZE = 64, (640, 480)
+"""How many photographs tell the ranges of an int8 graph, and at which size."""
+SAME_KEYPOINT = 0.5
+"""Pixels: keypoints of two programs that lie farther apart are different ones."""
+
+
+class Graph(nn.Module):
+    """A network and what a profile adds to it.
+
+    Attributes:
+        profile: its name.
+        inputs, outputs: names, in order.
+        convention: where keypoints or map positions lie, for the file's metadata.
+        size: (width, height) where the graph is made for one size alone.
+    """
+
+    profile: ClassVar[str]
+    inputs: ClassVar[tuple[str, ...]] = ("image",)
+    outputs: ClassVar[tuple[str, ...]]
+    convention: ClassVar[str]
+    size: tuple[int, int] | None = None
+
+    def __init__(self, network: Network, choice: KeypointChoice):
+        super().__init__()
+        self.network, self.choice = network, choice
+        names = self.outputs if network.global_dim else self.outputs_without_global()
+        self.output_names = names
+
+    def outputs_without_global(self) -> tuple[str, ...]:
+        """The outputs for a network that has no global descriptor."""
+        return tuple(name for name in self.outputs if name != "global_descriptor")
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Inputs to trace the graph with."""
+        raise NotImplementedError
+
+    def dynamic_shapes(self) -> tuple[dict | None, ...]:
+        """Which axes of the inputs may vary."""
+        raise NotImplementedError
+
+    def feed(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """The inputs for an image (H, W) gray or (H, W, 3) red, green, blue, uint8."""
+        raise NotImplementedError
+
+    def decode(self, outputs: dict[str, np.ndarray], size: tuple[int, int]) -> Features | None:
+        """The features that its client would see, in pixels; None for graphs that give maps."""
+        raise NotImplementedError
+
+
+def _find_keypoints(
+    scores: Tensor, choice: KeypointChoice, limit: int, suppress: Callable
+) -> tuple[Tensor, Tensor]:
+    """What ``choice`` finds in a score map (1, H, W), in operations of fixed shape.
+
+    Args:
+        suppress: one of the two ways below.
+
+    Returns:
+        keypoints (limit, 2) and scores (limit,), descending; -1 where there is none.
+    """
+    ranked = sum_scores(scores, choice.rank_radius) if choice.rank_radius else scores
+    border, (height, width) = choice.border, scores.shape[1:]
+    inner = ranked[:, border : height - border, border : width - border]
+    kept = suppress(inner, choice.nms_radius, limit) if choice.nms_radius else inner
+    best, places = _best(kept, limit)
+    columns = inner.shape[2]
+    places = places * (best >= 0).long()  # what is no keypoint may lie beyond a small image
+    # The exporter knows no remainder of a size that varies; OpenCV knows no floor of integers.
+    rows = torch.div(places, columns, rounding_mode="trunc")
+    x, y = places - rows * columns + border, rows + border
+    points = torch.stack([x, y], 1).float()
+    if choice.refine_radius:
+        points = points + _moves(scores[0], x, y, choice.refine_radius)
+    return points, best
+
+
+def _best(scores: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """The highest of a map (1, H, W) and their flat places; maps of fewer pixels end with -1."""
+    return F.pad(scores.flatten(), (0, limit), value=-1.0).topk(limit)
+
+
+def _window_maxima(scores: Tensor, radius: int) -> Tensor:
+    return F.max_pool2d(scores, 2 * radius + 1, 1, radius)
+
+
+def suppress_in_rounds(scores: Tensor, radius: int, limit: int | None = None) -> Tensor:
+    """(1, H, W) -> the scores of what greedy suppression keeps in ``NMS_ROUNDS``, -1 elsewhere.
+
+    For clients that have no loops.
+    """
+    kept = torch.where(scores == _window_maxima(scores, radius), scores, -1.0)
+    for _ in range(NMS_ROUNDS - 1):
+        standing = torch.where(_window_maxima(kept, radius) > 0, -1.0, scores)
+        peaks = torch.where(standing == _window_maxima(standing, radius), standing, -1.0)
+        kept = torch.maximum(kept, peaks)
+    return kept
+
+
+def suppress_in_a_loop(scores: Tensor, radius: int, limit: int) -> Tensor:
+    """(1, H, W) -> the scores of the ``limit`` best that greedy suppression keeps, -1 elsewhere.
+
+    What lies below the best ``limit`` of the first round can no longer be among them.
+    """
+    kept = torch.where(scores == _window_maxima(scores, radius), scores, -1.0)
+    floor = _best(kept, limit)[0][-1].clamp(min=0)
+    standing = torch.where(_window_maxima(kept, radius) > 0, -1.0, scores)
+    standing = torch.where(standing >= floor, standing, -1.0)
+
+    def some_stand(kept: Tensor, standing: Tensor) -> Tensor:
+        return (standing > 0).any()
+
+    def one_round(kept: Tensor, standing: Tensor) -> tuple[Tensor, Tensor]:
+        peaks = torch.where(standing == _window_maxima(standing, radius), standing, -1.0)
+        left = torch.where(_window_maxima(peaks, radius) > 0, -1.0, standing)
+        return torch.maximum(kept, peaks), left
+
+    return while_loop(some_stand, one_round, (kept, standing))[0]
+
+
+def _moves(scores: Tensor, x: Tensor, y: Tensor, radius: int) -> Tensor:
+    """From each pixel to the centre of gravity around it: ``data.keypoints.refine_keypoints``."""
+    side, stride = 2 * radius + 1, scores.shape[1] + 2 * radius
+    padded = F.pad(scores, [radius] * 4).flatten()
+    steps = torch.arange(side)
+    rows = (y[:, None] + steps) * stride + x[:, None]
+    weights = padded[(rows[:, :, None] + steps).flatten(1)]
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    return weights @ torch.stack([offsets.repeat(side), offsets.repeat_interleave(side)], 1)
+
+
+def _describe(descriptor_map: Tensor, points: Tensor) -> Tensor:
+    """The map (1, D, h, w) sampled bilinearly at points (N, 2) in pixels: (N, D), unit length."""
+    height, width = descriptor_map.shape[2:]
+    x, y = CELL_MAP.to_map(points).unbind(1)
+    x, y = x.clamp(min=0).clamp(max=width - 1), y.clamp(min=0).clamp(max=height - 1)
+    left, top = x.floor(), y.floor()
+    right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
+    along, down = x - left, y - top
+    cells = descriptor_map[0].flatten(1).T
+    total = 0
+    for row, over in ((top, 1 - down), (bottom, down)):
+        for column, across in ((left, 1 - along), (right, along)):
+            values = cells[(row * width + column).long()]
+            total = total + values * (over * across)[:, None]
+    return F.normalize(total, dim=1)
+
+
+def _to_gray(image: Tensor) -> Tensor:
+    """(1, 3, H, W) red, green, blue in [0, 1] -> (1, 1, H, W), to the gray levels of OpenCV."""
+    red, green, blue = (image * 255).round().split(1, 1)
+    return ((red * 9798 + green * 19235 + blue * 3735) / 32768 + 0.5).floor() / 255
+
+
+def _seen_by(network: Network, image: Tensor) -> Tensor:
+    return image if network.channels == 3 else _to_gray(image)
+
+
+class Sparse(Graph):
+    """Photograph -> features, for ONNX Runtime."""
+
+    profile = "sparse"
+    outputs = ("keypoints", "scores", "descriptors", "global_descriptor")
+    convention = "keypoints (N, 2): x, y in pixels of the image, centre of the first pixel (0, 0)"
+
+    def example(self):
+        return (torch.zeros(1, self.network.channels, 120, 168, dtype=torch.uint8),)
+
+    def dynamic_shapes(self):
+        return ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
+
+    def forward(self, image: Tensor):
+        maps = self.network.maps(image.float() / 255)
+        limit = self.choice.max_num_keypoints
+        points, scores = _find_keypoints(
+            maps.pixel_scores(), self.choice, limit, suppress_in_a_loop
+        )
+        good = scores > self.choice.threshold
+        points, scores = points[good], scores[good]
+        parts = points, scores, _describe(maps.descriptor_map, points)
+        return (*parts, maps.global_descriptor[0]) if self.network.global_dim else parts
+
+    def feed(self, image):
+        planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+        return {"image": np.ascontiguousarray(planes)[None]}
+
+    def decode(self, outputs, size):
+        return Features(size, *(outputs[name] for name in self.output_names))
+
+
+class Maps(Graph):
+    """Dense maps of a batch, for TensorRT, NPUs and C++."""
+
+    profile = "maps"
+    outputs = ("score_map", "descriptor_map", "global_descriptor")
+    convention = (
+        "score_map (B, H, W): one element per pixel; descriptor_map (B, D, h, w): element (i, j) "
+        "is at pixel (8 j + 3.5, 8 i + 3.5), centre of the first pixel (0, 0)"
+    )
+
+    def example(self):
+        return (torch.zeros(2, self.network.channels, 120, 168),)
+
+    def dynamic_shapes(self):
+        return (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
+
+    def forward(self, image: Tensor):
+        maps = self.network.maps(image)
+        parts = maps.pixel_scores(), maps.descriptor_map
+        return (*parts, maps.global_descriptor) if self.network.global_dim else parts
+
+    def feed(self, image):
+        return {"image": Sparse.feed(self, image)["image"].astype(np.float32) / 255}
+
+    def decode(self, outputs, size):
+        return None
+
+
+class _Colours(Graph):
+    """A graph that sees (1, 3, H, W) float32 red, green, blue in [0, 1]."""
+
+    def example(self):
+        width, height = self.size or (168, 120)
+        return (torch.zeros(1, 3, height, width),)
+
+    def dynamic_shapes(self):
+        return ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
+
+    def feed(self, image):
+        image = image if image.ndim == 3 else np.repeat(image[..., None], 3, 2)
+        return {"image": image.transpose(2, 0, 1)[None].astype(np.float32) / 255}
+
+
+class OpenCV(_Colours):
+    """OpenCV 5's ``cv2.ALIKED.create(FILE).detectAndCompute(image, None)``."""
+
+    profile = "opencv"
+    outputs = ("keypoints", "descriptors", "scores")
+    convention = "keypoints (K, 2): 2 x / width - 1, 2 y / height - 1, as cv2.ALIKED reads them"
+    size = (640, 640)
+
+    def dynamic_shapes(self):
+        return (None,)
+
+    def forward(self, image: Tensor):
+        maps = self.network.maps(_seen_by(self.network, image))
+        limit = self.choice.max_num_keypoints
+        points, scores = _find_keypoints(
+            maps.pixel_scores(), self.choice, limit, suppress_in_rounds
+        )
+        descriptors = _describe(maps.descriptor_map, points)
+        return 2 * points / torch.tensor(self.size) - 1, descriptors, scores[:, None]
+
+    def decode(self, outputs, size):
+        good = outputs["scores"][:, 0] > self.choice.threshold
+        keypoints = ((outputs["keypoints"][good] + 1) / 2 * np.array(size)).astype(np.float32)
+        return Features(size, keypoints, outputs["scores"][good, 0], outputs["descriptors"][good])
+
+
+class COLMAP(_Colours):
+    """COLMAP 4's slot for ALIKED, as ``--AlikedExtraction.n16rot_model_path``."""
+
+    profile = "colmap"
+    inputs = ("image", "max_keypoints", "min_score")
+    outputs = ("keypoints", "descriptors", "scores")
+    convention = (
+        "keypoints (1, K, 2): -1 is the centre of the first, 1 of the last pixel of the input"
+    )
+
+    def example(self):
+        return (*super().example(), torch.tensor(1000), torch.tensor(0.0))
+
+    def dynamic_shapes(self):
+        return (*super().dynamic_shapes(), None, None)
+
+    def forward(self, image: Tensor, max_keypoints: Tensor, min_score: Tensor):
+        maps = self.network.maps(_seen_by(self.network, image))
+        points, scores = _find_keypoints(
+            maps.pixel_scores(), self.choice, MOST_KEYPOINTS, suppress_in_a_loop
+        )
+        good = (scores > self.choice.threshold) & (scores >= min_score)
+        good = good & (torch.arange(MOST_KEYPOINTS) < max_keypoints)
+        points, scores = points[good], scores[good]
+        descriptors = _describe(maps.descriptor_map, points)
+        last = torch.stack([torch.scalar_tensor(side - 1) for side in image.shape[:1:-1]])
+        return (2 * points / last - 1)[None], descriptors[None], scores[None]
+
+    def feed(self, image):
+        limits = np.array(self.choice.max_num_keypoints), np.array(0, np.float32)
+        return {**super().feed(image), "max_keypoints": limits[0], "min_score": limits[1]}
+
+    def decode(self, outputs, size):
+        keypoints, descriptors, scores = (outputs[name][0] for name in self.outputs)
+        keypoints = ((keypoints + 1) / 2 * (np.array(size) - 1)).astype(np.float32)
+        return Features(size, keypoints, scores, descriptors)
+
+
+class HFNetSLAM(Graph):
+    """HFNet_SLAM and its kin, which read the maps of HF-Net's TensorFlow model."""
+
+    profile = "hfnet-slam"
+    inputs = ("image:0",)
+    outputs = ("scores_dense_nms:0", "local_descriptor_map:0", "global_descriptor:0")
+    convention = (
+        "scores_dense_nms:0 (1, H, W): one element per pixel; local_descriptor_map:0 (1, h, w, 256)"
+        ": corner elements at the centres of the image's corner pixels"
+    )
+
+    def __init__(self, network: Network, choice: KeypointChoice):
+        if not network.global_dim:
+            raise InputError(
+                "--profile hfnet-slam: this model has no global descriptor, which that client needs"
+            )
+        for dim, most, kind in (
+            (network.descriptor_dim, SLAM_LOCAL_DIM, "local"),
+            (network.global_dim, SLAM_GLOBAL_DIM, "global"),
+        ):
+            if dim > most:
+                raise InputError(
+                    f"--profile hfnet-slam: {kind} descriptors of {dim} numbers; that client reads "
+                    f"{most} at most"
+                )
+        super().__init__(network, choice)
+
+    def example(self):
+        return (torch.zeros(1, 120, 168, self.network.channels),)
+
+    def dynamic_shapes(self):
+        return ({1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC},)
+
+    def forward(self, image: Tensor):
+        maps = self.network.maps(image.permute(0, 3, 1, 2) / 255)
+        scores = maps.pixel_scores()
+        border, (height, width) = self.choice.border, scores.shape[1:]
+        inner = scores[:, border : height - border, border : width - border]
+        kept = F.pad(suppress_in_rounds(inner, self.choice.nms_radius).clamp(min=0), [border] * 4)
+        values = maps.descriptor_map[0]
+        across = _interpolation(values.shape[2], width)
+        down = _interpolation(values.shape[1], height)
+        local = F.normalize(down @ (values @ across.T), dim=0).permute(1, 2, 0)[None]
+        local = F.pad(local, (0, SLAM_LOCAL_DIM - self.network.descriptor_dim))
+        whole = F.pad(maps.global_descriptor, (0, SLAM_GLOBAL_DIM - self.network.global_dim))
+        return kept, local, whole
+
+    def feed(self, image):
+        pixels = image[..., None] if image.ndim == 2 else image
+        return {"image:0": pixels[None].astype(np.float32)}
+
+    def decode(self, outputs, size):
+        return None
+
+
+def _interpolation(cells: int, pixels: int) -> Tensor:
+    """(cells, cells): a map at cell centres -> the same map with its ends at the end pixels."""
+    places = torch.arange(cells).float()
+    image = places * ((pixels - 1) / torch.scalar_tensor(cells - 1).clamp(min=1))
+    wanted = CELL_MAP.to_map(image).clamp(min=0).clamp(max=cells - 1)
+    return (1 - (wanted[:, None] - places).abs()).clamp(min=0)
+
+
+PROFILES: dict[str, type[Graph]] = {
+    graph.profile: graph for graph in (Sparse, Maps, OpenCV, COLMAP, HFNetSLAM)
+}
+
+
+@dataclass
+class Parity:
+    """How far an ONNX file is from PyTorch, over several photographs.
+
+    Attributes:
+        sizes: (width, height) of each.
+        in_common: the least share of keypoints that both find.
+        differences: output -> the largest difference of a number; of keypoints in common.
+    """
+
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    in_common: float = 1.0
+    differences: dict[str, float] = field(default_factory=dict)
+
+    def note(self, name: str, found: np.ndarray, wanted: np.ndarray) -> None:
+        """Take two arrays that should be the same into account."""
+        same_shape = found.shape == wanted.shape
+        largest = float(np.abs(found - wanted).max(initial=0)) if same_shape else math.inf
+        self.differences[name] = max(self.differences.get(name, 0.0), largest)
+
+    def complaint(self) -> str | None:
+        """What is out of bounds, or None."""
+        if not self.in_common >= SHARE_IN_COMMON:
+            return f"{self.in_common:.2%} of keypoints in common; expected {SHARE_IN_COMMON:.1%}"
+        for name, difference in self.differences.items():
+            bound = TOLERANCES.get(name, MAP_TOLERANCE)
+            if not difference <= bound:
+                return f"{name} differ by {difference:.2g}; expected {bound:.0e} at most"
+        return None
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{width}x{height}" for width, height in self.sizes)
+        differences = ", ".join(f"{name} {value:.1e}" for name, value in self.differences.items())
+        return f"{sizes}: {self.in_common:.2%} of keypoints in common; differences: {differences}"
+
+
+def export_onnx(
+    network: Network,
+    profile: str,
+    path: str | Path,
+    *,
+    choice: KeypointChoice,
+    photographs: list[np.ndarray],
+    size: tuple[int, int] | None = None,
+    licences: Mapping[str, str] | None = None,
+    calibration: str | Path | None = None,
+) -> Parity:
+    """Write a network as an ONNX file, after comparing it with PyTorch.
+
+    Args:
+        network: as ``networks.registry.load`` gives it, on the CPU in float32.
+        profile: one of ``PROFILES``.
+        choice: how keypoints are chosen, in the graph.
+        photographs: (H, W) or (H, W, 3) uint8, of various sizes, to compare on.
+        size: (width, height) of a profile that is made for one size.
+        licences: of what the weights come from, for the file's metadata.
+        calibration: a folder of photographs to quantize convolutions by; the comparison is of the
+            graph before that.
+
+    Raises:
+        InputError: no such profile, a network that does not fit it, or a graph that differs from
+            PyTorch: nothing is written then.
+    """
+    graph = make_graph(network, profile, choice, size)
+    content = to_onnx(graph, licences or {})
+    parity = compare(graph, content, photographs)
+    if complaint := parity.complaint():
+        raise InputError(
+            f"{path}: not written, for the graph differs from PyTorch: {complaint}; try other "
+            "versions of torch and onnxruntime"
+        )
+    if calibration is not None:
+        content = quantize(graph, content, calibration)
+    write_atomically(path, content, flush=True)
+    return parity
+
+
+def make_graph(
+    network: Network, profile: str, choice: KeypointChoice, size: tuple[int, int] | None = None
+) -> Graph:
+    """What ``export_onnx`` exports, as a module that PyTorch runs."""
+    if profile not in PROFILES:
+        raise InputError(f"--profile {profile}: expected one of {', '.join(PROFILES)}")
+    own_way = type(network).describe is not Network.describe
+    if own_way or type(network).maps is Network.maps or not network.descriptor_dim:
+        raise InputError(
+            f"--model {network.name}: only a network with a score map and a descriptor map on 8x8 "
+            "cells can be exported, such as a student or superpoint"
+        )
+    graph = PROFILES[profile](network, network.choice_for(choice)).eval()
+    if size is not None and graph.size is None:
+        raise InputError(f"--size: profile {profile} takes images of any size; leave it out")
+    graph.size = size or graph.size
+    return graph
+
+
+def to_onnx(graph: Graph, licences: Mapping[str, str]) -> bytes:
+    """The content of the ONNX file of a graph."""
+    require("onnx", "onnx")
+    require("onnxscript", "onnx")
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            graph,
+            graph.example(),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(graph.inputs),
+            output_names=list(graph.output_names),
+            dynamic_shapes=graph.dynamic_shapes(),
+            verbose=False,
+        )
+    model = program.model_proto
+    model.producer_name, model.producer_version = "hfnet-distill", __version__
+    for key, value in _metadata(graph, licences).items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    return model.SerializeToString()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on itself, which a user can do nothing about."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _metadata(graph: Graph, licences: Mapping[str, str]) -> dict[str, str]:
+    network = graph.network
+    licences = {"code": "MIT", "weights": "see the model card", **licences}
+    return {
+        f"{PREFIX}profile": graph.profile,
+        f"{PREFIX}version": __version__,
+        f"{PREFIX}network": network.name,
+        f"{PREFIX}weights": network.weights,
+        f"{PREFIX}channels": str(network.channels),
+        f"{PREFIX}descriptor_dim": str(network.descriptor_dim),
+        f"{PREFIX}global_dim": str(network.global_dim),
+        f"{PREFIX}convention": graph.convention,
+        f"{PREFIX}keypoints": json.dumps(asdict(graph.choice)),
+        **{f"{PREFIX}licence.{of}": text for of, text in licences.items()},
+    }
+
+
+def compare(graph: Graph, content: bytes, photographs: list[np.ndarray]) -> Parity:
+    """Run photographs (H, W) or (H, W, 3) uint8 through an ONNX file and through PyTorch."""
+    session = make_session(content)
+    parity = Parity()
+    for photograph in photographs:
+        if graph.size is not None:
+            photograph = cv2.resize(photograph, graph.size, interpolation=cv2.INTER_AREA)
+        feed = graph.feed(photograph)
+        outputs = dict(zip(graph.output_names, session.run(None, feed), strict=True))
+        size = (photograph.shape[1], photograph.shape[0])
+        parity.sizes.append(size)
+        found = graph.decode(outputs, size)
+        if found is not None:
+            images = to_tensor(photograph, graph.network.channels)[None]
+            _compare_features(parity, found, graph.network.features(images, graph.choice)[0])
+            continue
+        with torch.inference_mode():
+            wanted = graph(*(torch.from_numpy(feed[name]) for name in graph.inputs))
+        for (name, values), of_torch in zip(outputs.items(), wanted, strict=True):
+            parity.note(name, values, of_torch.numpy())
+    return parity
+
+
+def _compare_features(parity: Parity, found: Features, wanted: Features) -> None:
+    if len(found.keypoints) and len(wanted.keypoints):
+        distances, partners = KDTree(wanted.keypoints).query(found.keypoints)
+        rows = np.flatnonzero(distances < SAME_KEYPOINT)
+        most = max(len(found.keypoints), len(wanted.keypoints))
+        parity.in_common = min(parity.in_common, len(rows) / most)
+        for name in ("keypoints", "scores", "descriptors"):
+            parity.note(name, getattr(found, name)[rows], getattr(wanted, name)[partners[rows]])
+    elif len(found.keypoints) or len(wanted.keypoints):
+        parity.in_common = 0.0
+    if found.global_descriptor is not None:
+        parity.note("global_descriptor", found.global_descriptor, wanted.global_descriptor)
+
+
+def quantize(graph: Graph, content: bytes, folder: str | Path) -> bytes:
+    """Static int8 quantization of a graph's convolutions, per channel (QDQ).
+
+    The last convolution of each head stays in float32: scores and descriptors are read off it.
+
+    Args:
+        content: of the ONNX file of ``graph``.
+        folder: photographs that say which range each map takes.
+    """
+    onnx = require("onnx", "onnx")
+    tools = require("onnxruntime.quantization", "onnx")
+    names = list_images(folder)[:CALIBRATION_PHOTOGRAPHS]
+
+    class Reader(tools.CalibrationDataReader):
+        def __init__(self):
+            self.names = iter(names)
+
+        def get_next(self):
+            name = next(self.names, None)
+            if name is None:
+                return None
+            channels = 3 if isinstance(graph, _Colours) else graph.network.channels
+            image = read_image(Path(folder) / name, channels=channels)
+            size = graph.size or CALIBRATION_SIZE
+            return graph.feed(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+    with TemporaryDirectory() as scratch:
+        plain, quantized = Path(scratch, "plain.onnx"), Path(scratch, "int8.onnx")
+        plain.write_bytes(content)
+        with _quiet():
+            tools.quantize_static(
+                plain,
+                quantized,
+                Reader(),
+                op_types_to_quantize=["Conv"],
+                per_channel=True,
+                reduce_range=not _has_vnni(),
+                nodes_to_exclude=_last_convolutions(onnx.load_from_string(content)),
+            )
+        return quantized.read_bytes()
+
+
+def _last_convolutions(model) -> list[str]:
+    """The names of the convolutions that no other one comes after."""
+    nodes = list(model.graph.node)
+    leads_on: set[str] = set()  # values that a convolution is computed from
+    last = []
+    for node in reversed(nodes):
+        if node.op_type == "Conv" and node.output[0] not in leads_on:
+            last.append(node.name)
+        if node.op_type == "Conv" or leads_on.intersection(node.output):
+            leads_on.update(node.input)
+    return last
+
+
+def _has_vnni() -> bool:
+    """Whether this processor adds int8 products without overflow; those without need 7 bits."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and "vnni" in cpuinfo.read_text()
