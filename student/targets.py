@@ -36,7 +36,7 @@ from ..data.cells import (
     with_nothing,
 )
 from ..data.geometry import CELL_MAP, is_inside, unwarp_points, warp_points
-from ..data.keypoints import select_keypoints
+from ..data.keypoints import find_keypoints
 from ..data.stores.quantize import dequantise, scale_name
 from ..data.stores.store import RecordStore
 from ..errors import InputError, StoreError
@@ -197,18 +197,18 @@ class KeypointTarget:
             return {field: np.array(self.store.read(name, field)) for field in SPARSE}
         stored = _read(self.store, name, "score_map")
         (scores,) = dequantise({n: torch.from_numpy(a) for n, a in stored.items()}).values()
-        border = 0 if len(scores) == CHANNELS else int(self.border)
-        pixels = to_pixels(scores[None])[0] if len(scores) == CHANNELS else scores[0]
-        found, likely = select_keypoints(
-            pixels.numpy(),
+        per_cell = len(scores) == CHANNELS
+        ((points, likely),) = find_keypoints(
+            to_pixels(scores[None]) if per_cell else scores,
             threshold=NEGLIGIBLE,
             nms_radius=SUPPRESSED,
             border=0,
             max_num_keypoints=MOST,
         )
         keypoints, scores = np.zeros((MOST, 2), np.float32), np.zeros(MOST, np.float32)
-        keypoints[: len(found)], scores[: len(found)] = found + border, likely
-        return {"keypoints": keypoints, "scores": scores, "count": np.array(len(found), np.int32)}
+        keypoints[: len(points)], scores[: len(points)] = points + self.border, likely
+        count = np.array(len(points), np.int32)
+        return {"keypoints": keypoints, "scores": scores, "count": count}
 
     def look(self, fields, H_view_to_photo, shape):
         keypoints, scores, count = (_for_each_view(fields[n], H_view_to_photo) for n in SPARSE)
