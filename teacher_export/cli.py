@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ..console import StorePath, progress, say, shared_options
+from ..console import StorePath, say, shared_options
 
 
 @click.command(context_settings={"show_default": True})
@@ -132,40 +132,9 @@ def train_teacher(
     Flags override the [teacher] table of pipeline.toml. The run folder gets silk.safetensors, which
     export-teacher and evaluate take as --weights, and log.jsonl.
     """
-    from ..checkpoints import read_description
     from ..config import load_settings, override
-    from ..data.images import list_images, split_names
-    from ..device import choose_device, choose_precision
-    from ..networks.silk import SiLK, SiLKConfig
-    from .silk_training import SiLKTraining, train_silk
+    from .silk_training import train_teacher as train
 
-    networks = {
-        "vgg4": SiLKConfig(),
-        "micro": SiLKConfig(channels=(64,), lateral=32, descriptor_dim=32),
-    }
     settings = override(load_settings(config).teacher, **flags)
-    device = choose_device(settings.device)
-    initial = None
-    if init is not None:
-        initial = SiLK.open(None if init == "packaged" else init)
-    training, validation = split_names(list_images(folder), settings.validation)
-    values = settings.model_dump(exclude={"network", "validation", "device", "precision"})
-    run = SiLKTraining(
-        network=initial.config if initial else networks[settings.network],
-        device=str(device),
-        precision=choose_precision(settings.precision, device),
-        **values,
-    )
-    say(f"train on {len(training)} photographs, validate on {len(validation)}", quiet=quiet)
-    done = read_description(output / "resume.safetensors")["step"] if resume else 0
-    with progress("train silk", run.steps, done=done, quiet=quiet) as advance:
-        train_silk(
-            [folder / name for name in training],
-            [folder / name for name in validation],
-            output,
-            run,
-            initial=initial,
-            resume=resume,
-            advance=advance,
-        )
-    say(f"{output / 'silk.safetensors'}: done; name it with --weights", quiet=quiet)
+    weights = train(folder, output, settings, init=init, resume=resume, quiet=quiet)
+    say(f"{weights}: done; name it with --weights", quiet=quiet)
