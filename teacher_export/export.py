@@ -1,4 +1,4 @@
-"""Stage 1: photographs -> a store of what a teacher says of them."""
+"""Stage 1: photographs -> a store of a teacher's output."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ STORED_SETTINGS = {
     "border": "border",
     "top_k": "max_num_keypoints",
 }
-"""Name in a store's schema -> key of [export]: what keypoints depend on."""
+"""Name in a store's schema -> key of [export], for settings that keypoints depend on."""
 
 
 def export(
@@ -49,29 +49,30 @@ def export(
     quiet: bool = False,
     **options,
 ) -> Path:
-    """Run a teacher over all photographs below a folder and keep what it says in a store.
+    """Run a teacher over all photographs in a folder and keep its output in a store.
 
-    Called again after an interruption it continues at the first shard that is not done.
+    Called again after an interruption, it continues at the first shard that is not done.
 
     Args:
         model: a network, as ``networks.registry.load`` takes it.
         images: the folder of photographs.
         store: where to write.
         config: settings; pipeline.toml if not given.
-        weights: of the teacher, where not in their usual place.
+        weights: a file with the teacher's weights, instead of the usual one.
         scheduler: address of a Dask scheduler whose workers fill the shards.
-        limit: only the first so many photographs, by name.
+        limit: take only this many photographs, the first by name.
         skip_unreadable: leave out photographs that cannot be decoded.
         overwrite: replace a store that was made with other settings.
-        repair: make the shards again that ``verify`` finds damaged.
+        repair: write those shards again that ``verify`` finds damaged.
         options: keys of [export] in pipeline.toml, such as ``size="640x480"``.
 
     Returns:
         The store's path.
 
     Raises:
-        InputError: a setting that does not fit, or a photograph that cannot be decoded.
-        StoreError: what is at ``store`` was made with other settings, or does not fit on the disk.
+        InputError: an invalid setting, or a photograph that cannot be decoded.
+        StoreError: the store at ``store`` was made with other settings, or would not fit on the
+            disk.
         OSError: the disk; shards done before stay valid.
     """
     folder, path = Path(images), _writable(store)
@@ -115,10 +116,10 @@ def export(
 
 
 def verify(store: str | Path, *, quiet: bool = False) -> None:
-    """See whether every record of a store is as it was written.
+    """Check that every record of a store is as it was written.
 
     Raises:
-        StoreError: names how many are damaged, and the first.
+        StoreError: some are damaged; says how many, and names the first.
     """
     records = RecordStore.open(store)
     damaged = damaged_shards(records, quiet)
@@ -135,7 +136,7 @@ def verify(store: str | Path, *, quiet: bool = False) -> None:
 
 
 def damaged_shards(store: RecordStore, quiet: bool) -> dict[int, list[str]]:
-    """The done shards with records that are not what was written, and those records' images."""
+    """Shards that are done but hold damaged records -> the images of those records."""
     done = sorted({*range(store.num_shards)} - {*store.pending_shards()})
     damaged = {}
     with progress("verify shards", len(done), quiet=quiet) as advance:
@@ -147,7 +148,7 @@ def damaged_shards(store: RecordStore, quiet: bool) -> dict[int, list[str]]:
 
 
 def check_space(store: RecordStore, pending: int) -> None:
-    """Refuse, before it starts, to write so many records where they cannot fit."""
+    """Refuse to start an export that cannot fit on the disk."""
     needed = pending * store.schema.record_nbytes
     free = shutil.disk_usage(store.path.parent).free
     if store.schema.compression == "none" and needed > free:
@@ -178,12 +179,12 @@ def _writable(store: str | Path) -> Path:
 def _readable(
     folder: Path, names: list[str], size: tuple[int, int], skip: bool, quiet: bool
 ) -> list[str]:
-    """The photographs that decode; refuses those that do not unless they are to be skipped."""
+    """The photographs that decode; raises for others unless they are to be skipped."""
     with progress("check photographs", len(names), quiet=quiet) as advance:
         found = _look_at(folder, names, advance)
     unreadable = {name: seen for name, seen in found.items() if isinstance(seen, Exception)}
     sizes = [seen for seen in found.values() if not isinstance(seen, Exception)]
-    # Up to a twentieth is not worth a word, and sizes are not known to the pixel.
+    # Enlarging by up to a twentieth does no harm, and sizes are approximate.
     if small := sum(min(w / size[0], h / size[1]) < 0.95 for w, h in sizes):
         say(
             f"{small} of {len(names)} photographs are smaller than {size[0]}x{size[1]} and blurred "
@@ -207,7 +208,7 @@ def _readable(
 def _look_at(
     folder: Path, names: list[str], advance: Callable[[], None]
 ) -> dict[str, tuple[int, int] | UnreadablePhotographError]:
-    """Look at every photograph before the network runs: name -> its size, about, or its error."""
+    """Decode every photograph coarsely: name -> its approximate size, or its error."""
 
     def check(name: str) -> tuple[int, int] | UnreadablePhotographError:
         try:
@@ -255,14 +256,14 @@ def fill_shards(
     """Fill some shards of a store and mark each done.
 
     Threads decode ahead of the network and one writes behind it, so that the network does not
-    wait; at most ``SHARDS_IN_FLIGHT`` shards are held in memory.
+    wait. At most ``SHARDS_IN_FLIGHT`` shards are in memory.
 
     Args:
         advance: called with the number of photographs of each finished batch.
 
     Raises:
         UnreadablePhotographError: a photograph that cannot be decoded.
-        OSError: the disk. Shards done before stay valid in either case.
+        OSError: the disk. In either case, shards that are done stay valid.
     """
     choice = KeypointChoice(**{key: getattr(settings, key) for key in STORED_SETTINGS.values()})
 
@@ -295,7 +296,7 @@ def fill_shards(
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable, items: list, depth: int) -> Iterator:
-    """``map(work, items)`` in order, with up to ``depth`` results being made ahead."""
+    """``map(work, items)`` in order, computing up to ``depth`` results ahead."""
     futures: list[Future] = []
     try:
         for item in items:
