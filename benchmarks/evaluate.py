@@ -28,10 +28,11 @@ import torch
 from hfnet_distill.config import load_settings
 from hfnet_distill.data.features import Features
 from hfnet_distill.data.samples import copy_samples
-from hfnet_distill.evaluation.datasets import HPatches, load_view, scale_homography
+from hfnet_distill.evaluation.datasets.hpatches import HPatches
+from hfnet_distill.evaluation.datasets.rendered import render_sequences
 from hfnet_distill.evaluation.extractors import make_extractor
 from hfnet_distill.evaluation.metrics import score_scenes, summarize
-from hfnet_distill.evaluation.sequences import render_sequences
+from hfnet_distill.evaluation.views import load_view, scale_homography
 
 Scene = list[tuple[Features, Features, np.ndarray]]
 THRESHOLD = 3.0

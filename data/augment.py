@@ -1,4 +1,4 @@
-"""Photometric augmentation: the same scene under other light and through another lens."""
+"""Photometric augmentation: the same scene in another light and through another lens."""
 
 import cv2
 import numpy as np
@@ -7,10 +7,10 @@ __all__ = ["augment_photometric"]
 
 
 def augment_photometric(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Change light, contrast, sharpness and noise of a gray photograph; its geometry stays.
+    """Change the light, contrast, sharpness and noise of a gray photograph, not its geometry.
 
-    Each of shading, blur and noise happens to about half of the photographs; gamma, contrast and
-    brightness change in all of them.
+    About half of the photographs each get shading, blur and noise; gamma, contrast and brightness
+    change in all of them.
 
     Args:
         image: (H, W) uint8.

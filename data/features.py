@@ -1,12 +1,23 @@
-"""One image's features: what any network predicts, and all that evaluation scores."""
+"""One image's features: what any network predicts, and all that evaluation scores.
 
+Features files have hloc's layout (Sarlin et al., CVPR 2019), one HDF5 group per image name:
+``keypoints`` (N, 2), ``scores`` (N,), ``descriptors`` (D, N), ``global_descriptor`` (G,), and
+``image_size``, the (width, height) that keypoints are pixels of. hloc counts pixels as we do.
+"""
+
+import logging
 from dataclasses import dataclass
+from functools import lru_cache
 
+import h5py
 import numpy as np
 
 from ..errors import InputError
+from .geometry import orient_points, resize_points
 
-__all__ = ["Features"]
+__all__ = ["Features", "read_features", "write_features"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,3 +73,274 @@ def _check(name: str, array: np.ndarray, shape: tuple, dtype) -> None:
             f"{name}: expected {np.dtype(dtype).name} of shape {wanted}, "
             f"found {array.dtype.name} of shape {array.shape}"
         )
+
+
+def write_features(file: h5py.Group, name: str, features: Features) -> h5py.Group:
+    """Write one image's features as the group ``name``, in the types that they have."""
+    group = file.create_group(name)
+    group["image_size"] = np.array(features.image_size)
+    group["keypoints"], group["scores"] = features.keypoints, features.scores
+    if features.descriptors is not None:
+        group["descriptors"] = features.descriptors.T
+    if features.global_descriptor is not None:
+        group["global_descriptor"] = features.global_descriptor
+    return group
+
+
+def read_features(
+    file: h5py.Group, name: str, *, photograph: tuple[tuple[int, int], int] | None = None
+) -> Features:
+    """Read one image's features, whoever wrote them, by descending score.
+
+    What is read, of any number type, and refused where a value is not finite:
+
+    * ``keypoints`` (N, 2), or wider: x and y are the first two columns. Empty of any shape where
+      nothing was found.
+    * ``scores`` or ``keypoint_scores`` (N,), (N, 1) or (1, N). Without either the file's order
+      counts.
+    * ``descriptors`` (D, N) or (N, D); which, is told by N, and where D is N by the file's other
+      images. Bits are bool, bytes that are 0 or 1, or packed into bytes, ``PACKED_BYTES`` wide;
+      bytes of ``VALUE_BYTES`` are numbers, as SIFT's. None for a detector that does not describe.
+    * ``global_descriptor`` (G,), alone or beside the others.
+    * ``image_size`` (2,).
+
+    Each may have a further first axis of length 1, the batch of whoever wrote it.
+
+    Args:
+        photograph: the (width, height) of the upright photograph and the EXIF orientation of its
+            file: keypoints are brought to its pixels, from those of another resolution and from
+            those of the stored image, as ``image_size`` says. None for files that we wrote.
+
+    Raises:
+        InputError: no group of that name, an array that is missing or does not fit the others,
+            bytes of which nothing says what they are, or an ``image_size`` that does not fit.
+    """
+    where = f"{file.file.filename}: image {name}"
+    arrays = _read_arrays(file, name, where)
+    place = arrays.get("global_descriptor")
+    if place is not None:
+        place = _finite(place.squeeze(), 1, f"{where}: global_descriptor")
+    keypoints = np.zeros((0, 2), np.float32)
+    if "keypoints" in arrays:
+        keypoints = _read_keypoints(arrays["keypoints"], where, file.file.filename)
+    elif place is None:
+        raise InputError(
+            f"{where} has no keypoints; found {', '.join(sorted(arrays)) or 'nothing'}"
+        )
+    scores = _read_scores(arrays, len(keypoints), where)
+    descriptors = None
+    if "keypoints" in arrays:
+        descriptors = _read_descriptors(file, arrays.get("descriptors"), len(keypoints), where)
+    size = _read_size(arrays.get("image_size"), where)
+    if photograph is not None:
+        keypoints = _place(keypoints, size, *photograph, where)
+        size = photograph[0]
+    elif size is None:
+        raise InputError(f"{where} has no image_size; expected the (width, height) of its pixels")
+    order = np.argsort(-scores, kind="stable")
+    described = None if descriptors is None else np.ascontiguousarray(descriptors[order])
+    return Features(size, keypoints[order], scores[order], described, place)
+
+
+PACKED_BYTES = (16, 32, 61, 64)
+"""Bytes of a packed descriptor: BRIEF's three lengths, which ORB, BRISK and FREAK share; AKAZE."""
+VALUE_BYTES = (128,)
+"""Bytes of a descriptor that are numbers: SIFT's, and those that took its place."""
+LOOKED_AT = 16
+"""Other images of a file that may say how its descriptors lie."""
+
+
+def _read_arrays(file: h5py.Group, name: str, where: str) -> dict[str, np.ndarray]:
+    group = file.get(name)
+    if not isinstance(group, h5py.Group):
+        tail = name.rsplit("/", 1)[-1]
+        names = _images(file, 10_000)
+        near = next((n for n in names if n.rsplit("/", 1)[-1] == tail), next(iter(names), None))
+        there = f"there is {near}" if near else "there is no image"
+        raise InputError(f"{where} has no features; {there}, expected a group of the image's name")
+    return {key: item[()] for key, item in group.items() if isinstance(item, h5py.Dataset)}
+
+
+def _images(file: h5py.Group, count: int) -> list[str]:
+    """The names of the first so many images."""
+    names: list[str] = []
+
+    def visit(name: str, item) -> bool | None:
+        if isinstance(item, h5py.Group) and {"keypoints", "global_descriptor"} & item.keys():
+            names.append(name)
+        return True if len(names) == count else None
+
+    file.visititems(visit)
+    return names
+
+
+def _finite(array: np.ndarray, axes: int, what: str) -> np.ndarray:
+    """Numbers as float32, all finite, of so many axes."""
+    if array.dtype.kind not in "fiu" or array.ndim != axes:
+        raise InputError(
+            f"{what}: {array.dtype} of shape {array.shape}; expected numbers of {axes} axes"
+        )
+    with np.errstate(over="ignore"):
+        numbers = array.astype(np.float32)
+    if not (finite := np.isfinite(numbers)).all():
+        rows = np.count_nonzero(~finite)
+        raise InputError(
+            f"{what}: {rows} of {numbers.size} values are not finite; leave such keypoints out, or "
+            "extract the image anew"
+        )
+    return numbers
+
+
+def _read_keypoints(keypoints: np.ndarray, where: str, path: str) -> np.ndarray:
+    if not keypoints.size:
+        return np.zeros((0, 2), np.float32)
+    if keypoints.ndim == 3 and len(keypoints) == 1:
+        keypoints = keypoints[0]
+    if keypoints.ndim != 2 or not 2 <= keypoints.shape[1] <= 6:
+        raise InputError(
+            f"{where}: keypoints of shape {keypoints.shape}; expected (N, 2), or up to six columns "
+            "of which the first two are x and y"
+        )
+    numbers = _finite(keypoints, 2, f"{where}: keypoints")[:, :2]
+    if keypoints.dtype == np.float16 and numbers.max() >= 256:
+        _warn_of_steps(path)
+    return np.ascontiguousarray(numbers)
+
+
+@lru_cache
+def _warn_of_steps(path: str) -> None:
+    _log.warning(
+        "%s: keypoints are float16, which has steps of 0.25 pixels from 256 on, of 0.5 from "
+        "512, of 1 from 1024; write float32",
+        path,
+    )
+
+
+def _read_scores(arrays: dict, count: int, where: str) -> np.ndarray:
+    scores = arrays.get("scores", arrays.get("keypoint_scores"))
+    if scores is None:
+        return np.ones(count, np.float32)
+    if scores.ndim > 1 and scores.size == max(scores.shape):
+        scores = scores.reshape(-1)
+    if scores.shape != (count,) and (scores.size or count):
+        raise InputError(
+            f"{where}: scores of shape {scores.shape} for {count} keypoints; expected ({count},)"
+        )
+    return _finite(scores.reshape(-1), 1, f"{where}: scores")
+
+
+def _read_descriptors(
+    file: h5py.Group, descriptors: np.ndarray | None, count: int, where: str
+) -> np.ndarray | None:
+    """(N, D) float32 or bool; None for a detector that does not describe."""
+    if count == 0:
+        example = _example(file)
+        if example is not None:
+            return _to_rows(*example, True, where)[:0]
+        return None if descriptors is None else np.zeros((0, max(descriptors.shape)), np.float32)
+    if descriptors is None:
+        return None
+    by_column = True
+    if descriptors.shape[-2:] == (count, count) and (example := _example(file)):
+        raw, number = example
+        by_column = raw.shape[1] == number
+    return _to_rows(descriptors, count, by_column, where)
+
+
+def _example(file: h5py.Group) -> tuple[np.ndarray, int] | None:
+    """Descriptors of the first image whose shape tells how they lie, and how many they are."""
+    for name in _images(file, LOOKED_AT):
+        group = file[name]
+        if "keypoints" in group and "descriptors" in group:
+            raw, count = _unbatched(group["descriptors"][()]), _count(group["keypoints"])
+            if count and raw.ndim == 2 and raw.shape[0] != raw.shape[1] and count in raw.shape:
+                return raw, count
+    return None
+
+
+def _count(keypoints: h5py.Dataset) -> int:
+    return keypoints.shape[-2] if keypoints.size and keypoints.ndim > 1 else 0
+
+
+def _unbatched(array: np.ndarray) -> np.ndarray:
+    return array[0] if array.ndim == 3 and len(array) == 1 else array
+
+
+def _to_rows(descriptors: np.ndarray, count: int, by_column: bool, where: str) -> np.ndarray:
+    """Descriptors as the file has them, as (N, D) float32 or bool.
+
+    Args:
+        by_column: how they lie where the shape does not tell.
+    """
+    array, what = _unbatched(descriptors), f"{where}: descriptors"
+    if array.ndim != 2 or count not in array.shape:
+        raise InputError(
+            f"{what} of shape {descriptors.shape} for {count} keypoints; expected (D, {count}) or "
+            f"({count}, D)"
+        )
+    if array.shape[0] != array.shape[1]:
+        by_column = array.shape[1] == count
+    array = array.T if by_column else array
+    width = array.shape[1]
+    if array.dtype == np.uint8 and width not in VALUE_BYTES:
+        if array.max() <= 1:
+            return array.astype(bool)
+        if width in PACKED_BYTES:
+            return np.unpackbits(array, axis=1).astype(bool)
+        raise InputError(
+            f"{what} are {width} bytes, which may be packed bits or numbers; store bits as bool, "
+            "numbers as float32"
+        )
+    return array if array.dtype == np.bool_ else _finite(array, 2, what)
+
+
+def _read_size(size: np.ndarray | None, where: str) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    flat = np.asarray(size).reshape(-1)
+    if flat.shape != (2,) or flat.dtype.kind not in "fiu" or not (flat >= 1).all():
+        raise InputError(f"{where}: image_size is {np.asarray(size)}; expected (width, height)")
+    return int(flat[0]), int(flat[1])
+
+
+def _place(
+    keypoints: np.ndarray,
+    size: tuple[int, int] | None,
+    upright: tuple[int, int],
+    orientation: int,
+    where: str,
+) -> np.ndarray:
+    """Keypoints (N, 2) of an image of ``size`` in pixels of the upright photograph."""
+    stored = upright[::-1] if orientation > 4 else upright
+    fits = size is None or _have_one_shape(size, upright)
+    if orientation != 1 and (size is None or fits == _have_one_shape(size, stored)):
+        found = "has no image_size" if size is None else f"has image_size {size[0]}x{size[1]}"
+        raise InputError(
+            f"{where} {found}, which does not tell whether keypoints are pixels of the stored or "
+            f"of the upright photograph (EXIF orientation {orientation}); store the photographs "
+            "upright and extract them anew"
+        )
+    if not fits and (orientation == 1 or not _have_one_shape(size, stored)):
+        raise InputError(
+            f"{where} has image_size {size[0]}x{size[1]}, not of the shape of its photograph, "
+            f"{upright[0]}x{upright[1]}; expected features of this very photograph"
+        )
+    if not fits:
+        keypoints = orient_points(resize_points(keypoints, size, stored), stored, orientation)
+    elif size is not None and size != upright:
+        keypoints = resize_points(keypoints, size, upright)
+    if len(keypoints) and (
+        keypoints.min() < -2 or (keypoints.max(0) > np.array(upright) + 1).any()
+    ):
+        raise InputError(
+            f"{where} has keypoints from {keypoints.min(0)} to {keypoints.max(0)}, outside the "
+            f"photograph of {upright[0]}x{upright[1]}; expected its pixels, or image_size to say "
+            "in which they are"
+        )
+    return keypoints
+
+
+def _have_one_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether one is the other resized, up to the rounding of its sides."""
+    (w, h), (width, height) = size, other
+    return abs(h - w * height / width) <= 1 + height / width

@@ -17,6 +17,7 @@ __all__ = [
     "PIXEL_MAP",
     "MapGeometry",
     "average_map",
+    "orient_points",
     "random_homography",
     "resample_map",
     "resize_homography",
@@ -68,6 +69,23 @@ def resize_points(points, size_from: tuple[int, int], size_to: tuple[int, int]) 
     """Points (N, 2) of an image of ``size_from`` in pixels of the same image at ``size_to``."""
     scale = np.array(size_to, np.float64) / np.array(size_from, np.float64)
     return (scale * (np.asarray(points, np.float64) + 0.5) - 0.5).astype(np.float32)
+
+
+def orient_points(points, stored_size: tuple[int, int], orientation: int) -> np.ndarray:
+    """Points (N, 2) of an image as its file stores it in pixels of the upright one.
+
+    Args:
+        orientation: of EXIF, 1 to 8; ``data.images.orient_image`` turns the pixels.
+    """
+    x, y = np.asarray(points, np.float32).reshape(-1, 2).T
+    width, height = stored_size
+    if orientation > 4:
+        x, y, width, height = y, x, height, width
+    if orientation in (2, 3, 6, 7):
+        x = width - 1 - x
+    if orientation in (3, 4, 7, 8):
+        y = height - 1 - y
+    return np.stack([x, y], axis=1)
 
 
 def resize_homography(

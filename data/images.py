@@ -1,15 +1,17 @@
 """Photographs: found, named, decoded upright, brought to size, split for validation."""
 
-import contextlib
 import hashlib
+import logging
 import math
+import os
+import re
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
-from ..errors import InputError, UnreadablePhotographError
+from ..errors import InputError, NotFoundError, UnreadablePhotographError
 from .geometry import resize_matrix, warp_points
 
 __all__ = [
@@ -18,41 +20,128 @@ __all__ = [
     "fit_image",
     "list_images",
     "load_photograph",
+    "natural_order",
+    "orient_image",
     "read_image",
     "resize_longest",
     "resize_shorter",
     "split_names",
+    "stored_orientation",
     "to_tensor",
     "view_through",
 ]
 
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+SUFFIXES = {
+    *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pam", ".pbm"),
+    *(".pgm", ".png", ".pnm", ".ppm", ".ras", ".sr", ".tif", ".tiff", ".webp"),
+}
+"""What OpenCV decodes, without .hdr, .pfm and alike, which hold light or depth and no picture."""
+
+MAX_PIXELS = 2**30
+"""Of one photograph, for OpenCV to decode it, unless ``LIMIT`` says otherwise."""
+LIMIT = "OPENCV_IO_MAX_IMAGE_PIXELS"
+
+_log = logging.getLogger(__name__)
 
 
 def list_images(folder: str | Path) -> list[str]:
-    """The names of all photographs below a folder: relative POSIX paths, sorted; hidden ones not.
+    """The names of all photographs below a folder: relative POSIX paths, sorted.
+
+    A photograph is a file with one of ``SUFFIXES``, in capitals or not. Links are followed, each
+    folder is entered once, and hidden files and folders are passed over. Whatever else there is, is
+    counted in one logged line: files of other kinds, dangling links, folders that may not be read,
+    names that are not UTF-8.
 
     Raises:
-        FileNotFoundError: the folder is missing or holds no photograph.
+        NotFoundError: the folder is missing or holds no photograph.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of photographs")
-    names = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file()
-    )
-    names = [name for name in names if not name.startswith(".") and "/." not in name]
+        raise NotFoundError(f"{folder}: no such folder of photographs")
+    names, left_out = _walk(folder)
+    said = _count(left_out)
     if not names:
-        raise FileNotFoundError(
-            f"{folder}: no photographs found; expected files ending in {' '.join(sorted(SUFFIXES))}"
+        raise NotFoundError(
+            f"{folder}: no photographs found{said and f', {said}'}; expected files ending in "
+            f"{' '.join(sorted(SUFFIXES))}"
         )
-    return names
+    if said:
+        _log.warning("%s: %s", folder, said)
+    return sorted(names)
+
+
+def natural_order(name: str) -> list:
+    """A key by which numbered names sort as one counts: ``5.png`` before ``10.png``."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def _walk(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """The photographs' names, and reason -> names of what is left out."""
+    names: list[str] = []
+    left_out: dict[str, list[str]] = {}
+    entered = set()
+    # Links come last, so that a photograph bears the name of the folder in which it lies.
+    folders, links = [""], []
+    while folders or links:
+        prefix = folders.pop() if folders else links.pop(0)
+        try:
+            status = os.stat(folder / prefix)
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(folder / prefix) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError:
+            left_out.setdefault("unreadable", []).append(prefix or "./")
+            continue
+        for entry in entries:
+            name = prefix + entry.name
+            kind = _kind_of(entry)
+            if kind == "folder":
+                (links if entry.is_symlink() else folders).append(f"{name}/")
+            elif kind == "photograph":
+                names.append(name)
+            elif kind != "hidden":
+                left_out.setdefault(kind, []).append(name)
+    return names, left_out
+
+
+def _kind_of(entry: os.DirEntry) -> str:
+    """photograph, folder, hidden, or why it is left out."""
+    if entry.name.startswith("."):
+        return "hidden"
+    try:
+        entry.name.encode()
+        if entry.is_dir():
+            return "folder"
+        if not entry.is_file():
+            return "dangling" if entry.is_symlink() else "special"
+    except UnicodeEncodeError:
+        return "not UTF-8"
+    except OSError:  # a link to itself, or to where one may not look
+        return "dangling"
+    suffix = Path(entry.name).suffix.lower()
+    return "photograph" if suffix in SUFFIXES else suffix or "without a suffix"
+
+
+def _count(left_out: dict[str, list[str]]) -> str:
+    """``12 files left out: 9 .heic, 3 unreadable (a/, ...)``; empty where nothing is."""
+    if not left_out:
+        return ""
+    parts = []
+    for reason, names in sorted(left_out.items(), key=lambda item: (-len(item[1]), item[0])):
+        first = os.fsencode(names[0]).decode(errors="backslashreplace")
+        named = f" ({first}{', ...' if len(names) > 1 else ''})"
+        parts.append(f"{len(names)} {reason}{'' if reason[0] == '.' else named}")
+    total = sum(map(len, left_out.values()))
+    return f"{total} file{'s' if total > 1 else ''} left out: {', '.join(parts)}"
 
 
 def read_image(path: str | Path, *, channels: int) -> np.ndarray:
-    """Decode a photograph, upright as its EXIF orientation says.
+    """Decode a photograph, upright as its EXIF orientation says; of several pages the first.
+
+    Deeper files are brought to 8 bits by their range: 65535 of 16-bit ones, what the header of a
+    PGM, PPM or PAM calls white, and 1 of floating point ones that do not exceed it, else 255.
 
     Args:
         channels: 1 for gray, 3 for colour.
@@ -61,10 +150,22 @@ def read_image(path: str | Path, *, channels: int) -> np.ndarray:
         uint8, (H, W) for gray or (H, W, 3) in the order red, green, blue.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UnreadablePhotographError: it cannot be decoded, or is a JPEG that breaks off.
+        NotFoundError: there is no such file.
+        UnreadablePhotographError: it may not be read, cannot be decoded, breaks off, is larger than
+            ``MAX_PIXELS``, or has values that are not those of a picture.
     """
-    return _decode(path, cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB)
+    data = _read(path)
+    image = _imdecode(path, data, cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB)
+    white = _white(data)
+    if white or image is None:
+        # TIFFs of 10, 12 and 14 bits and of floating point numbers are decoded only as they are.
+        raw = _imdecode(path, data, cv2.IMREAD_UNCHANGED)
+        if raw is None:
+            raise UnreadablePhotographError(
+                f"{path}: not a readable photograph ({len(data)} bytes); replace it or remove it"
+            )
+        image = _to_channels(_to_8_bits(path, raw, white), channels)
+    return image
 
 
 def check_image(path: str | Path) -> tuple[int, int]:
@@ -74,29 +175,141 @@ def check_image(path: str | Path) -> tuple[int, int]:
         (width, height), each up to 7 pixels too many or too few.
 
     Raises:
-        FileNotFoundError, UnreadablePhotographError: as ``read_image``.
+        NotFoundError, UnreadablePhotographError: as ``read_image``.
     """
-    height, width = _decode(path, cv2.IMREAD_REDUCED_GRAYSCALE_8).shape
+    image = _imdecode(path, _read(path), cv2.IMREAD_REDUCED_GRAYSCALE_8)
+    if image is None:  # also what is less than 8 pixels wide
+        height, width = read_image(path, channels=1).shape
+        return width, height
+    height, width = image.shape
+    if 64 * width * height > MAX_PIXELS and LIMIT not in os.environ:
+        raise _too_large(path)
     return 8 * width, 8 * height
 
 
-def _decode(path: str | Path, flag: int) -> np.ndarray:
-    data = Path(path).read_bytes()
-    image = None
-    if data and not _is_cut_off(data):
-        # Some decoders raise where others return nothing.
-        with contextlib.suppress(cv2.error):
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    if image is None:
+def stored_orientation(path: str | Path) -> int:
+    """The EXIF orientation, 1 to 8, by which ``read_image`` turned a photograph upright.
+
+    Raises:
+        NotFoundError, UnreadablePhotographError: as ``read_image``.
+    """
+    data = _read(path)
+    upright = _imdecode(path, data, cv2.IMREAD_GRAYSCALE)
+    stored = _imdecode(path, data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    if upright is None or stored is None:
+        return 1
+    return next((o for o in range(1, 9) if np.array_equal(orient_image(stored, o), upright)), 1)
+
+
+def orient_image(image: np.ndarray, orientation: int) -> np.ndarray:
+    """A stored image (H, W, ...) turned upright as an EXIF orientation, 1 to 8, demands."""
+    if orientation > 4:
+        image = image.swapaxes(0, 1)
+    down = orientation in (3, 4, 7, 8)
+    left = orientation in (2, 3, 6, 7)
+    return image[:: -1 if down else 1, :: -1 if left else 1]
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such photograph") from error
+    except PermissionError as error:
         raise UnreadablePhotographError(
-            f"{path}: not a readable photograph ({len(data)} bytes); replace it or remove it"
+            f"{path}: may not be read; change its permissions or remove it"
+        ) from error
+
+
+def _imdecode(path: str | Path, data: bytes, flag: int) -> np.ndarray | None:
+    """What OpenCV makes of a file, or None."""
+    if not data:
+        return None
+    if _is_cut_off(data):
+        raise UnreadablePhotographError(
+            f"{path}: a JPEG that breaks off after {len(data)} bytes, not a readable photograph; "
+            "replace it or remove it"
         )
-    return image
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error as error:  # some decoders raise where others return nothing
+        if "CV_IO_MAX_IMAGE" in str(error):
+            raise _too_large(path) from error
+        return None
+
+
+def _too_large(path: str | Path) -> UnreadablePhotographError:
+    return UnreadablePhotographError(
+        f"{path}: too large, above {os.environ.get(LIMIT, MAX_PIXELS)} pixels; shrink it, or set "
+        f"{LIMIT} to a larger number"
+    )
+
+
+_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+"""A JPEG's marker: not a stuffed zero and not one of those that merely restart the decoder."""
 
 
 def _is_cut_off(data: bytes) -> bool:
-    """Whether a JPEG lacks its end marker: OpenCV would fill the missing part with gray."""
-    return data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    """Whether a JPEG lacks its end marker: OpenCV would fill the missing part with gray.
+
+    Phones append videos behind it, and thumbnails within segments have one of their own.
+    """
+    if data[:2] != b"\xff\xd8":
+        return False
+    at = 2
+    while marker := _MARKER.search(data, at):
+        at, code = marker.end(), marker[0][-1]
+        if code == 0xD9:
+            return False
+        at += int.from_bytes(data[at : at + 2], "big")
+    return True
+
+
+_PNM = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)")
+_PAM = re.compile(rb"P7\n(?:.*\n)*?MAXVAL\s+(\d+)")
+
+
+def _white(data: bytes) -> int | None:
+    """The value of white that a Netpbm header names, where OpenCV does not heed it."""
+    if match := _PNM.match(data):
+        white = int(match[4])
+        if match[1] in b"23" and white < 256:  # OpenCV scales these, and no others
+            return None
+    elif match := _PAM.match(data):
+        white = int(match[1])
+    else:
+        return None
+    return None if white in (0, 255, 65535) else white
+
+
+def _to_8_bits(path: str | Path, raw: np.ndarray, white: int | None) -> np.ndarray:
+    """Pixels of any kind as uint8."""
+    if raw.dtype == np.uint8 and not white:
+        return raw
+    if raw.dtype.kind == "f":
+        if not np.isfinite(raw).all() or raw.min() < 0 or raw.max() > 255:
+            raise UnreadablePhotographError(
+                f"{path}: floating point values from {raw.min():g} to {raw.max():g}; expected a "
+                "photograph with values from 0 to 1, or from 0 to 255"
+            )
+        white = 255 if raw.max() > 1 else 1
+    elif raw.dtype not in (np.uint8, np.uint16):
+        raise UnreadablePhotographError(
+            f"{path}: values of {raw.dtype}, of which nothing says how bright they are; store it "
+            "with 8 or 16 bits"
+        )
+    scaled = raw.astype(np.float32) * (255 / (white or 65535))
+    return np.rint(np.minimum(scaled, 255)).astype(np.uint8)
+
+
+def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """OpenCV's uint8 pixels, gray or blue, green, red and perhaps alpha, as ``read_image``'s."""
+    if image.ndim == 3 and image.shape[2] == 2:  # gray and alpha
+        image = image[..., 0]
+    if image.ndim == 2:
+        return image if channels == 1 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    code = cv2.COLOR_BGR2GRAY if channels == 1 else cv2.COLOR_BGR2RGB
+    return cv2.cvtColor(np.ascontiguousarray(image[..., :3]), code)
 
 
 def fit_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

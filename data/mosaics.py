@@ -1,11 +1,11 @@
-"""Small photographs, four to a picture: sharp ones to learn from.
+"""Mosaics of four small photographs: sharp images to learn from.
 
-A photograph smaller than the teacher's ``--size`` is enlarged, and so blurred; a student that sees
-no other pictures is behind its teacher on sharp ones as soon as the viewpoint changes. Shrunk to
-half that size, four of them fill a picture that is sharp everywhere.
+A photograph smaller than the teacher's ``--size`` is enlarged and therefore blurred. A student that
+sees only such images falls behind its teacher on sharp ones as soon as the viewpoint changes. Four
+photographs shrunk to half that size fill an image that is sharp everywhere.
 
-``python -m data.mosaics PHOTOGRAPHS OUTPUT`` makes as many mosaics as there are photographs. An
-OUTPUT inside of PHOTOGRAPHS adds them to these.
+``python -m hfnet_distill.data.mosaics PHOTOGRAPHS OUTPUT`` makes as many mosaics as there are
+photographs. An OUTPUT inside PHOTOGRAPHS adds them to the collection.
 """
 
 import os
@@ -30,7 +30,8 @@ def make_mosaics(
 ) -> None:
     """Write ``mosaic_0000.png``, ...; each photograph is used once before one is used again.
 
-    The same photographs and arguments give the same files. The folder appears when all are made.
+    The same photographs and arguments give the same files. The folder appears when all
+    of them are made.
 
     Args:
         size: (width, height) of a mosaic, even.
@@ -56,7 +57,7 @@ def make_mosaics(
             path = partial / f"mosaic_{number:04d}.png"
             if not cv2.imwrite(str(path), _mosaic(four, size)[..., ::-1]):  # blue first
                 raise OSError(f"{output}: cannot write a picture; is the disk full?")
-        partial.chmod(0o755)  # mkdtemp's folder is for its owner alone
+        partial.chmod(0o755)  # mkdtemp makes folders that only their owner can read
         os.replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -79,7 +80,7 @@ def _mosaic(photographs: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
 def main(
     folder: Path, output: Path, size: str, count: int | None, validation: float, seed: int
 ) -> None:
-    """Mosaics of the photographs below a folder, without those that train-student holds out."""
+    """Make mosaics of the photographs in a folder, without those that train-student holds out."""
     names = list_images(folder)
     photographs = [folder / name for name in split_names(names, validation)[0]]
     count = count or len(names)

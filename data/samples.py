@@ -1,6 +1,7 @@
-"""Photographs to try the commands on: the real ones that scikit-image carries in its wheel.
+"""Photographs to try the commands on: those that scikit-image ships in its wheel.
 
-``python -m data.samples FOLDER`` copies them into ``FOLDER/train`` and ``FOLDER/judge``.
+``python -m hfnet_distill.data.samples FOLDER`` copies them into ``FOLDER/train`` and
+``FOLDER/judge``.
 """
 
 import shutil
@@ -18,10 +19,10 @@ JUDGE = ("astronaut.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
 
 def copy_samples(folder: str | Path) -> None:
-    """Copy 12 photographs to train on and 4 others to judge on below a folder.
+    """Copy 12 photographs for training and 4 others for evaluation into a folder.
 
     Raises:
-        FileNotFoundError: scikit-image is not installed, or carries them no longer.
+        FileNotFoundError: scikit-image is not installed, or no longer ships them.
     """
     package = find_spec("skimage")
     if package is None:

@@ -12,18 +12,24 @@ from ..console import progress, say, shared_options
 from ..data.images import list_images
 from ..device import choose_device
 from .comparison import compare_models, comparison_table
+from .datasets import DATASETS
+from .datasets.download import ARCHIVE, fetch_hpatches
+from .datasets.rendered import render_sequences
 from .extractors import make_extractor
-from .hpatches import ARCHIVE, fetch_hpatches
 from .protocols import PROTOCOLS
 from .report import markdown_table, write_report
-from .sequences import render_sequences
 from .suites import SUITES
 
 MEGABYTE = 10**6
 
 
 @click.command()
-@click.option("--dataset", type=click.Choice(list(SUITES)), default="hpatches", show_default=True)
+@click.option(
+    "--dataset",
+    type=click.Choice([*DATASETS.names(), *DATASETS.aliases]),
+    default="hpatches",
+    show_default=True,
+)
 @click.option(
     "--root", type=click.Path(path_type=Path), required=True, help="The dataset's folder."
 )
@@ -114,7 +120,7 @@ def evaluate(
         )
     if output is None:
         raise click.UsageError("name a folder for the report with --output")
-    suite = SUITES[dataset](root, settings)
+    suite = SUITES[DATASETS.find(dataset).name](root, settings)
     extractors = {
         model: make_extractor(
             model,

@@ -1,7 +1,7 @@
 """Features on a robot: needs onnxruntime, numpy and an image reader (here Pillow), nothing else.
 
-    export-onnx --model run/ --output student.onnx
-    python robot.py student.onnx photograph.jpg
+export-onnx --model run/ --output student.onnx
+python robot.py student.onnx photograph.jpg
 """
 
 import sys

@@ -1,13 +1,12 @@
-"""Distil large local-feature networks into one that runs on a robot.
+"""Distill large local-feature networks into one that runs on a robot.
 
-    network = hfnet_distill.load("default")     # or a run folder, a checkpoint, superpoint ..
+    network = hfnet_distill.load("default")     # or a run folder, a checkpoint, "silk" ...
     features = network.extract(image)           # keypoints, scores, descriptors, global_descriptor
 
-Importing this costs nothing: each name is imported when it is first used.
+Importing the package is cheap: each name is imported when it is first used.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Features", "RecordStore", "__version__", "load"]
 
-__version__ = version("hfnet-distill")
-
 _HOMES = {
     "Features": ".data.features",
     "RecordStore": ".data.stores.store",
@@ -27,6 +24,10 @@ _HOMES = {
 
 
 def __getattr__(name: str):
+    if name == "__version__":
+        from importlib.metadata import version  # takes longer than all the rest
+
+        return version("hfnet-distill")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name], __name__), name)

@@ -21,7 +21,7 @@ __all__ = [
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], description: dict) -> None:
-    """Write tensors by name with a description that JSON can hold."""
+    """Write tensors by name, with a description that can be stored as JSON."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, save(tensors, {"json": json.dumps(description)}), flush=True)
 
@@ -30,7 +30,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """The tensors, on the CPU, and the description that ``write_tensors`` wrote.
 
     Raises:
-        CheckpointError: no such file, or not one of ours.
+        CheckpointError: there is no such file, or this software did not write it.
     """
     description = read_description(path)
     with safe_open(path, "pt") as file:
@@ -41,7 +41,7 @@ def read_description(path: str | Path) -> dict:
     """The description alone, without reading the tensors.
 
     Raises:
-        CheckpointError: no such file, or not one of ours.
+        CheckpointError: there is no such file, or this software did not write it.
     """
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
@@ -55,10 +55,10 @@ def read_description(path: str | Path) -> dict:
 def save_training(
     path: str | Path, modules: dict[str, nn.Module], optimizer: Optimizer, state: dict
 ) -> None:
-    """Everything that ``load_training`` needs to go on, in one file.
+    """Write everything that ``load_training`` needs to one file.
 
     Args:
-        state: whatever else training carries from step to step, for JSON.
+        state: whatever else training carries from step to step, as JSON can store it.
     """
     tensors = {
         f"{prefix}/{name}": tensor
@@ -71,7 +71,7 @@ def save_training(
 
 
 def load_training(path: str | Path, modules: dict[str, nn.Module], optimizer: Optimizer) -> dict:
-    """Put modules and optimizer back as ``save_training`` found them; returns its ``state``."""
+    """Restore the modules and the optimizer of ``save_training``; returns its ``state``."""
     tensors, state = read_tensors(path)
     restored = optimizer.state_dict()
     for name, tensor in tensors.items():

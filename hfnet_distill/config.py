@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from .errors import InputError, NotFoundError
+from .files import read_text
 from .plugins import import_plugins
 
 __all__ = [
@@ -66,7 +67,7 @@ Tilt = Annotated[float, Field(ge=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ExportSettings(_Section):
@@ -110,7 +111,7 @@ class TeacherSettings(_Section):
     validate_every: Count
     precision: Precision
     device: str
-    seed: int
+    seed: NotNegative
     checkpoint_minutes: Weight
 
 
@@ -146,7 +147,7 @@ class TrainSettings(_Section):
     precision: Precision
     device: str
     num_workers: NotNegative
-    seed: int
+    seed: NotNegative
     checkpoint_minutes: Weight
 
 
@@ -214,7 +215,7 @@ def load_settings(path: str | Path | None = None) -> Settings:
     if not path.is_file():
         raise NotFoundError(f"{path}: no such settings file")
     try:
-        settings = Settings.model_validate(tomllib.loads(path.read_text("utf-8")))
+        settings = Settings.model_validate(tomllib.loads(read_text(path)))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:

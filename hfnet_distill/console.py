@@ -2,7 +2,9 @@
 
 import functools
 import logging
+import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,21 +50,45 @@ def user_errors(command: Callable) -> Callable:
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
         logging.captureWarnings(True)
+        logging.getLogger(__package__).addHandler(_saying)
         try:
             return command(*args, **kwargs)
-        except KeyboardInterrupt:
-            raise click.ClickException(
-                "interrupted; what was finished is kept, run the same command again to go on, a "
-                "training with --resume"
-            ) from None
+        except KeyboardInterrupt as error:
+            message = str(error) or (
+                "interrupted; run the same command again to go on from what was finished"
+            )
+            raise click.ClickException(message) from None
+        except BrokenPipeError:
+            raise  # whoever read the output has seen enough; click ends without a word
         except KeyError as error:
-            raise click.ClickException(str(error.args[0])) from error
+            raise click.ClickException(_printable(str(error.args[0]))) from error
         except OSError as error:
-            raise click.ClickException(_os_error(error)) from error
+            raise click.ClickException(_printable(_os_error(error))) from error
         except (ValueError, RuntimeError) as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_printable(_of_worker(str(error)))) from error
 
     return wrapped
+
+
+class _SayingHandler(logging.Handler):
+    """Says what a module wants a user to know, beside the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
+
+
+_saying = _SayingHandler(logging.WARNING)
+
+
+def _printable(text: str) -> str:
+    """A text whose names of files may not be UTF-8."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _of_worker(text: str) -> str:
+    """What an error of a loader's process says, without the traceback that PyTorch makes of it."""
+    found = re.match(r"Caught \w+ in DataLoader worker process.*\n[\w.]+: (.*)", text, re.DOTALL)
+    return found[1].strip() if found else text
 
 
 def shared_options(command: Callable) -> Callable:
@@ -81,27 +107,34 @@ def shared_options(command: Callable) -> Callable:
 
 def _os_error(error: OSError) -> str:
     if error.errno is None or error.strerror is None:
-        return str(error)
+        return _of_worker(str(error))
     where = f"{error.filename}: " if error.filename else ""
-    advice = {28: "; free some space and run the same command again, what is done stays valid"}
+    advice = {28: "; free some space and run the same command again"}
     return f"{where}{error.strerror}{advice.get(error.errno, '')}"
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C does not break off what is being done; yields "was it pressed?"."""
-    pressed = []
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    """Within it Ctrl-C and SIGTERM do not break off what is being done.
+
+    Yields "was one sent?". Python leaves signals to the main thread; in others the answer is no.
+    """
+    sent = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, lambda *_: sent.append(True))
     try:
-        yield lambda: bool(pressed)
+        yield lambda: bool(sent)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def say(message: str, *, quiet: bool = False) -> None:
     """Print a line about the run to standard error."""
     if not quiet:
-        _console.print(message, highlight=False, markup=False, soft_wrap=True)
+        _console.print(_printable(message), highlight=False, markup=False, soft_wrap=True)
 
 
 class _Rate(ProgressColumn):

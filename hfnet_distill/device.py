@@ -1,4 +1,4 @@
-"""Where a network runs and how exactly it computes."""
+"""The device a network runs on and the precision it computes in."""
 
 import torch
 
@@ -7,7 +7,7 @@ from .errors import InputError
 __all__ = ["autocast", "choose_device", "choose_precision"]
 
 BFLOAT16_SINCE = (8, 0)
-"""Compute capability: older GPUs say that they support bfloat16, and emulate it."""
+"""Compute capability: older GPUs claim to support bfloat16 but emulate it."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -28,7 +28,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """float32 or bfloat16; ``auto`` takes bfloat16 where the device multiplies it faster."""
+    """float32 or bfloat16; ``auto`` takes bfloat16 if the device multiplies it faster."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -39,5 +39,5 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a network computes in ``choose_precision``'s answer."""
+    """The context in which a network computes in the precision of ``choose_precision``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -1,4 +1,4 @@
-"""Files from elsewhere: resumed where a download broke off, verified, whole or absent."""
+"""Downloads: resumed after an interruption, verified, whole or absent."""
 
 import hashlib
 import urllib.error
@@ -19,18 +19,19 @@ TIMEOUT = 30
 def download(
     url: str, path: Path, digest: str, *, advance: Callable[[int], None] = lambda count: None
 ) -> Path:
-    """Fetch a file to ``path``, unless it is there already.
+    """Download a file to ``path``, unless it is there already.
 
-    What has come so far lies beside it, ending in ``.partial``, and is not asked for again. Of
-    several processes one fetches, the others wait for it.
+    What was received so far is kept beside it, ending in ``.partial``, and is not requested again.
+    Of several processes one downloads and the others wait.
 
     Args:
         digest: in hexadecimal: ``sha256:...``, or ``git:...``, the id under which a repository
             keeps the file (SHA-1 over git's blob header and the bytes).
-        advance: called with the number of bytes that came, those of an earlier try included.
+        advance: called with the number of bytes received, those of an earlier attempt included.
 
     Raises:
-        DownloadError: the download failed or broke off, or gave other bytes; these are removed.
+        DownloadError: the download failed or was interrupted, or gave unexpected bytes, which are
+            removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
@@ -56,7 +57,7 @@ def _fetch(url: str, partial: Path, advance: Callable[[int], None]) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if done and error.code == 416:  # nothing is left to come: the digest tells if all is well
+        if done and error.code == 416:  # nothing is missing; the digest decides whether it is right
             return
         raise
     with response:

@@ -1,6 +1,6 @@
-"""What the project raises on purpose: the commands turn these, and only these, into a sentence.
+"""What the project raises on purpose. The commands print these, and only these, as one sentence.
 
-Each also is the built-in exception that a caller would expect. Anything else is a bug and keeps its
+Each is also the built-in exception that a caller would expect. Anything else is a bug and keeps its
 traceback.
 """
 
@@ -43,11 +43,11 @@ class CheckpointError(InputError):
 
 
 class UnreadablePhotographError(InputError):
-    """A file that bears a photograph's suffix but cannot be decoded whole."""
+    """A file with the suffix of a photograph that cannot be decoded completely."""
 
 
 class DownloadError(DistillError, OSError):
-    """A file that cannot be fetched, or is not the one that was expected."""
+    """A file that cannot be downloaded, or is not the expected one."""
 
 
 class WorkerError(DistillError, RuntimeError):
@@ -55,4 +55,4 @@ class WorkerError(DistillError, RuntimeError):
 
 
 class TrainingError(DistillError, RuntimeError):
-    """A training that cannot go on; its checkpoints are sound."""
+    """A training that cannot continue; its checkpoints are valid."""

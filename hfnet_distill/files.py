@@ -1,5 +1,6 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and texts as people's editors save them."""
 
+import codecs
 import os
 import uuid
 from collections.abc import Iterator
@@ -7,17 +8,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["beside", "flush_file", "flush_folder", "open_atomically", "reserve", "write_atomically"]
+from .errors import InputError, NotFoundError
+
+__all__ = [
+    "beside",
+    "flush_file",
+    "flush_folder",
+    "open_atomically",
+    "read_text",
+    "reserve",
+    "write_atomically",
+]
 
 
 def beside(path: Path) -> Path:
-    """Where a file or folder is written before it is renamed to ``path``."""
+    """The name under which a file or folder is written before it is renamed to ``path``."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
 
 
 @contextmanager
 def open_atomically(path: str | Path, *, flush: bool = False) -> Iterator[BinaryIO]:
-    """A file to write beside its place; renamed at the end, removed where that is not reached.
+    """A file that is written beside ``path``, renamed at the end, and removed after an error.
 
     Args:
         flush: wait until bytes and name are on the disk, so that a power cut cannot lose them.
@@ -63,9 +74,37 @@ def write_atomically(path: str | Path, *parts, flush: bool = False) -> None:
 
 
 def reserve(file: BinaryIO, offset: int, size: int) -> None:
-    """Have the file system find room for bytes that are about to be written, where it can.
+    """Let the file system allocate bytes that are about to be written, if it can.
 
-    They come to lie in one piece, and writing them takes less of the kernel's time.
+    They then lie in one piece, and writing them takes less of the kernel's time.
     """
     with suppress(AttributeError, OSError):  # a full disk is what the write will name
         os.posix_fallocate(file.fileno(), offset, size)
+
+
+def read_text(path: str | Path) -> str:
+    """A text file that people edit; its lines end with ``\\n``, however they did.
+
+    UTF-8 with or without a byte order mark, or UTF-16, as editors of Windows save it.
+
+    Raises:
+        NotFoundError: there is no such file.
+        InputError: it is in another encoding, or is no text.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such file") from error
+    encoding = "utf-8-sig"
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        encoding = "utf-16"
+    elif b"\0" in data[:2]:  # UTF-16 without a mark: every other byte of plain text is zero
+        encoding = "utf-16-be" if data[0] == 0 else "utf-16-le"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: not a text in UTF-8 or UTF-16, byte {error.start} is "
+            f"0x{data[error.start]:02x}; save it as UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,4 +1,4 @@
-"""Files of the user's own that register networks, datasets, tasks or losses."""
+"""Plug-ins: Python files of the user that register networks, datasets, tasks or losses."""
 
 import sys
 from collections.abc import Sequence

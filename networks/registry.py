@@ -31,6 +31,8 @@ PACKAGED = Path(__file__).parent / "packaged"
 
 MODULES = {
     "superpoint": "superpoint",
+    "aliked": "aliked",
+    "xfeat": "xfeat",
     "silk": "silk",
     "netvlad": "netvlad",
     "vlad": "vlad",

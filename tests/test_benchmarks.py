@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hfnet_distill.data.samples import copy_samples
-from hfnet_distill.evaluation.sequences import render_sequences
+from hfnet_distill.evaluation.datasets.rendered import render_sequences
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ROWS = {

@@ -51,3 +51,10 @@ def test_flags_override_and_are_validated():
     assert override(export, size="320x240", format=None).size == (320, 240)
     with pytest.raises(ValueError, match="batch_size"):
         override(export, batch_size=0)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_does_not_matter(tmp_path, encoding):
+    path = tmp_path / "marked.toml"
+    path.write_bytes(SHIPPED.read_text("utf-8").replace("\n", "\r\n").encode(encoding))
+    assert load_settings(path) == load_settings(SHIPPED)

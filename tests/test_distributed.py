@@ -74,7 +74,7 @@ def test_two_processes_take_the_steps_of_one(arguments, run_command, tmp_path, m
     command = [*torchrun, "--nproc-per-node", "2", program, *arguments, "--output", two]
     command = [str(part) for part in command]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250)
-    assert done.stderr.count("interrupted; what was finished is kept") == 2, done.stderr
+    assert done.stderr.count("interrupted; run the same command again") == 2, done.stderr
     assert len(curve(two)) == 10
     monkeypatch.setattr("hfnet_distill.student.training.Journal.EVERY", 1)
     run_command(train_student, *arguments, "--output", two, "--resume")

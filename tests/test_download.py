@@ -14,8 +14,8 @@ import pytest
 from hfnet_distill.download import download, file_digest
 from hfnet_distill.errors import DownloadError
 from hfnet_distill.evaluation import cli
-from hfnet_distill.evaluation.datasets import HPatches
-from hfnet_distill.evaluation.hpatches import Archive, fetch_hpatches
+from hfnet_distill.evaluation.datasets.download import Archive, fetch_hpatches
+from hfnet_distill.evaluation.datasets.hpatches import HPatches
 
 
 class Handler(SimpleHTTPRequestHandler):

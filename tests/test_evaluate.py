@@ -13,11 +13,9 @@ import torch
 from hfnet_distill.data.geometry import resize_points
 from hfnet_distill.data.images import to_tensor
 from hfnet_distill.evaluation.cli import evaluate
-from hfnet_distill.evaluation.datasets import HPatches, load_view
-from hfnet_distill.evaluation.extractors import FeatureFile
-from hfnet_distill.evaluation.protocols import PROTOCOLS
-from hfnet_distill.evaluation.report import markdown_table
-from hfnet_distill.evaluation.sequences import render_sequences
+from hfnet_distill.evaluation.datasets.hpatches import HPatches
+from hfnet_distill.evaluation.datasets.rendered import render_sequences
+from hfnet_distill.evaluation.views import load_view
 from hfnet_distill.networks.registry import load
 
 COLUMNS = PROTOCOLS["hfnet"].columns

@@ -1,5 +1,7 @@
 """Photographs found, decoded, brought to size and split."""
 
+import os
+import struct
 from functools import partial
 
 import cv2
@@ -11,9 +13,12 @@ from hfnet_distill.data.images import (
     check_image,
     fit_image,
     list_images,
+    natural_order,
+    orient_image,
     read_image,
     resize_longest,
     split_names,
+    stored_orientation,
     view_through,
 )
 from hfnet_distill.errors import UnreadablePhotographError
@@ -37,6 +42,84 @@ def test_names_are_relative_posix_paths_in_order(tmp_path, photograph):
         write(tmp_path / name, photograph)
     (tmp_path / "notes.txt").write_text("no photograph")
     assert list_images(tmp_path) == ["a/b.jpeg", "a/z.jpg", "b.PNG"]
+
+
+KINDS = [
+    "avif",
+    "bmp",
+    "dib",
+    "gif",
+    "jfif",
+    "jp2",
+    "jpe",
+    "pam",
+    "pnm",
+    "ras",
+    "sr",
+    "TIF",
+    "webp",
+]
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_whatever_opencv_decodes_is_a_photograph(tmp_path, photograph, suffix):
+    encoded = cv2.imencode(".jpg" if suffix in ("jfif", "jpe") else f".{suffix}", photograph)[1]
+    (tmp_path / f"a.{suffix}").write_bytes(encoded.tobytes())
+    assert list_images(tmp_path) == [f"a.{suffix}"]
+    for channels in (1, 3):
+        image = read_image(tmp_path / f"a.{suffix}", channels=channels)
+        assert np.abs(image[5:20, 5:28].astype(int) - 220).mean() < 40
+    assert check_image(tmp_path / f"a.{suffix}") == (64, 48)
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path, photograph, caplog):
+    write(tmp_path / "a.png", photograph)
+    for name in ("b.heic", "sub/c.HEIC", "d.txt", "README", ".DS_Store"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "e.jpg").symlink_to("gone.jpg")
+    (tmp_path / "f.jpg").symlink_to("f.jpg")
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb") as file:
+        file.write(b"x")
+    assert list_images(tmp_path) == ["a.png"]
+    assert caplog.messages == [
+        f"{tmp_path}: 7 files left out: 2 .heic, 2 dangling (e.jpg, ...), 1 .txt, "
+        r"1 not UTF-8 (caf\xe9.png), 1 without a suffix (README)"
+    ]
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, photograph, caplog, monkeypatch):
+    write(tmp_path / "a.png", photograph)
+    write(tmp_path / "sub" / "b.png", photograph)
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert list_images(tmp_path) == ["a.png"]
+    assert caplog.messages == [f"{tmp_path}: 1 file left out: 1 unreadable (sub/)"]
+
+
+def test_links_are_followed_once_and_never_in_circles(tmp_path, photograph, caplog):
+    root = tmp_path / "root"
+    write(root / "z" / "here.png", photograph)
+    write(tmp_path / "elsewhere" / "there.png", photograph)
+    (root / "day").symlink_to("../elsewhere")
+    (root / "again").symlink_to("../elsewhere")
+    (root / "a").symlink_to("z")
+    (root / "z" / "up").symlink_to("..")
+    (tmp_path / "elsewhere" / "back").symlink_to("../root")
+    (root / "file.png").symlink_to("../elsewhere/there.png")
+    assert list_images(root) == ["again/there.png", "file.png", "z/here.png"]
+    assert not caplog.messages
+
+
+def test_numbered_names_sort_as_one_counts():
+    names = ["10.png", "9.png", "a/2.png", "a/11.png", "²"]
+    assert sorted(names, key=natural_order) == ["9.png", "10.png", "a/2.png", "a/11.png", "²"]
 
 
 def test_a_folder_without_photographs_is_refused(tmp_path):
@@ -80,6 +163,110 @@ def test_a_photograph_that_cannot_be_read_is_named(tmp_path, photograph, content
     for look in (check_image, partial(read_image, channels=1)):
         with pytest.raises(error, match=r"bad\.jpg"):
             look(path)
+
+
+def test_every_orientation_is_turned_upright(tmp_path, photograph):
+    photograph[:10, 40:] = 120  # no two of the eight look alike
+    for orientation in range(1, 9):
+        exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0" + bytes([orientation, 0, 0, 0, 0])
+        exif = b"Exif\0\0" + exif + b"\0"
+        data = cv2.imencode(".jpg", photograph)[1].tobytes()
+        segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+        (tmp_path / "a.jpg").write_bytes(data[:2] + segment + data[2:])
+        upright = read_image(tmp_path / "a.jpg", channels=1)
+        stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+        np.testing.assert_array_equal(upright, orient_image(stored, orientation))
+        assert stored_orientation(tmp_path / "a.jpg") == orientation
+
+
+def test_bytes_behind_a_jpeg_do_not_matter_and_missing_ones_do(tmp_path, photograph):
+    path = tmp_path / "a.jpg"
+    whole = cv2.imencode(".jpg", np.tile(photograph, (8, 8, 1)))[1].tobytes()
+    thumbnail = b"\xff\xe2\0\x08\xff\xd8\xff\xda\xff\xd9"  # within a segment
+    whole = whole[:2] + thumbnail + whole[2:]
+    path.write_bytes(whole)
+    expected = read_image(path, channels=1)
+    path.write_bytes(whole + b"\0\0\0\x18ftypmp42" + b"\x12\xff\xda\x34" * 3)
+    np.testing.assert_array_equal(read_image(path, channels=1), expected)
+    for length in (len(whole) // 2, len(whole) - 2):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UnreadablePhotographError, match=r"a\.jpg: a JPEG that breaks off"):
+            read_image(path, channels=1)
+
+
+@pytest.mark.parametrize("white", [100, 255, 1023, 4095, 65535])
+@pytest.mark.parametrize("kind", ["P2", "P5", "P6", "P7"])
+def test_netpbm_is_as_bright_as_its_header_says(tmp_path, white, kind):
+    gray = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (4, 1))
+    values = np.rint(gray * (white / 255)).astype(">u2" if white > 255 else np.uint8)
+    pixels = np.repeat(values.ravel(), 3) if kind == "P6" else values
+    body = (
+        (" ".join(map(str, values.ravel())) + "\n").encode() if kind == "P2" else pixels.tobytes()
+    )
+    header = f"{kind}\n# a camera\n32 4\n{white}\n"
+    if kind == "P7":
+        header = f"P7\nWIDTH 32\nHEIGHT 4\nDEPTH 1\nMAXVAL {white}\nTUPLTYPE GRAYSCALE\nENDHDR\n"
+    path = tmp_path / "a.pnm"
+    path.write_bytes(header.encode() + body)
+    step = 255 // white + 1
+    assert np.abs(read_image(path, channels=1).astype(int) - gray).max() <= step
+    assert np.abs(read_image(path, channels=3)[..., 2].astype(int) - gray).max() <= step
+
+
+def tiff(values, sample_format: int) -> bytes:
+    """A TIFF of one strip, gray: sample format 1 for whole numbers, 3 for floating point."""
+    data, (height, width) = values.tobytes(), values.shape
+    bits = 8 * values.itemsize
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1)]
+    tags += [(278, height), (279, len(data)), (339, sample_format)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<I", 8 + len(data))
+    return head + data + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+
+
+def test_floating_point_pictures_are_read_by_their_range(tmp_path):
+    gray = np.tile(np.linspace(0, 255, 32).astype(np.float32), (4, 1))
+    path = tmp_path / "a.tif"
+    for values in (gray / 255, gray, (gray / 255).astype(np.float64)):
+        path.write_bytes(tiff(values, 3))
+        assert np.abs(read_image(path, channels=1) - gray).max() <= 1
+        assert check_image(path) == (32, 4)
+    for values in (gray * 100, gray - 9, gray * np.nan):
+        path.write_bytes(tiff(values, 3))
+        with pytest.raises(UnreadablePhotographError, match="values from 0 to 1"):
+            read_image(path, channels=1)
+    path.write_bytes(tiff(gray.astype(np.uint32), 1))
+    with pytest.raises(UnreadablePhotographError, match="uint32"):
+        read_image(path, channels=1)
+
+
+def test_a_picture_may_be_narrow(tmp_path, photograph):
+    for suffix in (".png", ".jpg", ".bmp"):
+        write(tmp_path / f"a{suffix}", photograph[:, :3])
+        assert check_image(tmp_path / f"a{suffix}")[0] <= 8
+        assert read_image(tmp_path / f"a{suffix}", channels=3).shape == (48, 3, 3)
+
+
+def test_a_picture_that_is_too_large_is_called_so(tmp_path):
+    jpeg = bytearray(cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1].tobytes())
+    at = jpeg.index(b"\xff\xc0") + 5
+    jpeg[at : at + 4] = struct.pack(">HH", 33000, 33000)
+    (tmp_path / "a.jpg").write_bytes(bytes(jpeg))
+    (tmp_path / "a.pgm").write_bytes(b"P5\n40000 30000\n255\n" + bytes(100))
+    for name in ("a.jpg", "a.pgm"):
+        with pytest.raises(UnreadablePhotographError, match=r"too large.*OPENCV_IO_MAX"):
+            read_image(tmp_path / name, channels=1)
+
+
+def test_a_file_that_may_not_be_read_is_unreadable(tmp_path, photograph, monkeypatch):
+    write(tmp_path / "a.png", photograph)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.raises(UnreadablePhotographError, match=r"a\.png: may not be read"):
+        check_image(tmp_path / "a.png")
 
 
 def test_fitting_crops_centrally_and_resizes():

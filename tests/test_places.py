@@ -9,9 +9,9 @@ import pytest
 
 from hfnet_distill.data.features import Features
 from hfnet_distill.evaluation import places as module
+from hfnet_distill.evaluation.datasets.retrieval import Retrieval
 from hfnet_distill.evaluation.figures import RIGHT, WRONG
 from hfnet_distill.evaluation.places import (
-    Places,
     draw_places,
     judge_places,
     mark_positives,
@@ -60,11 +60,13 @@ def root(tmp_path):
 
 def judge(root, **replaced):
     """What the model answers; ``replaced``: global descriptors of photographs, by their stem."""
-    return judge_places(Places(root), MeanBrightness(**replaced), longest=0, advance=lambda: None)
+    return judge_places(
+        Retrieval(root), MeanBrightness(**replaced), longest=0, advance=lambda: None
+    )
 
 
 def test_the_folder(root):
-    places = Places(root)
+    places = Retrieval(root)
     assert places.database[:3] == [
         f"database/{n}.png" for n in ("hall0/00", "hall0/01", "hall1/10")
     ]
@@ -141,7 +143,7 @@ def test_a_small_database_has_a_small_picture(root):
 def test_a_missing_part(root, part):
     (root / part).rename(root / "elsewhere")
     with pytest.raises(FileNotFoundError, match=f"{part}: missing; expected a folder with databas"):
-        Places(root)
+        Retrieval(root)
 
 
 @pytest.mark.parametrize(
@@ -158,28 +160,28 @@ def test_a_missing_part(root, part):
 def test_a_ground_truth_that_does_not_fit(root, lines, error, message):
     (root / "ground_truth.csv").write_text(lines)
     with pytest.raises(error, match=message):
-        Places(root)
+        Retrieval(root)
 
 
 def test_a_ground_truth_that_is_no_text(root):
     (root / "ground_truth.csv").write_bytes(b"query,positives\n\xff\xfe,\n")
     with pytest.raises(ValueError, match="not a CSV file in UTF-8"):
-        Places(root)
+        Retrieval(root)
 
 
 def test_a_ground_truth_that_a_spreadsheet_wrote(root):
     text = '\ufeff"query","positives","note"\r\n"a","00 01","x"\r\n'
     (root / "ground_truth.csv").write_bytes(text.encode())
-    assert Places(root).positives == [{0, 1}]
+    assert Retrieval(root).positives == [{0, 1}]
 
 
 def test_an_ambiguous_name(root):
     shutil.copytree(root / "database" / "hall0", root / "database" / "again")
     with pytest.raises(ValueError, match=r"00 fits 2 photographs, as database/again/00.png and"):
-        Places(root)
+        Retrieval(root)
     # A path from the top is exact, though a deeper file has the same name.
     shutil.copytree(root / "database" / "hall0", root / "database", dirs_exist_ok=True)
-    places = Places(root)
+    places = Retrieval(root)
     found = {places.database[row] for row in places.positives[0]}
     assert found == {"database/00.png", "database/01.png"}
 

@@ -11,15 +11,17 @@ import torch
 from hfnet_distill.config import PredictSettings
 from hfnet_distill.data.features import Features
 from hfnet_distill.evaluation import poses as module
-from hfnet_distill.evaluation.datasets import load_view
+from hfnet_distill.evaluation.datasets import kitti_tum
+from hfnet_distill.evaluation.datasets.base import Camera
+from hfnet_distill.evaluation.datasets.kitti_tum import KittiTum
 from hfnet_distill.evaluation.extractors import make_extractor
 from hfnet_distill.evaluation.poses import (
-    Poses,
     estimate_pose,
     judge_poses,
     pose_error,
     summarize_poses,
 )
+from hfnet_distill.evaluation.views import load_view
 
 SIZE = (320, 240)
 K = np.array([[300.0, 0, 155], [0, 290, 124], [0, 0, 1]])
@@ -146,7 +148,7 @@ def check_recovered(judged):
 
 
 def test_kitti(tmp_path, sift):
-    dataset = Poses(write_kitti(tmp_path))
+    dataset = KittiTum(write_kitti(tmp_path))
     assert dataset.sequences == ["07"]
     names = [(Path(pair.name0).stem[-1], Path(pair.name1).stem[-1]) for pair in dataset.pairs]
     assert names == [("0", "1"), ("0", "3"), ("1", "2"), ("1", "4"), ("2", "3"), ("3", "4")]
@@ -159,22 +161,22 @@ def test_kitti(tmp_path, sift):
 
 
 def test_a_camera_beside_the_one_that_has_poses(tmp_path):
-    dataset = Poses(write_kitti(tmp_path, camera=2))
+    dataset = KittiTum(write_kitti(tmp_path, camera=2))
     R, t = MOTIONS[3]
     expected = np.column_stack([R.T, -R.T @ t])
     np.testing.assert_allclose(dataset.pairs[1].T_0to1[:3], expected, atol=1e-12)
 
 
 def test_views_of_another_size(tmp_path, sift):
-    check_recovered(judge(Poses(write_kitti(tmp_path)), sift, longest=250))
+    check_recovered(judge(KittiTum(write_kitti(tmp_path)), sift, longest=250))
 
 
 def test_tum(tmp_path, sift):
     write_tum(tmp_path / "fr1")
-    dataset = Poses(tmp_path)
+    dataset = KittiTum(tmp_path)
     assert dataset.sequences == ["fr1"]
     assert next(iter(dataset.images)) == "fr1/rgb/0.png"
-    assert Poses(tmp_path / "fr1").pairs[0].name0 == "rgb/0.png"
+    assert KittiTum(tmp_path / "fr1").pairs[0].name0 == "rgb/0.png"
     R, t = MOTIONS[1]
     expected = np.column_stack([R.T, -R.T @ t])
     np.testing.assert_allclose(dataset.pairs[0].T_0to1[:3], expected, atol=1e-9)
@@ -183,7 +185,7 @@ def test_tum(tmp_path, sift):
 
 def test_photographs_that_are_not_rectified(tmp_path, sift):
     distortion = (0.26, -0.95, -0.005, 0.003, 1.16)  # alike freiburg 1
-    dataset = Poses(write_tum(tmp_path, distortion))
+    dataset = KittiTum(write_tum(tmp_path, distortion))
     judged = judge(dataset, sift, longest=300)
     check_recovered(judged)
     camera = dataset.cameras[dataset.sequences[0]]
@@ -193,7 +195,7 @@ def test_photographs_that_are_not_rectified(tmp_path, sift):
 
 def test_the_pixel_centre_is_that_of_the_house(tmp_path, sift):
     """Half a pixel in the principal point is seen in the matches' epipolar errors."""
-    dataset = Poses(write_kitti(tmp_path))
+    dataset = KittiTum(write_kitti(tmp_path))
     pair = dataset.pairs[1]
     camera = dataset.cameras["07"]
     found = [
@@ -231,7 +233,7 @@ def test_pose_error_by_hand():
 
 
 def test_too_few_matches_give_no_pose():
-    camera = module.Camera(K, np.zeros(5))
+    camera = Camera(K, np.zeros(5))
     points = np.random.default_rng(0).uniform(0, 200, (8, 2)).astype(np.float32)
     assert estimate_pose(points[:4], points[:4], camera, camera) is None
 
@@ -242,12 +244,12 @@ def test_pairs_are_spread_evenly(monkeypatch):
     names = [f"{number:03d}" for number in range(200)]
     still = T * 1
     still[:, 0, 3] = 0
-    monkeypatch.setattr(module, "MAX_PAIRS", 40)
-    pairs = module._choose_pairs({"b": (names, T), "a": (names, T), "still": (names, still)})
+    monkeypatch.setattr(kitti_tum, "MAX_PAIRS", 40)
+    pairs = kitti_tum._choose_pairs({"b": (names, T), "a": (names, T), "still": (names, still)})
     assert len(pairs) == 40
     assert [pair.sequence for pair in pairs] == ["b"] * 20 + ["a"] * 20
     strides = [int(pair.name1) - int(pair.name0) for pair in pairs]
-    assert all(strides.count(stride) in (8, 9, 10, 11, 12) for stride in module.STRIDES)
+    assert all(strides.count(stride) in (8, 9, 10, 11, 12) for stride in kitti_tum.STRIDES)
     starts = [int(pair.name0) for pair in pairs[:20]]
     assert starts == sorted(starts)
     assert starts[0] < 20
@@ -257,11 +259,11 @@ def test_pairs_are_spread_evenly(monkeypatch):
 def test_views_that_turn_too_far_or_do_not_move():
     T = np.tile(np.eye(4), (2, 1, 1))
     T[1, 0, 3] = 1
-    assert len(module._choose_pairs({"": (["0", "1"], T)})) == 1
+    assert len(kitti_tum._choose_pairs({"": (["0", "1"], T)})) == 1
     T[1, 0, 3] = 0.04
-    assert not module._choose_pairs({"": (["0", "1"], T)})
+    assert not kitti_tum._choose_pairs({"": (["0", "1"], T)})
     T[1, 0, 3], T[1, :3, :3] = 1, rotation(0, 46, 0)
-    assert not module._choose_pairs({"": (["0", "1"], T)})
+    assert not kitti_tum._choose_pairs({"": (["0", "1"], T)})
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,7 @@ def test_kitti_files_that_do_not_fit(tmp_path, path, text, error, message):
     write_kitti(tmp_path)
     (tmp_path / path).write_text(text)
     with pytest.raises(error, match=message):
-        Poses(tmp_path)
+        KittiTum(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -300,14 +302,14 @@ def test_tum_files_that_do_not_fit(tmp_path, path, text, error, message):
     if text is not None:
         (tmp_path / path).write_text(text)
     with pytest.raises(error, match=message):
-        Poses(tmp_path)
+        KittiTum(tmp_path)
 
 
 def test_folders_of_neither_layout(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        Poses(tmp_path / "none")
+        KittiTum(tmp_path / "none")
     with pytest.raises(ValueError, match="neither of two layouts; expected either sequences/00/"):
-        Poses(tmp_path)
+        KittiTum(tmp_path)
 
 
 def test_a_model_without_descriptors(tmp_path):
@@ -318,4 +320,4 @@ def test_a_model_without_descriptors(tmp_path):
             return Features(view.size, np.zeros((0, 2), np.float32), np.zeros(0, np.float32))
 
     with pytest.raises(ValueError, match=r"000000\.png: the model gives no descriptors"):
-        judge(Poses(write_kitti(tmp_path)), Blind())
+        judge(KittiTum(write_kitti(tmp_path)), Blind())

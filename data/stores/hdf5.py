@@ -18,12 +18,12 @@ __all__ = ["HDF5Layout"]
 
 
 class HDF5Layout:
-    """One HDF5 file, laid out whole when it is created: its metadata never changes afterwards.
+    """One HDF5 file, laid out completely when it is created: its metadata never changes afterwards.
 
     Every uncompressed array is one contiguous run of bytes, allocated but not filled; records
-    and marks are written at their offsets past the HDF5 library, so that a killed export cannot
-    damage the file and several processes can write to it. Compressed shards wait in a folder
-    ``NAME.parts`` beside the file and are gathered into it at the end.
+    and marks are written at their offsets without the HDF5 library, so that a killed export cannot
+    damage the file and several processes can write to it. Compressed shards are kept in a folder
+    ``NAME.parts`` beside the file and gathered into it at the end.
     """
 
     format = "hdf5"
@@ -38,7 +38,7 @@ class HDF5Layout:
         self._write_file(schema, names, parameters, contents=None)
 
     def _write_file(self, schema: Schema, names: list[str], parameters, contents) -> None:
-        """The whole file, beside its place, then renamed; ``contents`` fills a compressed one."""
+        """Write the whole file and rename it into place; ``contents`` fills a compressed one."""
         unfinished = beside(self.path)
         try:
             # No creation times: the same export gives the same bytes.
@@ -131,7 +131,7 @@ class HDF5Layout:
         flush_folder(self.parts)
 
     def _scatter(self, without: Collection[int]) -> None:
-        """``_gather`` undone: all shards but these in parts, the file as before it was complete."""
+        """Undo ``_gather``: all shards but these become parts again; the file is incomplete."""
         self.parts.mkdir(exist_ok=True)
         size = self.schema.shard_size
         with h5py.File(self.path, "r") as old:

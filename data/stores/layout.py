@@ -19,7 +19,7 @@ PART = 2**18
 
 
 class Layout(Protocol):
-    """How a store lies on disk; ``RecordStore`` is written against this.
+    """How a store is kept on disk; ``RecordStore`` is written against this.
 
     Attributes:
         format: zarr or hdf5.
@@ -32,13 +32,13 @@ class Layout(Protocol):
     def create(
         self, schema: Schema, names: list[str], parameters: Mapping[str, np.ndarray]
     ) -> None:
-        """Make an empty store: whole, or absent."""
+        """Make an empty store, whole or not at all."""
 
     def sweep(self) -> None:
         """Remove what killed writers left behind."""
 
     def read_header(self) -> tuple[dict, list[str]]:
-        """The schema as JSON and the names; what this raises says that it is no store."""
+        """The schema as JSON, and the names; raises if there is no store."""
 
     def read_parameters(self) -> dict[str, np.ndarray]:
         """The arrays beside the records, by name."""
@@ -59,29 +59,29 @@ class Layout(Protocol):
         """Mark the store complete."""
 
     def is_complete(self) -> bool:
-        """Whether it is marked so."""
+        """Whether the store is marked complete."""
 
     def reopen(self, numbers: Collection[int]) -> None:
-        """Take back the marks of these shards, and that of the store."""
+        """Remove the marks of these shards and that of the store."""
 
     def read(self, field: str, index: int) -> np.ndarray:
         """One field of one record, read-only."""
 
     def checksum(self, index: int) -> int:
-        """That of a record as it was written."""
+        """The checksum of a record when it was written."""
 
     def remove(self) -> None:
         """Delete the store."""
 
 
 def sweep(folder: Path, pattern: str) -> None:
-    """Remove what killed writers left beside the files they were to become."""
+    """Remove the unfinished files that killed writers left behind."""
     for path in folder.glob(pattern):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def checksums(fields: Sequence[np.ndarray]) -> np.ndarray:
-    """Per field the arrays of some records -> (records,) uint32: CRC-32C over a record's fields."""
+    """CRC-32C over the fields of each record, (records,) uint32, from one array per field."""
     sums = np.zeros(len(fields[0]), np.uint32)
     for records in fields:
         for _ in parts_of(records, sums):
@@ -90,10 +90,10 @@ def checksums(fields: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def parts_of(records: np.ndarray, sums: np.ndarray, offset: int = 0) -> Iterator[memoryview]:
-    """The bytes of records in parts; what was used of a record is then added to its sum.
+    """The bytes of records in parts; each part is added to its records' sums after it was used.
 
-    Summed before it is written, every byte would come from memory twice. Parts end at multiples of
-    ``PART`` in a file that has the first byte at ``offset``, which is how its pages are cached.
+    If a record were summed before it is written, every byte would come from memory twice. Parts end
+    at multiples of ``PART`` in a file that has the first byte at ``offset``, as its pages do.
     """
     data = records.reshape(-1).view(np.uint8)
     size = len(data) // len(records)

@@ -1,16 +1,16 @@
-"""Eight bits a value: how descriptors and score maps are stored small, and read back.
+"""Quantization: descriptors and score maps in eight bits per value.
 
-``quantise_fields`` turns a schema's float fields into these; whoever opens the store sees
+``quantise_fields`` turns a schema's float fields into these, which anyone can read:
 
-* descriptors: int8, and beside them ``NAME_scale`` float16, one per descriptor: the value is
+* descriptors: int8, with ``NAME_scale`` float16, one per descriptor; the value is
   ``descriptor_map * descriptor_map_scale`` for a map (D, h, w) with scales (h, w), and
   ``descriptors * descriptors_scale[:, None]`` for rows (N, D) with scales (N,);
 * probabilities: uint8 of the fourth root: the value is ``(score_map / 255) ** 4``; the 65 channels
   of a cell's distribution are divided by their sum afterwards.
 
-The fourth root gives small probabilities their share of the 256 steps. Most cells are a little of
-everything and much of "no keypoint": even steps lose 6 % of a cell at worst and almost all of what
-cross-entropy sees of its small values; these keep both below 1 %.
+The fourth root gives small probabilities a fair share of the 256 steps. In most cells "no keypoint"
+is likely and every pixel a little: even steps lose up to 6 % of a cell, and almost all of what the
+cross-entropy sees of its small values. With the fourth root both losses stay below 1 %.
 """
 
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ from .schema import Field
 __all__ = ["dequantise", "quantise", "quantise_fields", "scale_name"]
 
 AXES = {"descriptor_map": -3, "descriptors": -1}  # along which a descriptor lies
-SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number; met by padding alone
+SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number; only padding reaches it
 
 
 def scale_name(field: str) -> str:
-    """The field that holds another's scales."""
+    """The name of the field that holds the scales of another."""
     return f"{field}_scale"
 
 
@@ -55,7 +55,7 @@ def quantise(fields: Mapping[str, Field], arrays: Mapping[str, Tensor]) -> dict[
     """A teacher's arrays as the fields of a store hold them, on the device they are on.
 
     Args:
-        fields: the store's; those without quantisation only change dtype.
+        fields: the store's; those without quantization only change dtype.
         arrays: float, by the names of the teacher's own fields, with or without leading axes.
 
     Returns:
@@ -67,7 +67,7 @@ def quantise(fields: Mapping[str, Field], arrays: Mapping[str, Tensor]) -> dict[
             axis, values = AXES[name], values.float()
             scale = values.abs().amax(axis).div_(127).clamp_(min=SMALLEST_SCALE).half()
             steps = values / scale.float().unsqueeze(axis)
-            stored[name] = steps.round_().to(torch.int8)  # half a scale off, 127 stays 127
+            stored[name] = steps.round_().to(torch.int8)  # half a scale off at most, 127 stays 127
             stored[scale_name(name)] = scale
         elif fields[name].quantisation == "fourth_root":
             stored[name] = values.float().sqrt().sqrt_().mul_(255).round_().to(torch.uint8)
@@ -79,10 +79,10 @@ def quantise(fields: Mapping[str, Field], arrays: Mapping[str, Tensor]) -> dict[
 def dequantise(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What ``quantise`` was given, in float32, from whatever mixture of fields a store holds.
 
-    Meant for the device that needs the values: eight bits travel there, not thirty-two.
+    Call it on the device that needs the values, so that eight bits are transferred and not 32.
 
     Args:
-        stored: fields by name, with or without leading axes; their dtypes tell the form.
+        stored: fields by name, with or without leading axes; the dtype says how each is quantized.
 
     Returns:
         The fields without their scales: floats in float32, distributions summing to one, counts

@@ -1,10 +1,11 @@
-"""Stores on object storage: ``s3://bucket/path/store.zarr``, read through a folder of this machine.
+"""Stores on object storage: ``s3://bucket/path/store.zarr``, read through a local cache.
 
-The description of a store is fetched when it is opened and each shard when it is first read; from
-then on it is a memory map like any other. A cache belongs to one version of the store: one that was
-uploaded anew is fetched anew. It lies in the folder that ``HFNET_DISTILL_CACHE`` names or in the
-user's cache, and nothing removes it. Credentials and addresses come from the usual environment
-variables (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``).
+The description of a store is downloaded when it is opened, and each shard when it is first read;
+from then on it is a memory map. A cache belongs to one version of the store: if the store is
+uploaded again, it is downloaded again. The cache is in the folder that ``HFNET_DISTILL_CACHE``
+names or in the user's cache folder, and is never removed. Credentials and addresses come from the
+usual environment variables (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``,
+``AWS_ENDPOINT_URL``).
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from .zarr import ZarrLayout
 
 __all__ = ["RemoteZarrLayout", "is_url"]
 
-PART = 8 * 2**20  # bytes asked for at once: many such requests run side by side, and are retried
+PART = 8 * 2**20  # bytes per request; many requests run in parallel and are retried
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 INSTANCE_METADATA = "169.254.169.254"  # where credentials are looked for when none are set
 
@@ -37,12 +38,12 @@ def is_url(path: str | Path) -> bool:
 class RemoteZarrLayout(ZarrLayout):
     """A complete Zarr store on object storage.
 
-    Several processes may fetch the same shard at once: each writes it beside and renames it. To be
-    opened anew in a process of its own, never inherited by a fork.
+    Several processes may download the same shard at once: each writes a file of its own and renames
+    it. Every process opens the store itself; a fork must not inherit it.
 
     Raises:
-        StoreError: another address than that of a Zarr store, obstore is not installed, or the
-            storage does not give what is asked for.
+        StoreError: the address is not that of a Zarr store, obstore is not installed, or a request
+            failed.
     """
 
     def __init__(self, url: str):
@@ -81,7 +82,7 @@ class RemoteZarrLayout(ZarrLayout):
         return found["size"], found["e_tag"], found["last_modified"].isoformat()
 
     def _description(self) -> list[str]:
-        """The keys of all that is not a shard."""
+        """The keys of everything that is not a shard."""
         with self._explained():
             folders = self._obstore.list_with_delimiter(self._bucket, "")["common_prefixes"]
             names = {folder.rsplit("/", 1)[-1] for folder in folders}

@@ -23,8 +23,8 @@ class Field(_Frozen):
     Attributes:
         shape: without the axis of records.
         dtype: as it is stored.
-        geometry: a map's place in the image.
-        quantisation: how eight bits hold real values, see ``data.quantize``.
+        geometry: where the positions of a map lie in the image.
+        quantisation: how eight bits represent real values, see ``data.stores.quantize``.
     """
 
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class Field(_Frozen):
 
     @property
     def attributes(self) -> dict[str, float | str]:
-        """What a stranger needs to know of the array, kept beside it."""
+        """What a reader without this software needs to know, kept as attributes of the array."""
         told = {} if self.geometry is None else dict(vars(self.geometry))
         return told if self.quantisation == "none" else {**told, "quantisation": self.quantisation}
 
@@ -53,7 +53,7 @@ class Schema(_Frozen):
         settings: whatever else its values depend on, such as NMS radius or a threshold.
         image_size: (width, height) of every image the teacher saw.
         fields: name -> Field, in the order in which a record's bytes are counted.
-        shard_size: records in a shard; the last one may hold fewer.
+        shard_size: records in a shard; the last shard may hold fewer.
         compression: "none" (read through a memory map) or "zstd".
         software: the version that wrote the store.
         version: of the store's layout.
@@ -80,11 +80,11 @@ class Schema(_Frozen):
         return {**self.fields, "checksum": Field(shape=(), dtype="uint32")}
 
     def num_shards(self, records: int) -> int:
-        """How many shards so many records fill."""
+        """The number of shards for a number of records."""
         return -(-records // self.shard_size)
 
     def difference(self, other: "Schema") -> str | None:
-        """The first setting in which another schema differs, in words, or None."""
+        """The first setting in which another schema differs, as a phrase, or None."""
         return _difference(self.model_dump(), other.model_dump())
 
 

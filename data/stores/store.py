@@ -6,7 +6,7 @@ A store holds one array per field, of shape (records, *field shape), and beside 
 * ``checksum`` (records,) uint32: CRC-32C of the record's raw bytes, fields in schema order;
 * ``done`` (shards,) uint8: which shards are written; ``complete`` (1,) uint8: all of them are;
 * the attribute ``hfnet_distill``: the schema as JSON;
-* the group ``parameters``, if the teacher learnt any: arrays by name, the same for all records,
+* the group ``parameters``, if the teacher learned any: arrays by name, the same for all records,
   written before the store appears and never changed.
 
 A shard is ``shard_size`` consecutive records: the unit of work, of commit and of resume. Its
@@ -55,10 +55,10 @@ class RecordStore:
 
     @classmethod
     def open(cls, path: str | Path) -> "RecordStore":
-        """Open a store for reading, whole or not yet, or by its URL a whole one.
+        """Open a store for reading: one on disk, complete or not, or by its URL a complete one.
 
         Raises:
-            StoreError: nothing there, not a store, or of another layout version.
+            StoreError: there is no store, or one of another layout version.
         """
         if is_url(path):
             layout = RemoteZarrLayout(str(path))
@@ -98,11 +98,10 @@ class RecordStore:
     ) -> "RecordStore":
         """Start a store, or continue one that was started with the same settings.
 
-        To be called under ``lock``: what killed writers left behind is removed.
+        Call it under ``lock``: it removes what killed writers left behind.
 
         Args:
-            parameters: float arrays by name, for a store that is started; one that is continued
-                keeps its own.
+            parameters: float arrays by name, for a new store; a continued one keeps its own.
 
         Raises:
             StoreError: there is something else at ``path``, or a store with other settings or
@@ -145,12 +144,12 @@ class RecordStore:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it lies on object storage: other processes have to open it anew."""
+        """Whether it is on object storage; other processes must then open it themselves."""
         return is_url(self.path)
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
-        """The arrays by name, read anew, that ``create`` was given beside the records."""
+        """The arrays that ``create`` was given beside the records, by name; read on each access."""
         return self._layout.read_parameters()
 
     def __len__(self) -> int:
@@ -242,7 +241,7 @@ class RecordStore:
     def record(self, name: str) -> dict[str, np.ndarray]:
         """All fields of one image by name; sparse fields without their padding.
 
-        Arrays as ``read`` gives them; copies in float32 where the store holds eight bits.
+        Arrays are those of ``read``, or copies in float32 where the store holds eight bits.
         """
         arrays = {field: self.read(name, field) for field in self.schema.fields}
         if any(field.quantisation != "none" for field in self.schema.fields.values()):
@@ -268,9 +267,9 @@ class RecordStore:
             return False
 
     def reopen_shards(self, numbers: Collection[int]) -> None:
-        """Make done shards pending again, to be written anew; the others stay as they are.
+        """Make done shards pending again, so that they are written again; others stay as they are.
 
-        To be called under ``lock``. Until ``finish`` the store is no longer complete.
+        Call it under ``lock``. The store is incomplete until ``finish``.
         """
         if numbers:
             self._layout.reopen(numbers)
@@ -303,7 +302,7 @@ class RecordStore:
         """Delete a store.
 
         Raises:
-            StoreError: what is at ``path`` is no store; nothing is deleted.
+            StoreError: there is something else at ``path``; nothing is deleted.
         """
         path = Path(path)
         if not path.exists():

@@ -1,4 +1,4 @@
-"""A store as a Zarr v3 group: a folder, with one file per shard and array."""
+"""A store as a Zarr v3 group: a folder with one file per shard and array."""
 
 import os
 import shutil
@@ -23,8 +23,8 @@ class ZarrLayout:
 
     An uncompressed shard is written as the specification lays it out: the records one after the
     other, then an index of (offset, bytes) per record and the index's CRC-32C. All shards of an
-    array lie in its folder, such as ``score_map/c.7.0.0.0``; stores written before had a folder for
-    each shard, ``score_map/c/7/0/0/0``, and are still read and continued.
+    array lie in its folder, such as ``score_map/c.7.0.0.0``; older stores had a folder for each
+    shard, ``score_map/c/7/0/0/0``, and can still be read and continued.
     """
 
     format = "zarr"

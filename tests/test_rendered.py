@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from hfnet_distill.data.images import read_image
-from hfnet_distill.evaluation.datasets import HPatches
-from hfnet_distill.evaluation.sequences import render_sequences
+from hfnet_distill.evaluation.datasets.hpatches import HPatches
+from hfnet_distill.evaluation.datasets.rendered import render_sequences
 
 SIZE = (160, 120)
 
@@ -27,7 +27,7 @@ def test_layout_and_photographs_used(photos, tmp_path):
     assert names[1][6:] == names[2][6:] != names[0][6:]  # each once before one twice
     dataset = HPatches(tmp_path / "set")
     assert dataset.sequences == names
-    assert read_image(dataset.pairs[0].path1, channels=3).shape == (120, 160, 3)
+    assert read_image(dataset.images[dataset.pairs[0].name1], channels=3).shape == (120, 160, 3)
     for pair in dataset.pairs:
         is_identity = (pair.H_0to1 == np.eye(3)).all()
         assert is_identity == (pair.sequence[0] == "i")
@@ -41,7 +41,8 @@ def test_images_agree_with_their_homography(photos, tmp_path):
         """Correlation, in the overlap, of image 1 warped by a homography off by ``shift``."""
         H = np.array([[1, 0, shift[0]], [0, 1, shift[1]], [0, 0, 1]]) @ pair.H_0to1
         image0, image1 = (
-            read_image(path, channels=1).astype(np.float32) for path in (pair.path0, pair.path1)
+            read_image(path, channels=1).astype(np.float32)
+            for path in (dataset.images[pair.name0], dataset.images[pair.name1])
         )
         overlap = cv2.warpPerspective(np.ones_like(image0), H, SIZE) > 0.999
         assert overlap.mean() > 0.2
@@ -49,7 +50,8 @@ def test_images_agree_with_their_homography(photos, tmp_path):
         detail0, detail1 = (i - cv2.GaussianBlur(i, (0, 0), 8) for i in (warped, image1))
         return np.corrcoef(detail0[overlap], detail1[overlap])[0, 1]
 
-    for pair in HPatches(tmp_path / "set").pairs:
+    dataset = HPatches(tmp_path / "set")
+    for pair in dataset.pairs:
         right = agreement(pair, (0, 0))
         assert right > (0.85 if pair.sequence[0] == "v" else 0.5)
         for shift in ((1, 0), (-1, 0), (0, 1), (0, -1)):

@@ -1,6 +1,4 @@
-"""Relative poses: how well matches give the motion of a calibrated camera back.
-
-Two layouts are read; both keep camera-to-world poses in metres.
+"""Relative poses of calibrated cameras, from two layouts with camera-to-world poses in metres.
 
 * KITTI odometry (Geiger et al., CVPR 2012): ``sequences/00/image_0/*.png`` (or ``image_2``, in
   colour), ``sequences/00/calib.txt`` with ``P0`` to ``P3``, and ``poses/00.txt`` with twelve
@@ -18,97 +16,39 @@ Pairs are frames i and i + s of a sequence, for the strides s of ``STRIDES``, wi
 most ``MAX_ROTATION`` degrees, so that the views overlap, and a baseline of at least
 ``MIN_BASELINE`` metres, so that there is a direction to find. Of more than ``MAX_PAIRS``, so many
 are taken at even steps through sequences, strides and frames.
-
-The motion is estimated by PoseLib (LO-RANSAC) from mutual nearest neighbours, with an epipolar
-threshold of 1 pixel of the resized views and a fixed seed. A pair's error is the larger one of two
-angles: between the rotations, and between the directions of translation, the latter up to the
-sign; infinity without an estimate. AUC@t is the exact area under the share of pairs with an error
-up to t degrees, divided by t. Both as of SuperGlue (Sarlin et al., CVPR 2020) and LightGlue.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-import poselib
 
-from ..data.features import Features
-from ..data.geometry import resize_matrix
-from ..data.images import list_images
-from .datasets import View, load_view
-from .extractors import Extractor
-from .homography import auc_statistic, error_auc
-from .matching import match_mutual
-from .statistics import Statistics, intervals
+from ...data.images import list_images
+from ..motions import rotation_angle, to_4x4
+from . import register_dataset
+from .base import Camera, PoseDataset, PosePair
 
-__all__ = [
-    "Camera",
-    "JudgedPoses",
-    "PosePair",
-    "Poses",
-    "estimate_pose",
-    "judge_poses",
-    "pose_error",
-    "pose_statistics",
-    "summarize_poses",
-]
+__all__ = ["KittiTum"]
 
 STRIDES = (1, 3, 10, 30)
 MAX_ROTATION, MIN_BASELINE, MAX_PAIRS = 45.0, 0.05, 500
 MAX_LAG = 0.02
 """Seconds between a photograph and its pose."""
-EPIPOLAR_THRESHOLD = 1.0
-THRESHOLDS = (5, 10, 20)
-"""In degrees, of AUC."""
 
 
-@dataclass(frozen=True)
-class Camera:
-    """A pinhole camera.
-
-    Attributes:
-        K: (3, 3) float64, directions to pixels of the file.
-        distortion: (5,) float64, OpenCV's k1 k2 p1 p2 k3; zeros for a rectified photograph.
-    """
-
-    K: np.ndarray
-    distortion: np.ndarray
-
-
-@dataclass(frozen=True)
-class PosePair:
-    """Two photographs of one sequence, taken by the same camera.
-
-    Attributes:
-        sequence: its name.
-        name0, name1: paths of the photographs relative to the root.
-        T_0to1: (4, 4) float64, points of camera 0 to camera 1, in metres.
-    """
-
-    sequence: str
-    name0: str
-    name1: str
-    T_0to1: np.ndarray
-
-
-class Poses:
+@register_dataset("kitti_tum")
+class KittiTum(PoseDataset):
     """All pairs of a folder in KITTI's or TUM's layout; every text file is read at once.
 
     Attributes:
-        sequences: names, sorted.
-        cameras: sequence -> its camera.
-        pairs: sequence by sequence, by their first frame.
-        images: name -> path of each photograph once, in the order of the pairs.
+        pairs: by sequences in alphabetical order, then by their first frame.
+        images: in the order of the pairs.
 
     Raises:
         FileNotFoundError: the root, or a file that a layout must have, is missing.
         ValueError: a folder of another layout, numbers that do not fit, or no pairs.
     """
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, split: str = "all"):
         root = Path(root)
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder; expected KITTI's or TUM's layout")
@@ -161,7 +101,7 @@ def _read_kitti(root: Path, sequence: str) -> tuple[Camera, list[str], np.ndarra
         )
     # P projects points of camera 0: its last column says where this camera stands beside it.
     beside = -np.linalg.solve(P[:, :3], P[:, 3])
-    T_to_world = _to_4x4(poses[..., :3], poses[..., 3] + poses[..., :3] @ beside)
+    T_to_world = to_4x4(poses[..., :3], poses[..., 3] + poses[..., :3] @ beside)
     names = [f"sequences/{sequence}/image_{number}/{image}" for image in images]
     return Camera(P[:, :3], np.zeros(5)), names, T_to_world
 
@@ -180,7 +120,7 @@ def _read_tum(root: Path, folder: Path) -> tuple[Camera, list[str], np.ndarray]:
     known = np.flatnonzero(np.abs(truth[rows, 0] - times) <= MAX_LAG)
     names = [(folder / lines[row][1]).relative_to(root).as_posix() for row in known]
     R = _from_quaternions(truth[rows[known], 4:])
-    return _read_camera(folder), names, _to_4x4(R, truth[rows[known], 1:4])
+    return _read_camera(folder), names, to_4x4(R, truth[rows[known], 1:4])
 
 
 def _read_camera(folder: Path) -> Camera:
@@ -224,13 +164,6 @@ def _to_numbers(lines: list[list[str]], path: Path, count: int) -> np.ndarray:
     return numbers
 
 
-def _to_4x4(R: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """Rotations (..., 3, 3) and translations (..., 3) as motions (..., 4, 4)."""
-    T = np.zeros((*t.shape[:-1], 4, 4))
-    T[..., :3, :3], T[..., :3, 3], T[..., 3, 3] = R, t, 1
-    return T
-
-
 def _from_quaternions(quaternions: np.ndarray) -> np.ndarray:
     """Quaternions (N, 4), x y z w of any length, as rotations (N, 3, 3)."""
     x, y, z, w = (quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)).T
@@ -247,7 +180,7 @@ def _choose_pairs(sequences: dict[str, tuple[list[str], np.ndarray]]) -> list[Po
     for sequence, (_, T_to_world) in sequences.items():
         for stride in STRIDES:
             T_0to1 = np.linalg.inv(T_to_world[stride:]) @ T_to_world[:-stride]
-            near = _rotation_angle(T_0to1[:, :3, :3]) <= MAX_ROTATION
+            near = rotation_angle(T_0to1[:, :3, :3]) <= MAX_ROTATION
             apart = np.linalg.norm(T_0to1[:, :3, 3], axis=1) >= MIN_BASELINE
             found += [(sequence, i, i + stride, T_0to1[i]) for i in np.flatnonzero(near & apart)]
     picks = np.linspace(0, len(found) - 1, min(len(found), MAX_PAIRS)).round().astype(int)
@@ -257,139 +190,3 @@ def _choose_pairs(sequences: dict[str, tuple[list[str], np.ndarray]]) -> list[Po
         PosePair(sequence, sequences[sequence][0][i], sequences[sequence][0][j], T_0to1)
         for sequence, i, j, T_0to1 in chosen
     ]
-
-
-@dataclass(frozen=True)
-class JudgedPoses:
-    """What one model's matches gave for each pair.
-
-    Attributes:
-        pairs: those of the dataset.
-        errors: (P,) float64, degrees; infinity without an estimate.
-        matches: (P,) int64, mutual nearest neighbours.
-    """
-
-    pairs: list[PosePair]
-    errors: np.ndarray
-    matches: np.ndarray
-
-
-def judge_poses(
-    dataset: Poses, extractor: Extractor, *, longest: int, advance: Callable[[], None]
-) -> JudgedPoses:
-    """Estimate the pose of every pair from one model's matches.
-
-    A photograph's features stay in memory from its first pair to its last.
-
-    Args:
-        longest: pixels of the longest side that photographs are resized to; 0 leaves them.
-        advance: called after each of ``dataset.images``.
-
-    Raises:
-        ValueError: the model gives no descriptors.
-    """
-    last_use = {n: row for row, pair in enumerate(dataset.pairs) for n in (pair.name0, pair.name1)}
-    known: dict[str, tuple[Features, Camera]] = {}
-    errors, counts = [], []
-    for row, pair in enumerate(dataset.pairs):
-        for name in (pair.name0, pair.name1):
-            if name not in known:
-                view = load_view(dataset.images[name], longest=longest, channels=extractor.channels)
-                camera = _resize_camera(dataset.cameras[pair.sequence], view)
-                known[name] = extractor.extract(view, name), camera
-                advance()
-        (features0, camera0), (features1, camera1) = known[pair.name0], known[pair.name1]
-        if features0.descriptors is None or features1.descriptors is None:
-            raise ValueError(f"{pair.name0}: the model gives no descriptors; poses need matches")
-        matches = match_mutual(features0.descriptors, features1.descriptors)
-        points0, points1 = features0.keypoints[matches[:, 0]], features1.keypoints[matches[:, 1]]
-        T_0to1 = estimate_pose(points0, points1, camera0, camera1)
-        errors.append(pose_error(T_0to1, pair.T_0to1))
-        counts.append(len(matches))
-        known = {name: value for name, value in known.items() if last_use[name] > row}
-    return JudgedPoses(dataset.pairs, np.array(errors), np.array(counts))
-
-
-def _resize_camera(camera: Camera, view: View) -> Camera:
-    return Camera(resize_matrix(view.file_size, view.size) @ camera.K, camera.distortion)
-
-
-def estimate_pose(
-    points0: np.ndarray, points1: np.ndarray, camera0: Camera, camera1: Camera
-) -> np.ndarray | None:
-    """The motion of a camera between two views, its translation of unit length.
-
-    Args:
-        points0, points1: (K, 2) float, matched pixels of the two views.
-        camera0, camera1: the cameras at the size of the views.
-
-    Returns:
-        T_0to1 (4, 4) float64, or None where fewer than 5 matches support one.
-    """
-    if len(points0) < 5:
-        return None
-    pose, info = poselib.estimate_relative_pose(
-        _undistort(points0, camera0),
-        _undistort(points1, camera1),
-        _to_poselib(camera0),
-        _to_poselib(camera1),
-        {"max_epipolar_error": EPIPOLAR_THRESHOLD, "seed": 0},
-    )
-    return _to_4x4(pose.R, pose.t) if info["num_inliers"] >= 5 else None
-
-
-def _undistort(points: np.ndarray, camera: Camera) -> np.ndarray:
-    points = points.astype(np.float64)
-    if not camera.distortion.any():
-        return points
-    return cv2.undistortPoints(points, camera.K, camera.distortion, P=camera.K).reshape(-1, 2)
-
-
-def _to_poselib(camera: Camera) -> dict:
-    (fx, _, cx), (_, fy, cy), _ = camera.K.tolist()
-    return {"model": "PINHOLE", "params": [fx, fy, cx, cy]}
-
-
-def pose_error(T_0to1_estimated: np.ndarray | None, T_0to1: np.ndarray) -> float:
-    """Degrees between two motions (4, 4): the larger one of rotation and direction of translation.
-
-    The direction counts up to its sign; infinity where there is no estimate.
-    """
-    if T_0to1_estimated is None:
-        return math.inf
-    R, t = T_0to1_estimated[:3, :3], T_0to1_estimated[:3, 3]
-    turn = float(_rotation_angle(R.T @ T_0to1[:3, :3]))
-    along, across = abs(t @ T_0to1[:3, 3]), np.linalg.norm(np.cross(t, T_0to1[:3, 3]))
-    return max(turn, math.degrees(math.atan2(across, along)))
-
-
-def _rotation_angle(R: np.ndarray) -> np.ndarray:
-    """Degrees (...) of rotations (..., 3, 3); exact for small ones, unlike the arc cosine."""
-    twice_axis = (R - R.swapaxes(-1, -2))[..., [2, 0, 1], [1, 2, 0]]
-    trace = np.trace(R, axis1=-2, axis2=-1)
-    return np.degrees(np.arctan2(np.linalg.norm(twice_axis, axis=-1), trace - 1))
-
-
-def summarize_poses(model: str, judged: JudgedPoses) -> dict:
-    """The model's row of the report."""
-    return {
-        "model": model,
-        "split": "all",
-        **{f"auc@{t}": error_auc(judged.errors, t) for t in THRESHOLDS},
-        "median_error_deg": float(np.median(judged.errors)),
-        "mean_matches": float(judged.matches.mean()),
-        "intervals": intervals(pose_statistics(judged)),
-    }
-
-
-def pose_statistics(judged: JudgedPoses) -> Statistics:
-    """Areas and median over the pairs of the drawn sequences."""
-    names = list(dict.fromkeys(pair.sequence for pair in judged.pairs))
-    sequences = np.array([names.index(pair.sequence) for pair in judged.pairs])
-    by_sequence = [judged.errors[sequences == number] for number in range(len(names))]
-
-    def median(weights: np.ndarray) -> float:
-        return float(np.median(np.repeat(judged.errors, weights[sequences])))
-
-    areas = {f"auc@{t}": auc_statistic(by_sequence, t) for t in THRESHOLDS}
-    return Statistics(names, {**areas, "median_error_deg": median})

@@ -1,119 +1,13 @@
-"""Pictures and charts of the report: matches and keypoints as images, curves and scatter as SVG."""
+"""The report's charts as SVG: curves, and a dot per sequence."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 
-import cv2
-import numpy as np
+__all__ = ["COLOURS", "curves_svg", "scatter_svg"]
 
-__all__ = [
-    "COLOURS",
-    "RIGHT",
-    "WRONG",
-    "Drawing",
-    "curves_svg",
-    "draw_keypoints",
-    "draw_matches",
-    "scatter_svg",
-]
-
-RIGHT, WRONG, PLAIN = (60, 190, 60), (220, 60, 50), (240, 200, 40)  # red, green, blue
 COLOURS = ("#0b84d6", "#d55e00", "#009e73", "#cc79a7", "#c79a00", "#8a6fdf", "#56b4e9", "#8c8c8c")
 """Of models, in their order; told apart by colour-blind eyes too, on white and on black."""
-MANY = 1000
-"""Beyond so many keypoints they are drawn as dots."""
-MAX_LINES = 200
-SHIFT = 4
-"""OpenCV draws in sixteenths of a pixel."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One picture of the report: ``caption`` and an (H, W, 3) uint8 image."""
-
-    title: str
-    model: str
-    caption: str
-    image: np.ndarray
-
-
-def draw_matches(
-    image0: np.ndarray,
-    image1: np.ndarray,
-    keypoints0: np.ndarray,
-    keypoints1: np.ndarray,
-    matches: np.ndarray,
-    right: np.ndarray,
-) -> np.ndarray:
-    """Two gray views side by side with matches between them: green right, red wrong.
-
-    Keypoints without a match are yellow. Of more than ``MAX_LINES`` matches so many are drawn, at
-    even steps, right ones on top.
-
-    Args:
-        image0, image1: (H, W) uint8.
-        keypoints0, keypoints1: (N, 2) and (M, 2) float, (x, y).
-        matches: (K, 2) rows of the two.
-        right: (K,) bool.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
-    canvas, width0 = _side_by_side(image0, image1)
-    keypoints1 = keypoints1 + np.array([width0, 0], np.float32)
-    for keypoints in (keypoints0, keypoints1):
-        _draw_points(canvas, keypoints, PLAIN, len(keypoints0) > MANY)
-    shown = np.linspace(0, len(matches) - 1, min(len(matches), MAX_LINES)).round().astype(int)
-    shown = shown[np.argsort(right[shown], kind="stable")]
-    for (row0, row1), is_right in zip(matches[shown], right[shown], strict=True):
-        colour = RIGHT if is_right else WRONG
-        ends = np.stack([keypoints0[row0], keypoints1[row1]])
-        cv2.line(canvas, *map(_fixed, ends), colour, 1, cv2.LINE_AA, SHIFT)
-        _draw_points(canvas, ends, colour, False)
-    return canvas
-
-
-def draw_keypoints(
-    images: Sequence[np.ndarray], keypoints: Sequence[np.ndarray], right: Sequence[np.ndarray]
-) -> np.ndarray:
-    """One or two gray images side by side with their keypoints: right ones green, others yellow.
-
-    Args:
-        images: (H, W) uint8 each.
-        keypoints: (N, 2) float (x, y) of each.
-        right: (N,) bool of each.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
-    canvas, width0 = _side_by_side(*images)
-    for number, (points, is_right) in enumerate(zip(keypoints, right, strict=True)):
-        points = points + np.array([number * width0, 0], np.float32)
-        _draw_points(canvas, points[~is_right], PLAIN, len(points) > MANY)
-        _draw_points(canvas, points[is_right], RIGHT, len(points) > MANY)
-    return canvas
-
-
-def _side_by_side(image0: np.ndarray, image1: np.ndarray | None = None) -> tuple[np.ndarray, int]:
-    """A colour canvas (H, W, 3) with the images on it, and where the second one begins."""
-    images = [image0] if image1 is None else [image0, image1]
-    height, width0 = max(len(image) for image in images), image0.shape[1]
-    canvas = np.full((height, sum(image.shape[1] for image in images), 3), 255, np.uint8)
-    for image, left in zip(images, (0, width0), strict=False):
-        canvas[: len(image), left : left + image.shape[1]] = image[..., None]
-    return canvas, width0
-
-
-def _fixed(point: np.ndarray) -> tuple[int, int]:
-    return tuple(int(v) for v in np.rint(point * 2**SHIFT))
-
-
-def _draw_points(canvas: np.ndarray, points: np.ndarray, colour, as_dots: bool) -> None:
-    radius, thickness = (1, cv2.FILLED) if as_dots else (3, 1)
-    for point in points:
-        cv2.circle(canvas, _fixed(point), radius << SHIFT, colour, thickness, cv2.LINE_AA, SHIFT)
 
 
 def curves_svg(title: str, x: Sequence[float], curves: Mapping[str, Sequence[float]]) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..data.geometry import random_homography, resize_matrix
-from ..data.images import crop_to_shape, read_image, view_through
+from ...data.geometry import random_homography, resize_matrix
+from ...data.images import crop_to_shape, read_image, view_through
 
 __all__ = ["render_sequences"]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..download import download
-from ..errors import DownloadError
-from ..files import beside
-from .datasets import HPatches
+from ...download import download
+from ...errors import DownloadError
+from ...files import beside
+from .hpatches import HPatches
 
 __all__ = ["ARCHIVE", "Archive", "fetch_hpatches"]
 

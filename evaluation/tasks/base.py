@@ -1,0 +1,172 @@
+"""What a task is: how features are scored, which numbers follow, what the report shows."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from joblib import Parallel, delayed
+from threadpoolctl import ThreadpoolController
+
+from ...config import EvaluateSettings
+from ..datasets.base import Dataset
+from ..features import FeatureFile, ImageFeatures
+from ..intervals import Statistic, Statistics
+from ..report.pictures import Drawing
+from ..report.tables import Column
+from ..views import View, load_view
+
+__all__ = ["PairTask", "ScoredPairs", "Sides", "Task"]
+
+Sides = tuple[FeatureFile, FeatureFile]
+"""The features of view 0 (or the database) and of view 1 (or the queries), mostly the same file."""
+
+
+class Task:
+    """A question that is asked of features; made of a dataset and the [evaluate] settings.
+
+    Attributes:
+        dataset_type: what it can be asked of.
+        about: a sentence on what is measured and how, for the report.
+        legend: of the pictures, HTML.
+        columns: of the table.
+        unit: what is drawn anew for intervals and compared over, in the plural.
+        curve_thresholds: at which ``curves`` has values, in pixels.
+        num_keypoints, nms_radius: that it is published with; they rule over pipeline.toml, and
+            flags over them. None where it leaves them open.
+        shorter_side: pixels that views get at their shorter side; 0 for [evaluate] longest_side.
+    """
+
+    name: ClassVar[str]
+    dataset_type: ClassVar[type[Dataset]]
+    about: str
+    legend = ""
+    columns: Sequence[Column]
+    unit = "sequences"
+    curve_thresholds: ClassVar[Sequence[float]] = ()
+    num_keypoints: ClassVar[int | None] = None
+    nms_radius: ClassVar[int | None] = None
+    shorter_side: ClassVar[int] = 0
+
+    def __init__(self, dataset: Dataset, settings: EvaluateSettings):
+        self.dataset, self.settings = dataset, settings
+
+    @property
+    def num_steps(self) -> int:
+        """How often ``score`` advances."""
+        raise NotImplementedError
+
+    def load_view(self, path: Path, channels: int) -> View:
+        """An image as it is shown to a model with so many channels."""
+        return load_view(
+            path, longest=self.settings.longest_side, shorter=self.shorter_side, channels=channels
+        )
+
+    def score(self, sides: Sides, advance: Callable[[], None]) -> Any:
+        """What the numbers and the pictures need to know of one model's features."""
+        raise NotImplementedError
+
+    def statistics(self, scored: Any) -> dict[str, Statistics]:
+        """split -> the numbers, by their keys in a result, "a.b" for ``result["a"]["b"]``."""
+        raise NotImplementedError
+
+    def facts(self, scored: Any) -> dict[str, float]:
+        """Further numbers of a result, those without an interval."""
+        return {}
+
+    def curves(self, scored: Any) -> dict[str, list[float]]:
+        """Name of a share that rises with the pixels allowed -> its values."""
+        return {}
+
+    def draw(
+        self, scored: Mapping[str, Any], sides: Mapping[str, Sides], advance: Callable[[], None]
+    ) -> list[Drawing]:
+        """The pictures of all models, by their names; ``advance`` is called for each."""
+        return []
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """What is known of each pair of a dataset.
+
+    Attributes:
+        scores: of each pair, what ``PairTask.score_pair`` returned.
+        mean_keypoints: of an image.
+    """
+
+    scores: list
+    mean_keypoints: float
+
+
+class PairTask(Task):
+    """A task on pairs of views: a pair is scored by itself, in one of several processes."""
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.dataset.pairs)
+
+    def truth(self, pair: Any, view0: ImageFeatures, view1: ImageFeatures) -> tuple:
+        """What is known to be true of a pair at the size of its views."""
+        raise NotImplementedError
+
+    @staticmethod
+    def score_pair(features0, features1, *truth) -> Any:
+        """What is to be known of a pair; a function that another process can find by its name."""
+        raise NotImplementedError
+
+    def pair_statistics(self, groups: Sequence[int], scores: Sequence) -> dict[str, Statistic]:
+        """The numbers of pairs, of which ``groups`` says to which sequence each belongs."""
+        raise NotImplementedError
+
+    def score(self, sides: Sides, advance: Callable[[], None]) -> ScoredPairs:
+        counts: dict[tuple, int] = {}
+
+        def jobs() -> Iterator:
+            for pair in self.dataset.pairs:
+                names = pair.name0, pair.name1
+                views = [side.read(name) for side, name in zip(sides, names, strict=True)]
+                for side, name, view in zip(sides, names, views, strict=True):
+                    counts[side.path, name] = len(view.features.keypoints)
+                features = [view.features for view in views]
+                yield delayed(_score_one)(self.score_pair, *features, *self.truth(pair, *views))
+
+        scores = []
+        for score in Parallel(self.settings.workers, return_as="generator")(jobs()):
+            scores.append(score)
+            advance()
+        return ScoredPairs(scores, float(np.mean(list(counts.values()))))
+
+    def statistics(self, scored: ScoredPairs) -> dict[str, Statistics]:
+        found = {}
+        for split, sequences in self.dataset.splits().items():
+            pairs = [
+                (pair.sequence, score)
+                for pair, score in zip(self.dataset.pairs, scored.scores, strict=True)
+                if pair.sequence in sequences
+            ]
+            names = list(dict.fromkeys(sequence for sequence, _ in pairs))
+            number_of = {name: number for number, name in enumerate(names)}
+            groups = [number_of[sequence] for sequence, _ in pairs]
+            if pairs:
+                scores = [score for _, score in pairs]
+                found[split] = Statistics(names, self.pair_statistics(groups, scores))
+        return found
+
+    def facts(self, scored: ScoredPairs) -> dict[str, float]:
+        return {
+            "num_keypoints": self.settings.num_keypoints,
+            "mean_keypoints": scored.mean_keypoints,
+        }
+
+
+def _score_one(score_pair: Callable, *arguments) -> Any:
+    # The matrices are so small that more threads would mostly wait for one another.
+    with _linear_algebra().limit(limits=1, user_api="blas"):
+        return score_pair(*arguments)
+
+
+@functools.cache
+def _linear_algebra() -> ThreadpoolController:
+    return ThreadpoolController()

@@ -1,0 +1,406 @@
+"""Tasks on pairs of views with a known homography; the protocols ``matching`` and ``silk``.
+
+For each pair the descriptors are matched, a match is kept where both choose each other, and a
+homography is estimated by OpenCV's RANSAC, by MAGSAC (Barath et al., CVPR 2019) and by PoseLib.
+
+* The corner error is the mean distance, in pixels of the resized view 1, between the corners of
+  view 0 under the estimated and under the true homography; infinity where there is no estimate.
+* Accuracy@t is the share of pairs with a corner error below t pixels, AUC@t the area under that
+  share as a function of the threshold from 0 to t, divided by t (Sarlin et al., CVPR 2020).
+* Every estimator takes 3 pixels as its inlier threshold, a fixed seed and its own defaults beyond.
+* Repeatability@t is the share of visible keypoints that have a keypoint of the other view at most t
+  pixels from where the homography takes them, both views together, mean over pairs (DeTone et al.,
+  CVPRW 2018).
+* Mean matching accuracy@t is the share of a pair's matches whose keypoint of view 1 lies at most t
+  pixels from where the homography takes that of view 0, mean over pairs; a pair without a match
+  counts 0 (Dusmanu et al., CVPR 2019).
+
+What each protocol fixes, and where others differ, is in ``docs/protocols.md``.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import poselib
+from scipy.spatial import cKDTree
+
+from ...data.features import Features
+from ...data.geometry import resize_homography, warp_points
+from ..datasets.base import HomographyDataset, HomographyPair
+from ..features import ImageFeatures
+from ..intervals import Statistic, Statistics, auc_statistic, mean_statistic
+from ..matching import match_mutual
+from ..ransac import THRESHOLD, find_homography
+from ..report.pictures import Drawing, draw_keypoints, draw_matches
+from ..report.tables import Column
+from . import register_task
+from .base import PairTask, ScoredPairs, Sides
+
+__all__ = [
+    "HomographyTask",
+    "MatchedPair",
+    "Matching",
+    "Picture",
+    "SiLK",
+    "are_inside",
+    "corner_error",
+    "match_pair",
+    "visible_offsets",
+]
+
+THRESHOLDS = (1, 3, 5)
+"""In pixels, of the corner error."""
+MATCH_THRESHOLDS = tuple(range(1, 11))
+"""In pixels, of mean matching accuracy."""
+
+
+def are_inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Which points (N, 2) lie in an image of ``size``, (N,) bool."""
+    return ((points >= 0) & (points <= np.array(size) - 1)).all(axis=1)
+
+
+def corner_error(
+    H_0to1_estimated: np.ndarray | None, H_0to1: np.ndarray, size0: tuple[int, int]
+) -> float:
+    """Mean distance in view 1, in pixels, of view 0's corners under two homographies (3, 3).
+
+    Infinity where there is no estimate; ``size0`` is view 0's (width, height).
+    """
+    if H_0to1_estimated is None:
+        return math.inf
+    right, bottom = size0[0] - 1, size0[1] - 1
+    corners = np.array([[0, 0], [right, 0], [right, bottom], [0, bottom]], np.float64)
+    errors = warp_points(corners, H_0to1_estimated) - warp_points(corners, H_0to1)
+    return float(np.linalg.norm(errors, axis=1).mean())
+
+
+def visible_offsets(
+    features0: Features, features1: Features, H_0to1: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far the keypoints of view 0 that view 1 sees are from its nearest keypoint.
+
+    Returns:
+        (V,) float64 pixels of view 1, infinity where it has no keypoint, and which rows of view 0
+        are visible, (N,) bool.
+    """
+    warped = warp_points(features0.keypoints, H_0to1)
+    visible = are_inside(warped, features1.image_size)
+    if not len(features1.keypoints):
+        return np.full(visible.sum(), np.inf), visible
+    return cKDTree(features1.keypoints).query(warped[visible])[0], visible
+
+
+class Picture(NamedTuple):
+    """What a picture shows: matches (K, 2) of rows, which of them are correct (K,), a caption."""
+
+    matches: np.ndarray
+    correct: np.ndarray
+    caption: str
+
+
+class HomographyTask(PairTask):
+    """A task on pairs of views with a known homography; its pictures show matches.
+
+    Attributes:
+        measures: what the columns mean, for the report.
+    """
+
+    dataset_type = HomographyDataset
+    legend = (
+        'Image 1 on the left. <span class="correct">Green</span>: within 3 px of the true position. '
+        '<span class="wrong">Red</span>: wrong. <span class="plain">Yellow</span>: not matched, or '
+        "not visible in the other view. The pairs are those that the first model matched best and "
+        "worst, at most two of a sequence."
+    )
+    curve_thresholds = tuple(half / 2 for half in range(1, 21))
+
+    @property
+    def about(self) -> str:
+        longest = self.settings.longest_side
+        side = f"{longest} pixels" if longest else "their own size"
+        if self.shorter_side:
+            side = f"{self.shorter_side} pixels of the shorter side"
+        best = self.settings.num_keypoints
+        return f"the best {best} keypoints of each image at {side}, {self.measures}"
+
+    def truth(
+        self, pair: HomographyPair, view0: ImageFeatures, view1: ImageFeatures
+    ) -> tuple[np.ndarray]:
+        """``H_0to1`` (3, 3) between the resized views."""
+        sizes = (
+            size for view in (view0, view1) for size in (view.file_size, view.features.image_size)
+        )
+        return (resize_homography(pair.H_0to1, *sizes),)
+
+    def picture(self, score: Any) -> Picture:
+        """What the picture of a pair shows."""
+        raise NotImplementedError
+
+    def pair_curves(
+        self, groups: Sequence[int], scores: Sequence, threshold: float
+    ) -> dict[str, Statistic]:
+        """Name of a share that rises with the pixels allowed -> what it is at so many."""
+        raise NotImplementedError
+
+    def curves(self, scored: ScoredPairs) -> dict[str, list[float]]:
+        together = np.zeros(len(scored.scores), np.intp)
+        found = [
+            Statistics(["all"], self.pair_curves(together, scored.scores, t)).values()
+            for t in self.curve_thresholds
+        ]
+        return {name: [values[name] for values in found] for name in found[0]}
+
+    def draw(
+        self, scored: Mapping[str, Any], sides: Mapping[str, Sides], advance: Callable[[], None]
+    ) -> list[Drawing]:
+        """The best and the worst pairs of the first model, for every model.
+
+        The pair between them shows the keypoints of the first two models.
+        """
+        first = next(iter(scored))
+        chosen = self._choose_pairs(scored[first].scores) if self.settings.pictures else {}
+        drawings, panels = [], []
+        for row, kind in chosen.items():
+            pair = self.dataset.pairs[row]
+            title = f"{pair.name0} – {Path(pair.name1).name}, among the {kind} of {first}"
+            names = pair.name0, pair.name1
+            images = [self.load_view(self.dataset.images[name], 1).image for name in names]
+            for number, (model, found) in enumerate(scored.items()):
+                if kind == "median" and number > 1:
+                    continue
+                views = [side.read(name) for side, name in zip(sides[model], names, strict=True)]
+                if kind == "median":
+                    panels.append((model, images[0], *views, *self.truth(pair, *views)))
+                else:
+                    picture = self.picture(found.scores[row])
+                    points = [view.features.keypoints for view in views]
+                    image = draw_matches(*images, *points, picture.matches, picture.correct)
+                    drawings.append(Drawing(title, model, picture.caption, image))
+                advance()
+        return [*_draw_panels(panels), *drawings]
+
+    def _choose_pairs(self, scores: Sequence) -> dict[int, str]:
+        """Rows of the pairs worth a look, by the share of what is drawn that is correct.
+
+        Half of them are "best", the other half "worst", no two of one sequence in a half; the first
+        is "median".
+        """
+        pictures, pairs, count = (
+            map(self.picture, scores),
+            self.dataset.pairs,
+            self.settings.pictures,
+        )
+        shares = np.array([p.correct.mean() if len(p.correct) else 0.0 for p in pictures])
+        ascending = np.argsort(shares, kind="stable").tolist()
+        chosen = {ascending[len(ascending) // 2]: "median"}
+        for kind, order, wanted in (
+            ("best", ascending[::-1], (count + 1) // 2),
+            ("worst", ascending, count // 2),
+        ):
+            sequences = set()
+            for row in order:
+                sequence = pairs[row].sequence
+                if len(sequences) < wanted and row not in chosen and sequence not in sequences:
+                    chosen[row] = kind
+                    sequences.add(sequence)
+        return chosen
+
+
+def _draw_panels(panels: list[tuple]) -> list[Drawing]:
+    """The keypoints of one image as each model finds them, repeated ones in green."""
+    if not panels:
+        return []
+    images, keypoints, repeated, captions = [], [], [], []
+    for model, image, view0, view1, H_0to1 in panels:
+        offsets, visible = visible_offsets(view0.features, view1.features, H_0to1)
+        found_again = np.zeros(len(visible), bool)
+        found_again[visible] = offsets <= THRESHOLD
+        images.append(image)
+        keypoints.append(view0.features.keypoints)
+        repeated.append(found_again)
+        captions.append(
+            f"{model}: {len(visible)} keypoints, {found_again.sum()} of {visible.sum()} visible "
+            "ones found again in another view"
+        )
+    models = " beside ".join(panel[0] for panel in panels)
+    image = draw_keypoints(images, keypoints, repeated)
+    return [Drawing(f"Keypoints: {models}", "", "; ".join(captions), image)]
+
+
+@dataclass(frozen=True)
+class MatchedPair:
+    """What the numbers and the pictures need to know of one pair.
+
+    Attributes:
+        matches: (K, 2) intp, rows of view 0 and view 1.
+        match_errors: (K,) float64, pixels between the match in view 1 and where it should be.
+        corner_errors: estimator -> pixels; infinity without an estimate.
+        offsets: see ``visible_offsets``, of both views.
+    """
+
+    matches: np.ndarray
+    match_errors: np.ndarray
+    corner_errors: dict[str, float]
+    offsets: np.ndarray
+
+
+def match_pair(features0: Features, features1: Features, H_0to1: np.ndarray) -> MatchedPair:
+    """Match the features of two views and estimate the homography between them.
+
+    Args:
+        features0, features1: both with descriptors of the same kind.
+        H_0to1: (3, 3) float, pixels of ``features0.image_size`` to those of
+            ``features1.image_size``.
+
+    Raises:
+        ValueError: a view without descriptors, or descriptors of another kind in each.
+    """
+    if features0.descriptors is None or features1.descriptors is None:
+        raise ValueError("matching needs descriptors in both views; extract them, or use hfnet")
+    matches = match_mutual(features0.descriptors, features1.descriptors)
+    points0, points1 = features0.keypoints[matches[:, 0]], features1.keypoints[matches[:, 1]]
+    misses = warp_points(points0, H_0to1) - points1
+    estimates = {name: e.estimate(points0, points1) for name, e in ESTIMATORS.items()}
+    offsets0, _ = visible_offsets(features0, features1, H_0to1)
+    offsets1, _ = visible_offsets(features1, features0, np.linalg.inv(H_0to1))
+    return MatchedPair(
+        matches,
+        np.linalg.norm(misses, axis=1),
+        {name: corner_error(H, H_0to1, features0.image_size) for name, H in estimates.items()},
+        np.concatenate([offsets0, offsets1]),
+    )
+
+
+def _magsac(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
+    if len(points0) < 4:
+        return None
+    return cv2.findHomography(points0, points1, cv2.USAC_MAGSAC, THRESHOLD)[0]
+
+
+def _poselib(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
+    if len(points0) < 4:
+        return None
+    options = {"max_reproj_error": THRESHOLD, "seed": 0}
+    H_0to1, info = poselib.estimate_homography(points0, points1, options, {})
+    return H_0to1 if info["num_inliers"] >= 4 else None
+
+
+class Estimator(NamedTuple):
+    """A robust estimator: points of view 0 and view 1, (K, 2) each, to H_0to1 (3, 3) or None."""
+
+    title: str
+    estimate: Callable[[np.ndarray, np.ndarray], np.ndarray | None]
+
+
+ESTIMATORS = {
+    "ransac": Estimator("RANSAC", find_homography),
+    "magsac": Estimator("MAGSAC", _magsac),
+    "poselib": Estimator("PoseLib", _poselib),
+}
+
+
+def mean_matching_accuracy(groups, pairs: Sequence[MatchedPair], threshold: float) -> Statistic:
+    """The share of a pair's matches that err at most ``threshold`` pixels."""
+    return mean_statistic(groups, [_share_within(pair.match_errors, threshold) for pair in pairs])
+
+
+def repeatability(groups, pairs: Sequence[MatchedPair], threshold: float) -> Statistic:
+    """The share of a pair's visible keypoints with another at most ``threshold`` pixels away."""
+    return mean_statistic(groups, [_share_within(pair.offsets, threshold) for pair in pairs])
+
+
+def homography_accuracy(
+    groups, pairs: Sequence[MatchedPair], estimator: str, threshold: float
+) -> Statistic:
+    """The share of pairs whose homography errs below ``threshold`` pixels."""
+    return mean_statistic(groups, [pair.corner_errors[estimator] < threshold for pair in pairs])
+
+
+def _share_within(errors: np.ndarray, threshold: float) -> float:
+    """The share of errors (K,) of at most ``threshold``; 0 where there are none."""
+    return float((errors <= threshold).mean()) if len(errors) else 0.0
+
+
+@register_task("matching")
+class Matching(HomographyTask):
+    """Mutual nearest neighbours, and the homographies that three estimators find from them."""
+
+    estimators = tuple(ESTIMATORS)
+    """Of the report's curves."""
+    columns = (
+        *(
+            Column(f"{estimator.title} {t} px", f"homography.{name}.accuracy@{t}px")
+            for name, estimator in ESTIMATORS.items()
+            for t in THRESHOLDS
+        ),
+        Column("MMA 3 px", "mean_matching_accuracy.@3px"),
+        Column("matches", "mean_matches", is_ranked=False, digits=0),
+    )
+    measures = (
+        "mutual nearest neighbours; the share of pairs whose homography is correct to 1, 3 and 5 px "
+        "by three estimators, MMA the share of matches correct to 3 px, and the matches of a pair"
+    )
+    score_pair = staticmethod(match_pair)
+
+    def pair_statistics(self, groups, scores: Sequence[MatchedPair]) -> dict[str, Statistic]:
+        statistics = {}
+        for name in ESTIMATORS:
+            errors = [pair.corner_errors[name] for pair in scores]
+            for t in THRESHOLDS:
+                key = f"homography.{name}"
+                statistics[f"{key}.accuracy@{t}px"] = homography_accuracy(groups, scores, name, t)
+                statistics[f"{key}.auc@{t}px"] = auc_statistic(groups, errors, t)
+        for t in MATCH_THRESHOLDS:
+            accuracy = mean_matching_accuracy(groups, scores, t)
+            statistics[f"mean_matching_accuracy.@{t}px"] = accuracy
+        for t in THRESHOLDS:
+            statistics[f"repeatability.@{t}px"] = repeatability(groups, scores, t)
+        matches = [len(pair.matches) for pair in scores]
+        return {**statistics, "mean_matches": mean_statistic(groups, matches)}
+
+    def picture(self, score: MatchedPair) -> Picture:
+        correct = score.match_errors <= THRESHOLD
+        errors = ", ".join(f"{name} {error:.1f}" for name, error in score.corner_errors.items())
+        caption = (
+            f"{correct.sum()} of {len(correct)} correct matches, homography off by px: {errors}"
+        )
+        return Picture(score.matches, correct, caption)
+
+    def pair_curves(self, groups, scores: Sequence[MatchedPair], threshold: float):
+        return {
+            "correct matches (MMA)": mean_matching_accuracy(groups, scores, threshold),
+            "keypoints repeated": repeatability(groups, scores, threshold),
+            **{
+                f"correct homographies, {ESTIMATORS[name].title}": homography_accuracy(
+                    groups, scores, name, threshold
+                )
+                for name in self.estimators
+            },
+        }
+
+
+@register_task("silk")
+class SiLK(Matching):
+    """As SiLK's Table 2 (Gleize et al., ICCV 2023) was made."""
+
+    shorter_side, num_keypoints, nms_radius = 480, 10000, 0
+    estimators = ("ransac",)
+    columns = (
+        *(Column(f"Rep {t} px", f"repeatability.@{t}px") for t in (1, 3)),
+        *(Column(f"Homography {t} px", f"homography.ransac.accuracy@{t}px") for t in (1, 3, 5)),
+        *(Column(f"AUC {t} px", f"homography.ransac.auc@{t}px") for t in (1, 3, 5)),
+        *(Column(f"MMA {t} px", f"mean_matching_accuracy.@{t}px") for t in (1, 3)),
+        Column("keypoints", "mean_keypoints", is_ranked=False, digits=0),
+        Column("matches", "mean_matches", is_ranked=False, digits=0),
+    )
+    measures = (
+        "mutual nearest neighbours, as in SiLK's Table 2: Rep the share of keypoints repeated to "
+        "1 and 3 px, Homography the share of pairs correct to 1, 3 and 5 px by OpenCV's RANSAC, AUC "
+        "the area under it, MMA the share of correct matches, the keypoints of an image and the "
+        "matches of a pair"
+    )

@@ -1,0 +1,150 @@
+"""Relative poses: how well matches give the motion of a calibrated camera back.
+
+The motion is estimated by PoseLib (LO-RANSAC) from mutual nearest neighbours, with an epipolar
+threshold of 1 pixel of the resized views and a fixed seed. A pair's error is the larger one of two
+angles: between the rotations, and between the directions of translation, the latter up to the
+sign; infinity without an estimate. AUC@t is the exact area under the share of pairs with an error
+up to t degrees, divided by t. Both as of SuperGlue (Sarlin et al., CVPR 2020) and LightGlue.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import poselib
+
+from ...data.features import Features
+from ...data.geometry import resize_matrix
+from ..datasets.base import Camera, PoseDataset, PosePair
+from ..features import ImageFeatures
+from ..intervals import Statistic, auc_statistic, mean_statistic, median_statistic
+from ..matching import match_mutual
+from ..motions import rotation_angle, to_4x4
+from ..report.tables import Column
+from . import register_task
+from .base import PairTask
+
+__all__ = ["RelativePose", "ScoredPose", "estimate_pose", "pose_error", "score_pose"]
+
+EPIPOLAR_THRESHOLD = 1.0
+THRESHOLDS = (5, 10, 20)
+"""In degrees, of AUC."""
+
+
+class ScoredPose(NamedTuple):
+    """What is to be known of a pair: ``pose_error`` in degrees, and the number of matches."""
+
+    error: float
+    num_matches: int
+
+
+def score_pose(
+    features0: Features,
+    features1: Features,
+    T_0to1: np.ndarray,
+    camera0: Camera,
+    camera1: Camera,
+) -> ScoredPose:
+    """Match two views and estimate the motion between them.
+
+    Args:
+        T_0to1: (4, 4) float64, the true motion.
+        camera0, camera1: the cameras at the size of the views.
+
+    Raises:
+        ValueError: a view without descriptors.
+    """
+    if features0.descriptors is None or features1.descriptors is None:
+        raise ValueError("the model gives no descriptors; relative poses need matches")
+    matches = match_mutual(features0.descriptors, features1.descriptors)
+    points0, points1 = features0.keypoints[matches[:, 0]], features1.keypoints[matches[:, 1]]
+    estimated = estimate_pose(points0, points1, camera0, camera1)
+    return ScoredPose(pose_error(estimated, T_0to1), len(matches))
+
+
+def estimate_pose(
+    points0: np.ndarray, points1: np.ndarray, camera0: Camera, camera1: Camera
+) -> np.ndarray | None:
+    """The motion of a camera between two views, its translation of unit length.
+
+    Args:
+        points0, points1: (K, 2) float, matched pixels of the two views.
+        camera0, camera1: the cameras at the size of the views.
+
+    Returns:
+        T_0to1 (4, 4) float64, or None where fewer than 5 matches support one.
+    """
+    if len(points0) < 5:
+        return None
+    pose, info = poselib.estimate_relative_pose(
+        _undistort(points0, camera0),
+        _undistort(points1, camera1),
+        _to_poselib(camera0),
+        _to_poselib(camera1),
+        {"max_epipolar_error": EPIPOLAR_THRESHOLD, "seed": 0},
+    )
+    return to_4x4(pose.R, pose.t) if info["num_inliers"] >= 5 else None
+
+
+def _undistort(points: np.ndarray, camera: Camera) -> np.ndarray:
+    points = points.astype(np.float64)
+    if not camera.distortion.any():
+        return points
+    return cv2.undistortPoints(points, camera.K, camera.distortion, P=camera.K).reshape(-1, 2)
+
+
+def _to_poselib(camera: Camera) -> dict:
+    (fx, _, cx), (_, fy, cy), _ = camera.K.tolist()
+    return {"model": "PINHOLE", "params": [fx, fy, cx, cy]}
+
+
+def pose_error(T_0to1_estimated: np.ndarray | None, T_0to1: np.ndarray) -> float:
+    """Degrees between two motions (4, 4): the larger one of rotation and direction of translation.
+
+    The direction counts up to its sign; infinity where there is no estimate.
+    """
+    if T_0to1_estimated is None:
+        return math.inf
+    R, t = T_0to1_estimated[:3, :3], T_0to1_estimated[:3, 3]
+    turn = float(rotation_angle(R.T @ T_0to1[:3, :3]))
+    along, across = abs(t @ T_0to1[:3, 3]), np.linalg.norm(np.cross(t, T_0to1[:3, 3]))
+    return max(turn, math.degrees(math.atan2(across, along)))
+
+
+@register_task("relative_pose")
+class RelativePose(PairTask):
+    """The area under the recall of pose errors, and their median."""
+
+    dataset_type = PoseDataset
+    about = (
+        "mutual nearest neighbours, PoseLib at 1 px; AUC of the larger angle of rotation and "
+        "translation, its median in degrees (less is better), and the matches of a pair"
+    )
+    columns = (
+        *(Column(f"AUC@{t}°", f"auc@{t}") for t in THRESHOLDS),
+        Column("median", "median_error_deg", less_is_better=True, digits=2),
+        Column("matches", "mean_matches", is_ranked=False, digits=0),
+    )
+    score_pair = staticmethod(score_pose)
+
+    def truth(
+        self, pair: PosePair, view0: ImageFeatures, view1: ImageFeatures
+    ) -> tuple[np.ndarray, Camera, Camera]:
+        """The motion, and the camera at the size of each view."""
+        camera = self.dataset.cameras[pair.sequence]
+        return pair.T_0to1, *(_resize_camera(camera, view) for view in (view0, view1))
+
+    def pair_statistics(self, groups, scores: Sequence[ScoredPose]) -> dict[str, Statistic]:
+        errors, matches = zip(*scores, strict=True)
+        return {
+            **{f"auc@{t}": auc_statistic(groups, errors, t) for t in THRESHOLDS},
+            "median_error_deg": median_statistic(groups, errors),
+            "mean_matches": mean_statistic(groups, matches),
+        }
+
+
+def _resize_camera(camera: Camera, view: ImageFeatures) -> Camera:
+    size = view.features.image_size
+    return Camera(resize_matrix(view.file_size, size) @ camera.K, camera.distortion)

@@ -1,0 +1,101 @@
+"""LightGlue: what it asks for, and matches of ALIKED's features with the authors' weights."""
+
+import sys
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from hfnet_distill.data.features import Features
+from hfnet_distill.data.geometry import warp_points
+from hfnet_distill.errors import InputError, NotFoundError
+from hfnet_distill.networks.lightglue import LightGlueMatcher
+from hfnet_distill.networks.registry import load
+
+
+def features_of(count: int, dim: int = 128) -> Features:
+    rng = np.random.default_rng(count)
+    keypoints = rng.uniform(-0.5, 99.5, (count, 2)).astype(np.float32)
+    descriptors = rng.normal(size=(count, dim)).astype(np.float32)
+    return Features((100, 100), keypoints, np.zeros(count, np.float32), descriptors)
+
+
+@pytest.fixture(scope="module")
+def random_matcher(tmp_path_factory):
+    kornia = pytest.importorskip("kornia.feature", reason="kornia is not installed")
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "aliked_lightglue.pth"
+    torch.save(kornia.LightGlue(None, input_dim=128).state_dict(), path)
+    return LightGlueMatcher(path, device="cpu", min_score=0)
+
+
+@pytest.fixture(scope="module")
+def official_matcher(weights):
+    pytest.importorskip("kornia.feature", reason="kornia is not installed")
+    path = weights / "aliked_lightglue.pth"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not in the folder of official weights")
+    return LightGlueMatcher(path, device="cpu")
+
+
+def test_each_keypoint_is_matched_once(random_matcher):
+    matches, scores = random_matcher.match(features_of(30), features_of(20))
+    assert matches.dtype == np.intp
+    assert matches.shape == (len(scores), 2)
+    assert (np.diff(matches[:, 0]) > 0).all()
+    assert len(set(matches[:, 1])) == len(matches)
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
+@pytest.mark.parametrize(("count0", "count1"), [(0, 5), (5, 0), (0, 0)])
+def test_no_keypoints_have_no_matches(random_matcher, count0, count1):
+    matches, scores = random_matcher.match(features_of(count0), features_of(count1))
+    assert matches.shape == (0, 2)
+    assert scores.shape == (0,)
+
+
+def test_finds_what_moved_where(excerpt, official_matcher):
+    image = excerpt("aliked_n32")["image_u8"]
+    height, width = image.shape[:2]
+    H = np.array([[0.9, -0.2, 20], [0.15, 0.95, -4], [4e-4, 0, 1]])
+    network = load("aliked:n16", device="cpu")
+    views = image, cv2.warpPerspective(image, H, (width, height))
+    features = [network.extract(view, max_num_keypoints=100, nms_radius=2) for view in views]
+    matches, scores = official_matcher.match(*features)
+    moved = warp_points(features[0].keypoints[matches[:, 0]], H)
+    errors = np.linalg.norm(moved - features[1].keypoints[matches[:, 1]], axis=1)
+    assert len(matches) > 20
+    assert (errors < 2).mean() > 0.9
+    assert scores.min() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("features", "found"),
+    [
+        (features_of(4, 64), r"float32 \(4, 64\)"),
+        (replace(features_of(4), descriptors=None), "none"),
+        (replace(features_of(4), descriptors=np.zeros((4, 128), bool)), r"bool \(4, 128\)"),
+    ],
+)
+def test_says_what_it_cannot_match(random_matcher, features, found):
+    with pytest.raises(
+        InputError, match=rf"LightGlue: descriptors are {found}; expected \(N, 128\)"
+    ):
+        random_matcher.match(features_of(4), features)
+
+
+def test_says_that_kornia_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kornia.feature", None)
+    with pytest.raises(InputError, match=r"pip install hfnet-distill\[lightglue\]"):
+        LightGlueMatcher()
+
+
+def test_says_which_weights_are_missing_or_wrong(tmp_path):
+    pytest.importorskip("kornia.feature", reason="kornia is not installed")
+    with pytest.raises(NotFoundError, match=r"get aliked_lightglue.pth from https.*Apache-2.0"):
+        LightGlueMatcher(tmp_path / "missing.pth")
+    np.savez(tmp_path / "other.npz", weight=np.zeros(3))
+    with pytest.raises(InputError, match=r"not weights of LightGlue: tensor input_proj.weight"):
+        LightGlueMatcher(tmp_path / "other.npz")
