@@ -30,7 +30,7 @@ from ..files import open_atomically, write_atomically
 from ..networks.base import Network
 from ..networks.registry import load
 
-__all__ = ["ExtractSettings", "extract", "read_names"]
+__all__ = ["ExtractSettings", "extract", "image_names", "read_names"]
 
 DETECTION_NOISE = 1.0
 """Pixels of the image that the network saw: hloc's own for most detectors."""
@@ -181,7 +181,7 @@ def _done(output: Path, parts: Path, settings: ExtractSettings) -> set[str]:
         try:
             with h5py.File(output) as file:
                 settings.refuse_others(output, file.attrs.get("settings"))
-                done.update(_groups(file))
+                done.update(image_names(file))
         except OSError as error:
             raise InputError(f"{output}: not an HDF5 file; name another --output") from error
     if (parts / "settings.json").is_file():
@@ -190,17 +190,19 @@ def _done(output: Path, parts: Path, settings: ExtractSettings) -> set[str]:
     return done
 
 
-def _groups(file: h5py.File) -> list[str]:
+def image_names(file: h5py.File) -> list[str]:
+    """The names of a features file's images, sorted."""
     names: list[str] = []
-    file.visititems(
-        lambda name, item: names.append(name) if "image_size" in getattr(item, "keys", list)() else 0
-    )
-    return names
+
+    def visit(name: str, item) -> None:
+        if isinstance(item, h5py.Group) and "keypoints" in item:
+            names.append(name)
+
+    file.visititems(visit)
+    return sorted(names)
 
 
-def _extract_images(
-    network: Network, job: _Job, done: set[str], workers: int, quiet: bool
-) -> int:
+def _extract_images(network: Network, job: _Job, done: set[str], workers: int, quiet: bool) -> int:
     names = [name for name in job.images.names if name not in done]
     already = len(job.images.names) - len(names)
     with progress("images", len(job.images.names), done=already, quiet=quiet) as advance:
@@ -237,7 +239,10 @@ def _extract_one(name: str) -> None:
 def _extract_batches(network: Network, job: _Job, names: list[str]) -> Iterator[str]:
     """Extract images; yields each name as its features are on the disk. On a GPU in batches."""
     most = GPU_BATCH if network.device.type == "cuda" else 1
-    read = ((name, job.images.read(name, channels=network.channels, upright=job.settings.upright)) for name in names)
+    read = (
+        (name, job.images.read(name, channels=network.channels, upright=job.settings.upright))
+        for name in names
+    )
     for _, group in groupby(read, key=lambda item: item[1].shape):
         batch = []
         for item in group:
@@ -340,7 +345,7 @@ def _assemble(output: Path, parts: Path, settings: ExtractSettings) -> None:
             file.attrs["software"] = f"hfnet-distill {__version__}"
             if output.exists():
                 with h5py.File(output) as before:
-                    for name in _groups(before):
+                    for name in image_names(before):
                         before.copy(name, file, name)
             for path in fresh:
                 with np.load(path) as part:
