@@ -165,10 +165,10 @@ class PredictSettings(_Section):
 class EvaluateSettings(_Section):
     """[evaluate]: see pipeline.toml for the meaning of each key."""
 
-    protocol: Literal["hfnet", "matching", "silk"]
+    protocol: str
     num_keypoints: Count
     longest_side: NotNegative
-    split: Literal["all", "illumination", "viewpoint"]
+    split: str
     pictures: NotNegative
     workers: Count
 
