@@ -135,9 +135,13 @@ class SiLK(Network):
     def dense_fields(self, size: tuple[int, int]) -> dict[str, Field]:
         geometry, dim = self.config.geometry, self.descriptor_dim
         inside = tuple(side - int(2 * geometry.offset) for side in size[::-1])
-        cells = Field(
-            shape=(dim, *self._described_cells(size)), dtype="float16", geometry=self.cell_geometry
-        )
+        described = self._described_cells(size)
+        if min(described) < 1:
+            raise InputError(
+                f"--size {size[0]}x{size[1]}: {self.name} says nothing of the outermost "
+                f"{geometry.offset:g} pixels, and no whole cell is left; name a larger one"
+            )
+        cells = Field(shape=(dim, *described), dtype="float16", geometry=self.cell_geometry)
         return {
             "score_map": Field(shape=(1, *inside), dtype="float16", geometry=geometry),
             "descriptor_map": cells,
