@@ -106,6 +106,11 @@ class Network(nn.Module):
         """
         raise NotImplementedError
 
+    @property
+    def describes_given_keypoints(self) -> bool:
+        """Whether it has descriptors for keypoints that are not its own."""
+        return type(self).maps is not Network.maps and self.descriptor_dim > 0
+
     def for_inference(self) -> "Network":
         """The network as it is run, which may be another object than the one that is trained."""
         return self.eval()
@@ -234,16 +239,25 @@ class Network(nn.Module):
 
     @torch.inference_mode()
     def export(
-        self, images: Tensor, groups: list[str], choice: KeypointChoice
+        self,
+        images: Tensor,
+        groups: list[str],
+        choice: KeypointChoice,
+        given: list[tuple[Tensor, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
-        """The fields of a batch (B, channels, H, W) float32 in [0, 1], on the network's device."""
+        """The fields of a batch (B, channels, H, W) float32 in [0, 1], on the network's device.
+
+        Args:
+            given: keypoints (N, 2) and scores (N,) of each image, described in place of the
+                network's own.
+        """
         maps = self.maps(images)
         arrays: dict[str, Tensor] = {}
         for group in groups:
             if group != "sparse":
                 arrays[group.partition(":")[0]] = self.dense_values(maps, group)
                 continue
-            found = self.detect(maps, self.choice_for(choice))
+            found = given or self.detect(maps, self.choice_for(choice))
             described = [
                 (points, scores, self.describe(maps, row, points))
                 for row, (points, scores) in enumerate(found)

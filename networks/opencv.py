@@ -39,7 +39,7 @@ class OpenCVNetwork(Network):
         raise NotImplementedError
 
     def export(
-        self, images: Tensor, groups: list[str], choice: KeypointChoice
+        self, images: Tensor, groups: list[str], choice: KeypointChoice, given: None = None
     ) -> dict[str, Tensor]:
         parts = [(f.keypoints, f.scores, f.descriptors) for f in self.features(images, choice)]
         found = [tuple(torch.from_numpy(part) for part in of_one) for of_one in parts]
@@ -148,7 +148,7 @@ class DetectorWithDescriber(Network):
 
     def __init__(self, detector: Network, describer: Network):
         super().__init__()
-        if type(describer).maps is Network.maps or not describer.descriptor_dim:
+        if not describer.describes_given_keypoints:
             raise InputError(
                 f"--model {detector.name}+{describer.name}: {describer.name} describes only "
                 "keypoints of its own; expected superpoint, silk or a student behind the +"

@@ -1,7 +1,7 @@
 """Stage 1: photographs -> a store of a teacher's output."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import islice
@@ -21,7 +21,14 @@ from ..errors import InputError, StoreError, UnreadablePhotographError
 from ..networks.base import Network
 from ..networks.registry import load
 
-__all__ = ["check_space", "export", "fill_shards", "make_schema", "verify"]
+__all__ = [
+    "check_space",
+    "export",
+    "fill_shards",
+    "make_schema",
+    "open_keypoints",
+    "verify",
+]
 
 DECODERS = 4  # threads; OpenCV decodes without holding Python's lock
 SHARDS_IN_FLIGHT = 2
@@ -32,6 +39,9 @@ STORED_SETTINGS = {
     "top_k": "max_num_keypoints",
 }
 """Name in a store's schema -> key of [export], for settings that keypoints depend on."""
+OWN_RADII = ("refine_radius", "rank_radius")
+"""Settings of a network's own that keypoints depend on, stored where they are not 0."""
+KEYPOINT_SETTINGS = {*STORED_SETTINGS, *OWN_RADII}
 
 
 def export(
@@ -41,6 +51,7 @@ def export(
     *,
     config: str | Path | None = None,
     weights: str | Path | None = None,
+    keypoints_from: str | Path | None = None,
     scheduler: str | None = None,
     limit: int | None = None,
     skip_unreadable: bool = False,
@@ -59,6 +70,8 @@ def export(
         store: where to write.
         config: settings; pipeline.toml if not given.
         weights: a file with the teacher's weights, instead of the usual one.
+        keypoints_from: a store of another teacher, whose keypoints and scores are taken and
+            described by this one.
         scheduler: address of a Dask scheduler whose workers fill the shards.
         limit: take only this many photographs, the first by name.
         skip_unreadable: leave out photographs that cannot be decoded.
@@ -72,7 +85,8 @@ def export(
     Raises:
         InputError: an invalid setting, or a photograph that cannot be decoded.
         StoreError: the store at ``store`` was made with other settings, or would not fit on the
-            disk.
+            disk; or ``keypoints_from`` lacks a photograph, has another image size, or no
+            keypoints.
         OSError: the disk; shards done before stay valid.
     """
     folder, path = Path(images), _writable(store)
@@ -83,12 +97,22 @@ def export(
     settings = override(settings, precision=precision)
     teacher = load(model, device=settings.device, precision=precision, weights=weights)
     settings = override(settings, fields=settings.fields or list(teacher.usual_fields))
-    schema = make_schema(teacher, settings)
+    keypoints = None
+    if keypoints_from is not None:
+        keypoints = open_keypoints(keypoints_from, teacher, settings)
+        most = keypoints.schema.fields["keypoints"].shape[0]
+        settings = override(settings, max_num_keypoints=min(settings.max_num_keypoints, most))
+    schema = make_schema(teacher, settings, keypoints)
     with RecordStore.lock(path):
         if overwrite:
             RecordStore.remove(path)
         if not path.exists() or skip_unreadable:
             names = _readable(folder, names, settings.size, skip_unreadable, quiet)
+        if keypoints and (missing := [name for name in names if name not in keypoints]):
+            raise StoreError(
+                f"{keypoints.path}: has no keypoints of {len(missing)} of the {len(names)} "
+                f"photographs, first {missing[0]}; export the same folder to it"
+            )
         records = RecordStore.create(path, schema, names, settings.format)
         if repair:
             damaged = damaged_shards(records, quiet)
@@ -104,12 +128,14 @@ def export(
 
                 found = str(Path(weights).resolve()) if weights else None
                 plugins = tuple(str(Path(plugin).resolve()) for plugin in everything.plugins)
-                job = ShardJob(folder.resolve(), path.resolve(), settings, found, plugins)
+                job = ShardJob(
+                    folder.resolve(), path.resolve(), settings, found, plugins, keypoints
+                )
                 export_in_workers(
                     job, records, advance, workers=settings.workers, scheduler=scheduler
                 )
             else:
-                fill_shards(teacher, folder, records, settings, numbers, advance)
+                fill_shards(teacher, folder, records, settings, numbers, advance, keypoints)
                 records.finish()
     say_what_it_holds(records, quiet)
     return path
@@ -224,14 +250,58 @@ def _look_at(
     return found
 
 
-def make_schema(teacher: Network, settings: ExportSettings) -> Schema:
-    """The schema of the store that a teacher would fill with these settings."""
+def open_keypoints(path: str | Path, teacher: Network, settings: ExportSettings) -> RecordStore:
+    """A store whose keypoints a teacher can describe.
+
+    Raises:
+        InputError: a teacher that describes only its own, or settings without ``sparse``.
+        StoreError: not complete, of another image size, or without keypoints.
+    """
+    if not teacher.describes_given_keypoints:
+        raise InputError(
+            f"--keypoints-from: {teacher.name} describes only keypoints of its own; expected a "
+            "network with a descriptor for every position of an image"
+        )
+    if "sparse" not in settings.fields:
+        raise InputError("--keypoints-from: add --fields sparse, which has the keypoints")
+    # Absolute, for workers open it as well.
+    store = RecordStore.open(path if "://" in str(path) else Path(path).resolve())
+    store.require_complete()
+    if "keypoints" not in store.schema.fields:
+        raise StoreError(
+            f"{path}: has no keypoints, only {', '.join(store.schema.fields)}; export it with "
+            "--fields sparse"
+        )
+    if store.schema.image_size != settings.size:
+        (width, height), (own_width, own_height) = store.schema.image_size, settings.size
+        raise StoreError(
+            f"{path}: its keypoints are of images of {width}x{height}; expected "
+            f"{own_width}x{own_height}, the --size of this export"
+        )
+    return store
+
+
+def make_schema(
+    teacher: Network, settings: ExportSettings, keypoints: RecordStore | None = None
+) -> Schema:
+    """The schema of the store that a teacher would fill with these settings.
+
+    Args:
+        keypoints: the store of another teacher, whose keypoints are described.
+    """
     fields = teacher.fields(settings.fields, settings.size, settings.max_num_keypoints)
     if settings.quantisation == "int8":
         fields = quantise_fields(fields)
     told = {} if settings.precision == "float32" else {"precision": settings.precision}
-    if "sparse" in settings.fields:
-        told |= {name: getattr(settings, key) for name, key in STORED_SETTINGS.items()}
+    if keypoints is not None:
+        theirs = keypoints.schema
+        told |= {name: theirs.settings[name] for name in KEYPOINT_SETTINGS & theirs.settings.keys()}
+        told["top_k"] = settings.max_num_keypoints
+        told |= {"keypoints_teacher": theirs.teacher, "keypoints_weights": theirs.weights}
+    elif "sparse" in settings.fields:
+        choice = _choice(teacher, settings)
+        told |= {name: getattr(choice, key) for name, key in STORED_SETTINGS.items()}
+        told |= {key: radius for key in OWN_RADII if (radius := getattr(choice, key))}
     forms = dict(group.split(":") for group in settings.fields if ":" in group)
     return Schema(
         teacher=teacher.name,
@@ -252,6 +322,7 @@ def fill_shards(
     settings: ExportSettings,
     numbers: list[int],
     advance: Callable[[int], None],
+    keypoints: RecordStore | None = None,
 ) -> None:
     """Fill some shards of a store and mark each done.
 
@@ -260,12 +331,23 @@ def fill_shards(
 
     Args:
         advance: called with the number of photographs of each finished batch.
+        keypoints: the store of another teacher, whose keypoints are described.
 
     Raises:
         UnreadablePhotographError: a photograph that cannot be decoded.
         OSError: the disk. In either case, shards that are done stay valid.
     """
-    choice = KeypointChoice(**{key: getattr(settings, key) for key in STORED_SETTINGS.values()})
+    choice = _choice(teacher, settings)
+
+    def given(indices: Iterable[int]) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+        if keypoints is None:
+            return None
+        best = slice(settings.max_num_keypoints)
+        records = [keypoints.record(store.names[index]) for index in indices]
+        return [
+            tuple(torch.from_numpy(record[field][best].copy()) for field in ("keypoints", "scores"))
+            for record in records
+        ]
 
     def decode(index: int) -> np.ndarray:
         path = folder / store.names[index]
@@ -284,7 +366,8 @@ def fill_shards(
             for start in range(0, count, settings.batch_size):
                 batch = list(islice(photographs, min(settings.batch_size, count - start)))
                 images = torch.stack([to_tensor(image, teacher.channels) for image in batch])
-                values_by_field = teacher.export(images, settings.fields, choice)
+                found = given(store.shard(number)[start : start + len(batch)])
+                values_by_field = teacher.export(images, settings.fields, choice, found)
                 for name, values in quantise(store.schema.fields, values_by_field).items():
                     shard[name][start : start + len(batch)] = values.cpu().numpy()
                 advance(len(batch))
@@ -293,6 +376,12 @@ def fill_shards(
                 writes.pop(0).result()
         for write in writes:
             write.result()
+
+
+def _choice(teacher: Network, settings: ExportSettings) -> KeypointChoice:
+    """How a teacher's keypoints are chosen; how far they are refined is the teacher's own."""
+    told = {key: getattr(settings, key) for key in STORED_SETTINGS.values()}
+    return teacher.choice_for(KeypointChoice(**told, **dict.fromkeys(OWN_RADII)))
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable, items: list, depth: int) -> Iterator:

@@ -103,11 +103,18 @@ class StoredDescriptors(Sequence):
             ``descriptor_map``, those of every position, with its form as ``--fields`` names it.
 
     Raises:
-        StoreError: the store is incomplete, or has neither.
+        StoreError: the store is incomplete, has neither, or describes another teacher's keypoints,
+            which no other image would have.
     """
 
     def __init__(self, store: RecordStore, names: Sequence[str]):
         self.store, self.names = store.require_complete(), names
+        if "keypoints_teacher" in store.schema.settings:
+            raise StoreError(
+                f"{store.path}: describes the keypoints of "
+                f"{store.schema.settings['keypoints_teacher']}, which vlad would not find in other "
+                "images; expected a store made without --keypoints-from"
+            )
         if "descriptors" in store.schema.fields:
             self.group = "sparse"
         elif "descriptor_map" in store.schema.fields:

@@ -32,6 +32,7 @@ class ShardJob:
         folder, path: of the photographs and of the store.
         plugins: files that register the teacher.
         weights: a file with the teacher's weights, instead of the usual one.
+        keypoints: the store of another teacher, whose keypoints are described.
         run: distinguishes one export from the next. The workers of a cluster outlive an export, and
             the next store or weights may have the same name.
     """
@@ -41,6 +42,7 @@ class ShardJob:
     settings: ExportSettings = field(compare=False)
     weights: str | None = field(compare=False)
     plugins: tuple[str, ...] = field(default=(), compare=False)
+    keypoints: RecordStore | None = field(default=None, compare=False)
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -90,7 +92,9 @@ def export_in_workers(
 def _fill_shard(job: ShardJob, number: int) -> int:
     """In a worker: fill one shard. Returns the number of its photographs."""
     store, teacher = _prepare(job)
-    fill_shards(teacher, job.folder, store, job.settings, [number], lambda count: None)
+    fill_shards(
+        teacher, job.folder, store, job.settings, [number], lambda count: None, job.keypoints
+    )
     return len(store.shard(number))
 
 
@@ -109,7 +113,7 @@ def _prepare(job: ShardJob) -> tuple[RecordStore, Network]:
     teacher = load(
         settings.model, device=settings.device, precision=settings.precision, weights=job.weights
     )
-    if found := make_schema(teacher, settings).difference(store.schema):
+    if found := make_schema(teacher, settings, job.keypoints).difference(store.schema):
         raise StoreError(
             f"{job.path}: a worker on {socket.gethostname()} would fill it with other values: "
             f"{found}; give all workers the same software and weights, and start them again"
