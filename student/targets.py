@@ -185,12 +185,7 @@ class KeypointTarget:
         self.store = store
         self.size = store.schema.image_size
         self.has_list = all(field in store.schema.fields for field in SPARSE)
-        self.border = _unseen_border(store)
-        if self.has_list:
-            # Keypoints are kept off the edge by more than what the teacher cannot see.
-            self.border = max(self.border, float(store.schema.settings.get("border", 0)))
-        else:
-            _check_scores(store)
+        self.border = _border_of_list(store) if self.has_list else _border_of_map(store)
 
     def read(self, name):
         if self.has_list:
@@ -592,12 +587,19 @@ def _check_scores(store: RecordStore) -> None:
         )
 
 
-def _unseen_border(store: RecordStore) -> float:
-    """Pixels along the edge of a photograph of which the teacher's score map says nothing."""
-    field, teacher = store.schema.fields.get("score_map"), store.schema.teacher
-    if field is not None:
-        return field.geometry.offset if field.geometry.stride == 1 else 0.0
-    return network_class(teacher).border if teacher in network_names() else 0.0
+def _border_of_list(store: RecordStore) -> float:
+    """Pixels along the edge of a photograph where no keypoint can be listed."""
+    settings = store.schema.settings
+    teacher = settings.get("keypoints_teacher", store.schema.teacher)
+    unseen = network_class(teacher).border if teacher in network_names() else 0
+    return max(float(unseen), float(settings.get("border", 0)))
+
+
+def _border_of_map(store: RecordStore) -> float:
+    """Pixels along the edge of a photograph of which a score map says nothing."""
+    _check_scores(store)
+    geometry = store.schema.fields["score_map"].geometry
+    return 0.0 if geometry == CELL_MAP else float(geometry.offset)
 
 
 def _read(store: RecordStore, name: str, field: str) -> dict[str, np.ndarray]:

@@ -270,20 +270,21 @@ def _validate_and_keep(
 
 
 def _estimate_norms(student, training, batches: Batches, settings, device) -> None:
-    """Over the batches that would come next."""
-    ahead = -(-settings.norm_batches // batches.steps_per_epoch)
+    """Over the batches that would come next, of a short training no more than it had."""
+    steps = batches.steps_per_epoch * settings.epochs
+    count = min(settings.norm_batches, steps)
     following = Batches(
         batches.count,
         batches.batch_size,
-        epochs=settings.epochs + ahead,
+        epochs=settings.epochs - (-count // batches.steps_per_epoch),
         seed=settings.seed,
-        start=batches.steps_per_epoch * settings.epochs,
+        start=steps,
         part=(rank(), world_size()),
     )
     loader = make_loader(training, following, settings.num_workers)
     with autocast(device, choose_precision(settings.precision, device)):
         images = (_images(batch).to(device, non_blocking=True) for batch in loader)
-        estimate_norms(student, images, settings.norm_batches)
+        estimate_norms(student, images, count)
 
 
 def one_cycle(progress: float, warmup: float) -> float:
