@@ -53,7 +53,7 @@ def sequences(tmp_path_factory):
     return folder / "sequences"
 
 
-def write_features(path, root, *, leave_out=None, transpose=False):
+def write_features(path, root, *, leave_out=None):
     """SIFT's features of every image in hloc's layout, in pixels of the files."""
     sift = cv2.SIFT_create(enable_precise_upscale=True)
     with h5py.File(path, "w") as file:
@@ -65,7 +65,7 @@ def write_features(path, root, *, leave_out=None, transpose=False):
             group = file.create_group(name)
             group["keypoints"] = np.array([point.pt for point in found], np.float16)
             group["scores"] = np.array([point.response for point in found], np.float32)
-            group["descriptors"] = descriptors if transpose else descriptors.T
+            group["descriptors"] = descriptors.T
     return path
 
 
@@ -512,7 +512,8 @@ class ToyTask(PairTask):
     def score_pair(features0, features1):
         return min(len(features0.keypoints), len(features1.keypoints))
 
-    def pair_statistics(self, groups, scores):
+    @staticmethod
+    def pair_statistics(groups, scores):
         return {"fewest.keypoints": mean_statistic(groups, scores)}
 
 
@@ -529,6 +530,12 @@ def test_a_dataset_and_a_task_of_ones_own(run_command, sequences, tmp_path):
     assert "| all | both |" in output
     (row,) = results_of(tmp_path / "report")
     assert 0 < row["fewest"]["keypoints"] <= 300
+    settings = load_settings()
+    two = settings.evaluate.model_copy(update={"workers": 2})
+    settings = settings.model_copy(update={"evaluate": two})
+    dataset = ToyDataset(tmp_path)
+    evaluate_function(dataset, ["sift"], tmp_path / "two", protocol="toy", settings=settings)
+    assert results_of(tmp_path / "two") == [row]
     output = run_command(*command, "--protocol", "retrieval", code=1)
     assert "protocol retrieval: not for the dataset toy; expected hfnet or matching or" in output
     output = run_command(*command, "--split", "viewpoint", code=1)

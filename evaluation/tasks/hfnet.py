@@ -279,7 +279,8 @@ class HFNet(HomographyTask):
     )
     score_pair = staticmethod(score_pair)
 
-    def pair_statistics(self, groups, scores: Sequence[PairScores]) -> dict[str, Statistic]:
+    @staticmethod
+    def pair_statistics(groups, scores: Sequence[PairScores]) -> dict[str, Statistic]:
         numbers = (
             matching_score,
             homography_accuracy,

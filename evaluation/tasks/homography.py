@@ -15,7 +15,7 @@ homography is estimated by OpenCV's RANSAC, by MAGSAC (Barath et al., CVPR 2019)
   pixels from where the homography takes that of view 0, mean over pairs; a pair without a match
   counts 0 (Dusmanu et al., CVPR 2019).
 
-What each protocol fixes, and where others differ, is in ``docs/protocols.md``.
+What each protocol fixes, and where others differ, is in ``docs/evaluation.md``.
 """
 
 import math
@@ -348,7 +348,8 @@ class Matching(HomographyTask):
     )
     score_pair = staticmethod(match_pair)
 
-    def pair_statistics(self, groups, scores: Sequence[MatchedPair]) -> dict[str, Statistic]:
+    @staticmethod
+    def pair_statistics(groups, scores: Sequence[MatchedPair]) -> dict[str, Statistic]:
         statistics = {}
         for name in ESTIMATORS:
             errors = [pair.corner_errors[name] for pair in scores]

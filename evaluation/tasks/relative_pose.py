@@ -137,7 +137,8 @@ class RelativePose(PairTask):
         camera = self.dataset.cameras[pair.sequence]
         return pair.T_0to1, *(_resize_camera(camera, view) for view in (view0, view1))
 
-    def pair_statistics(self, groups, scores: Sequence[ScoredPose]) -> dict[str, Statistic]:
+    @staticmethod
+    def pair_statistics(groups, scores: Sequence[ScoredPose]) -> dict[str, Statistic]:
         errors, matches = zip(*scores, strict=True)
         return {
             **{f"auc@{t}": auc_statistic(groups, errors, t) for t in THRESHOLDS},
