@@ -32,10 +32,10 @@ class Task:
         about: a sentence on what is measured and how, for the report.
         legend: of the pictures, HTML.
         columns: of the table.
-        unit: what is drawn anew for intervals and compared over, in the plural.
+        unit: what is resampled for intervals and compared over, in the plural.
         curve_thresholds: at which ``curves`` has values, in pixels.
-        num_keypoints, nms_radius: that it is published with; they rule over pipeline.toml, and
-            flags over them. None where it leaves them open.
+        num_keypoints, nms_radius: that it is published with, or None. They override pipeline.toml,
+            and flags override them.
         shorter_side: pixels that views get at their shorter side; 0 for [evaluate] longest_side.
     """
 
