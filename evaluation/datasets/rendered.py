@@ -15,6 +15,7 @@ import numpy as np
 
 from ...data.geometry import Homographies, resize_matrix
 from ...data.images import crop_to_shape, read_image, view_through
+from ...errors import AlreadyExistsError, InputError
 
 __all__ = ["render_sequences"]
 
@@ -51,16 +52,16 @@ def render_sequences(
         The names of the sequences, sorted.
 
     Raises:
-        ValueError: ``count`` or ``views`` below 1, or no photographs.
-        FileExistsError: ``output`` exists.
+        InputError: ``count`` or ``views`` below 1, or no photographs.
+        AlreadyExistsError: ``output`` exists.
     """
     photos, output = sorted(Path(path) for path in photo_paths), Path(output)
     if count < 1 or views < 1:
-        raise ValueError(f"count and views: found {count} and {views}, expected 1 or more of each")
+        raise InputError(f"count and views: found {count} and {views}, expected 1 or more of each")
     if not photos:
-        raise ValueError("no photographs to render from; give at least one")
+        raise InputError("no photographs to render from; give at least one")
     if output.exists():
-        raise FileExistsError(f"{output} exists already; remove it or name another folder")
+        raise AlreadyExistsError(f"{output} exists already; remove it or name another folder")
     order = np.random.default_rng(seed).permutation(len(photos))
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
