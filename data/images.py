@@ -137,7 +137,7 @@ def _count(left_out: dict[str, list[str]]) -> str:
     return f"{total} file{'s' if total > 1 else ''} left out: {', '.join(parts)}"
 
 
-def read_image(path: str | Path, *, channels: int) -> np.ndarray:
+def read_image(path: str | Path, *, channels: int, upright: bool = True) -> np.ndarray:
     """Decode a photograph, upright as its EXIF orientation says; of several pages the first.
 
     Deeper files are brought to 8 bits by their range: 65535 of 16-bit ones, what the header of a
@@ -145,6 +145,7 @@ def read_image(path: str | Path, *, channels: int) -> np.ndarray:
 
     Args:
         channels: 1 for gray, 3 for colour.
+        upright: False leaves the pixels as they lie in the file, whatever its orientation says.
 
     Returns:
         uint8, (H, W) for gray or (H, W, 3) in the order red, green, blue.
@@ -155,7 +156,8 @@ def read_image(path: str | Path, *, channels: int) -> np.ndarray:
             ``MAX_PIXELS``, or has values that are not those of a picture.
     """
     data = _read(path)
-    image = _imdecode(path, data, cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB)
+    colours = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    image = _imdecode(path, data, colours if upright else colours | cv2.IMREAD_IGNORE_ORIENTATION)
     white = _white(data)
     if white or image is None:
         # TIFFs of 10, 12 and 14 bits and of floating point numbers are decoded only as they are.

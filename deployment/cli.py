@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ..console import user_errors
+from ..console import shared_options, user_errors
 
 PROFILES = ("sparse", "maps", "opencv", "colmap", "hfnet-slam")
 """Those of ``deployment.onnx``, which takes seconds to import."""
@@ -85,3 +85,134 @@ def export_onnx(
         calibration=calibration,
     )
     say(f"{output}: {output.stat().st_size / 1e6:.1f} MB; {parity}", quiet=quiet)
+
+
+@click.command()
+@click.option("--model", default="default", show_default=True, help="What extracts.")
+@click.option(
+    "--images",
+    "source",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A folder of photographs, a text file that lists some, or a video.",
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), required=True, help="The features file (HDF5)."
+)
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["hloc", "dxslam"]),
+    default="hloc",
+    show_default=True,
+    help="dxslam: --output is a folder, which also gets des/, glb/ and point-txt/.",
+)
+@click.option("--max-num-keypoints", type=click.IntRange(1), default=2048, show_default=True)
+@click.option("--threshold", type=float, help="Lowest score of a keypoint.")
+@click.option("--nms-radius", type=int, help="Pixels around a keypoint that stay free of others.")
+@click.option(
+    "--longest-side",
+    type=click.IntRange(0),
+    default=1024,
+    show_default=True,
+    help="Pixels that larger photographs are resized to for the network; 0 takes all as they are.",
+)
+@click.option("--upright", is_flag=True, help="Turn photographs as their EXIF orientation says.")
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
+@click.option("--workers", type=click.IntRange(1), default=1, help="Processes, on a CPU.")
+@click.option("--colmap", type=click.Path(path_type=Path), help="Also write a COLMAP database.")
+@click.option("--single-camera", is_flag=True, help="For --colmap: one camera, one lens setting.")
+@click.option("--matches", type=click.Path(path_type=Path), help="Also write matches (HDF5).")
+@click.option(
+    "--pairs", type=click.Path(path_type=Path), help="Also write which pairs are matched."
+)
+@click.option(
+    "--match-with",
+    default="all",
+    show_default=True,
+    help="all other images, a number of those most alike by global descriptor, or a list of pairs.",
+)
+@click.option("--ratio", type=click.FloatRange(0, 1), default=0.95, show_default=True)
+@click.option("--min-similarity", type=click.FloatRange(-1, 1), default=0.7, show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace an output made with other settings.")
+@shared_options
+def extract_features(
+    model: str,
+    source: Path,
+    output: Path,
+    layout: str,
+    max_num_keypoints: int,
+    threshold: float | None,
+    nms_radius: int | None,
+    longest_side: int,
+    upright: bool,
+    precision: str | None,
+    workers: int,
+    colmap: Path | None,
+    single_camera: bool,
+    matches: Path | None,
+    pairs: Path | None,
+    match_with: str,
+    ratio: float,
+    min_similarity: float,
+    overwrite: bool,
+    device: str | None,
+    config: str | None,
+    quiet: bool,
+) -> None:
+    """Extract features of photographs or a video, as hloc keeps them.
+
+    A group per image, by its name: keypoints [N, 2] in pixels of the file, centre of the first
+    pixel (0, 0), scores [N], descriptors [D, N] float16, image_size, and global_descriptor where
+    the model has one. Run again after an interruption, the same command goes on with the next
+    image.
+
+    Pairs are matched by mutual nearest neighbours whose cosine is at least --min-similarity and
+    whose distance is at most --ratio of that to the second nearest.
+    """
+    from ..config import load_settings
+    from ..data.keypoints import KeypointChoice
+    from .extract import extract
+
+    predict = load_settings(config).predict
+    choice = KeypointChoice.of(
+        predict, max_num_keypoints, threshold=threshold, nms_radius=nms_radius
+    )
+    features = output if layout == "hloc" else output / "features.h5"
+    extract(
+        model,
+        source,
+        features,
+        choice=choice,
+        longest_side=longest_side,
+        upright=upright,
+        device=device or "auto",
+        precision=precision or predict.precision,
+        workers=workers,
+        overwrite=overwrite,
+        quiet=quiet,
+    )
+    if layout == "dxslam":
+        from .dxslam import write_dxslam
+
+        write_dxslam(features, output)
+    if not (colmap or matches or pairs):
+        return
+    from . import colmap as matching
+
+    if match_with == "all":
+        chosen = matching.all_pairs(features)
+    elif match_with.isdecimal():
+        chosen = matching.pairs_from_retrieval(features, int(match_with))
+    else:
+        chosen = matching.read_pairs(Path(match_with), features)
+    how = {"ratio": ratio, "min_similarity": min_similarity, "quiet": quiet}
+    if pairs:
+        matching.write_pairs(pairs, chosen)
+    if matches:
+        matching.write_matches(features, chosen, matches, **how)
+    if colmap:
+        folder = source if source.is_dir() else source.parent
+        matching.write_database(
+            features, folder, colmap, chosen, single_camera=single_camera, **how
+        )

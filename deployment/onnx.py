@@ -121,19 +121,25 @@ def _find_keypoints(
         keypoints (limit, 2) and scores (limit,), descending; -1 where there is none.
     """
     ranked = sum_scores(scores, choice.rank_radius) if choice.rank_radius else scores
-    border, (height, width) = choice.border, scores.shape[1:]
-    inner = ranked[:, border : height - border, border : width - border]
-    kept = suppress(inner, choice.nms_radius, limit) if choice.nms_radius else inner
+    ranked = _without_border(ranked, choice.border)
+    kept = suppress(ranked, choice.nms_radius, limit) if choice.nms_radius else ranked
     best, places = _best(kept, limit)
-    columns = inner.shape[2]
+    columns = ranked.shape[2]
     places = places * (best >= 0).long()  # what is no keypoint may lie beyond a small image
     # The exporter knows no remainder of a size that varies; OpenCV knows no floor of integers.
     rows = torch.div(places, columns, rounding_mode="trunc")
-    x, y = places - rows * columns + border, rows + border
+    x, y = places - rows * columns, rows
     points = torch.stack([x, y], 1).float()
     if choice.refine_radius:
         points = points + _moves(scores[0], x, y, choice.refine_radius)
     return points, best
+
+
+def _without_border(scores: Tensor, border: int) -> Tensor:
+    """A score map (1, H, W) that is -1 in so many outermost rows and columns."""
+    height, width = scores.shape[1:]
+    inner = scores[:, border : height - border, border : width - border]
+    return F.pad(inner, [border] * 4, value=-1.0)
 
 
 def _best(scores: Tensor, limit: int) -> tuple[Tensor, Tensor]:
@@ -393,12 +399,11 @@ class HFNetSLAM(Graph):
     def forward(self, image: Tensor):
         maps = self.network.maps(image.permute(0, 3, 1, 2) / 255)
         scores = maps.pixel_scores()
-        border, (height, width) = self.choice.border, scores.shape[1:]
-        inner = scores[:, border : height - border, border : width - border]
-        kept = F.pad(suppress_in_rounds(inner, self.choice.nms_radius).clamp(min=0), [border] * 4)
+        inner = _without_border(scores, self.choice.border)
+        kept = suppress_in_rounds(inner, self.choice.nms_radius).clamp(min=0)
         values = maps.descriptor_map[0]
-        across = _interpolation(values.shape[2], width)
-        down = _interpolation(values.shape[1], height)
+        across = _interpolation(values.shape[2], scores.shape[2])
+        down = _interpolation(values.shape[1], scores.shape[1])
         local = F.normalize(down @ (values @ across.T), dim=0).permute(1, 2, 0)[None]
         local = F.pad(local, (0, SLAM_LOCAL_DIM - self.network.descriptor_dim))
         whole = F.pad(maps.global_descriptor, (0, SLAM_GLOBAL_DIM - self.network.global_dim))

@@ -37,7 +37,7 @@ def make_session(model: str | Path | bytes, *, threads: int = 0):
     options.intra_op_num_threads = threads
     # Threads that spin while they wait take the cores from whatever else the robot does.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised, too
     source = model if isinstance(model, bytes) else str(model)
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hfnet_distill.data.geometry import random_homography, warp_points
+from hfnet_distill.data.geometry import Homographies, warp_points
 from hfnet_distill.evaluation import ransac
 from hfnet_distill.evaluation.ransac import find_homography
 
@@ -24,7 +24,7 @@ def draw_matches(seed, num=300, share_correct=0.3, noise=1.0):
     """Points (num, 2) float32 of two views, the first of them matched right."""
     rng = np.random.default_rng(seed)
     points0 = rng.uniform(0, 640, (num, 2))
-    points1 = warp_points(points0, random_homography(rng, (640, 480)))
+    points1 = warp_points(points0, Homographies().draw(rng, (640, 480)))
     points1 += noise * rng.standard_normal(points1.shape)
     wrong = round(num * share_correct)
     points1[wrong:] = rng.uniform(0, 640, (num - wrong, 2))

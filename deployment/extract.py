@@ -1,0 +1,357 @@
+"""Photographs or a video -> a features file in hloc's layout (Sarlin et al., CVPR 2019).
+
+While it is being made, each image's features lie in a file of their own beside it, so that an
+interrupted run goes on with the next image and the features file is whole or absent.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import torch
+
+from .. import __version__
+from ..console import progress, say
+from ..data.features import Features
+from ..data.geometry import resize_points
+from ..data.images import list_images, read_image, resize_longest, to_tensor
+from ..data.keypoints import KeypointChoice
+from ..errors import AlreadyExistsError, InputError, NotFoundError
+from ..files import open_atomically, write_atomically
+from ..networks.base import Network
+from ..networks.registry import load
+
+__all__ = ["ExtractSettings", "extract", "image_names", "read_names"]
+
+DETECTION_NOISE = 1.0
+"""Pixels of the image that the network saw: hloc's own for most detectors."""
+GPU_BATCH = 8
+VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm"}
+
+
+@dataclass(frozen=True)
+class ExtractSettings:
+    """What features depend on; a features file keeps it.
+
+    Attributes:
+        model, weights: the network's name and the SHA-256 of its weights.
+        longest_side: of larger images, in pixels, before the network; 0 leaves all as they are.
+        upright: turned by their EXIF orientation; not as the file's pixels lie.
+        keypoints: how they are chosen.
+    """
+
+    model: str
+    weights: str
+    longest_side: int
+    upright: bool
+    keypoints: KeypointChoice
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    def refuse_others(self, path: Path, found: str | None) -> None:
+        """Raises InputError where ``found``, the settings of ``path`` as JSON, are not these."""
+        if found is None:
+            raise InputError(
+                f"{path}: made by another program; name another --output or add --overwrite"
+            )
+        theirs, ours = _flat(json.loads(found)), _flat(asdict(self))
+        for name, value in ours.items():
+            if theirs.get(name) != value:
+                raise InputError(
+                    f"{path}: made with {name} {theirs.get(name)}, now it is {value}; name another "
+                    "--output or add --overwrite"
+                )
+
+
+def _flat(settings: dict) -> dict:
+    return {**settings, **settings["keypoints"], "keypoints": None}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a process needs to extract images by itself."""
+
+    model: str
+    device: str
+    precision: str
+    images: "ImageFolder"
+    settings: ExtractSettings
+    parts: Path
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Photographs by name below a folder."""
+
+    folder: Path
+    names: list[str]
+
+    def read(self, name: str, *, channels: int, upright: bool) -> np.ndarray:
+        return read_image(self.folder / name, channels=channels, upright=upright)
+
+
+def read_names(path: Path) -> ImageFolder:
+    """The photographs of a folder, or those that a text file lists, relative to its own folder.
+
+    Raises:
+        NotFoundError: no such folder or file, or a photograph that is listed but not there.
+    """
+    if path.is_dir():
+        return ImageFolder(path, list_images(path))
+    if not path.is_file():
+        raise NotFoundError(f"{path}: no such folder, list of photographs or video")
+    lines = path.read_text("utf-8-sig").splitlines()
+    names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    for name in names:
+        if not (path.parent / name).is_file():
+            raise NotFoundError(f"{path}: lists {name}, which is not in {path.parent}")
+    if not names:
+        raise InputError(f"{path}: lists no photograph; expected a name a line")
+    return ImageFolder(path.parent, names)
+
+
+def extract(
+    model: str,
+    source: Path,
+    output: Path,
+    *,
+    choice: KeypointChoice,
+    longest_side: int = 1024,
+    upright: bool = False,
+    device: str = "auto",
+    precision: str = "float32",
+    workers: int = 1,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Extract the features of photographs or of a video's frames into a features file.
+
+    Keypoints are in pixels of the photograph's file, centre of the first pixel (0, 0), with
+    descriptors in float16. Frames of a video are called ``STEM/000000``, ``STEM/000001``, ...
+
+    Args:
+        model: as of ``networks.registry.load``.
+        source: a folder, a text file that lists photographs, or a video.
+        output: the HDF5 file; images that it has already are not extracted again.
+        choice: how keypoints are chosen.
+        longest_side, upright: see ``ExtractSettings``.
+        workers: processes, on a CPU.
+        overwrite: replace an output that was made with other settings.
+
+    Raises:
+        InputError, NotFoundError: an output of other settings, or images that cannot be read.
+    """
+    network = load(model, device=device, precision=precision)
+    settings = ExtractSettings(
+        model, network.weights, longest_side, upright, network.choice_for(choice)
+    )
+    parts = output.with_name(f"{output.name}.parts")
+    if overwrite:
+        output.unlink(missing_ok=True)
+        shutil.rmtree(parts, ignore_errors=True)
+    done = _done(output, parts, settings)
+    parts.mkdir(parents=True, exist_ok=True)
+    write_atomically(parts / "settings.json", settings.to_json().encode())
+    if source.suffix.lower() in VIDEOS:
+        count = _extract_video(network, source, settings, parts, done, quiet)
+    else:
+        job = _Job(model, device, precision, read_names(source), settings, parts)
+        count = _extract_images(network, job, done, workers, quiet)
+    _assemble(output, parts, settings)
+    say(f"{output}: {count} images extracted, {len(done)} were there already", quiet=quiet)
+    return output
+
+
+def _done(output: Path, parts: Path, settings: ExtractSettings) -> set[str]:
+    """The names of the images that need no extracting."""
+    done = set()
+    if output.is_dir():
+        raise AlreadyExistsError(f"{output}: is a folder; --output is a file")
+    if output.exists():
+        try:
+            with h5py.File(output) as file:
+                settings.refuse_others(output, file.attrs.get("settings"))
+                done.update(image_names(file))
+        except OSError as error:
+            raise InputError(f"{output}: not an HDF5 file; name another --output") from error
+    if (parts / "settings.json").is_file():
+        settings.refuse_others(parts, (parts / "settings.json").read_text())
+        done.update(str(np.load(path)["name"]) for path in parts.glob("*.npz"))
+    return done
+
+
+def image_names(file: h5py.File) -> list[str]:
+    """The names of a features file's images, sorted."""
+    names: list[str] = []
+
+    def visit(name: str, item) -> None:
+        if isinstance(item, h5py.Group) and "keypoints" in item:
+            names.append(name)
+
+    file.visititems(visit)
+    return sorted(names)
+
+
+def _extract_images(network: Network, job: _Job, done: set[str], workers: int, quiet: bool) -> int:
+    names = [name for name in job.images.names if name not in done]
+    already = len(job.images.names) - len(names)
+    with progress("images", len(job.images.names), done=already, quiet=quiet) as advance:
+        if workers > 1:
+            with ProcessPoolExecutor(
+                workers, get_context("spawn"), initializer=_start_worker, initargs=(job,)
+            ) as pool:
+                try:
+                    for _ in pool.map(_extract_one, names):
+                        advance()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+        else:
+            for name in _extract_batches(network, job, names):
+                advance(note=name)
+    return len(names)
+
+
+_worker: tuple[Network, _Job] | None = None
+
+
+def _start_worker(job: _Job) -> None:
+    global _worker
+    torch.set_num_threads(1)
+    _worker = load(job.model, device=job.device, precision=job.precision), job
+
+
+def _extract_one(name: str) -> None:
+    for _ in _extract_batches(*_worker, [name]):
+        pass
+
+
+def _extract_batches(network: Network, job: _Job, names: list[str]) -> Iterator[str]:
+    """Extract images; yields each name as its features are on the disk. On a GPU in batches."""
+    most = GPU_BATCH if network.device.type == "cuda" else 1
+    read = (
+        (name, job.images.read(name, channels=network.channels, upright=job.settings.upright))
+        for name in names
+    )
+    for _, group in groupby(read, key=lambda item: item[1].shape):
+        batch = []
+        for item in group:
+            batch.append(item)
+            if len(batch) == most:
+                yield from _extract_batch(network, batch, job.settings, job.parts)
+                batch = []
+        if batch:
+            yield from _extract_batch(network, batch, job.settings, job.parts)
+
+
+def _extract_batch(
+    network: Network,
+    batch: list[tuple[str, np.ndarray]],
+    settings: ExtractSettings,
+    parts: Path,
+) -> Iterator[str]:
+    """Extract images of one size."""
+    height, width = batch[0][1].shape[:2]
+    images = [
+        resize_longest(image, settings.longest_side)
+        if 0 < settings.longest_side < max(width, height)
+        else image
+        for _, image in batch
+    ]
+    tensors = torch.stack([to_tensor(image, network.channels) for image in images])
+    try:
+        found = network.features(tensors, settings.keypoints)
+    except InputError as error:
+        raise InputError(f"{batch[0][0]}: {error}") from error
+    for (name, _), features in zip(batch, found, strict=True):
+        keypoints = resize_points(features.keypoints, features.image_size, (width, height))
+        scale = max(width, height) / max(features.image_size)
+        _write_part(
+            parts,
+            name,
+            replace(features, image_size=(width, height), keypoints=keypoints),
+            DETECTION_NOISE * scale,
+        )
+        yield name
+
+
+def _write_part(parts: Path, name: str, features: Features, uncertainty: float) -> None:
+    arrays = {
+        "name": np.array(name),
+        "uncertainty": np.array(uncertainty),
+        "image_size": np.array(features.image_size),
+        "keypoints": features.keypoints,
+        "scores": features.scores,
+    }
+    if features.descriptors is not None:
+        binary = features.descriptors.dtype == bool
+        arrays["descriptors"] = features.descriptors.T.astype(bool if binary else np.float16)
+    if features.global_descriptor is not None:
+        arrays["global_descriptor"] = features.global_descriptor
+    with open_atomically(parts / f"{hashlib.sha256(name.encode()).hexdigest()}.npz") as file:
+        np.savez(file, **arrays)
+
+
+def _extract_video(
+    network: Network,
+    path: Path,
+    settings: ExtractSettings,
+    parts: Path,
+    done: set[str],
+    quiet: bool,
+) -> int:
+    capture = cv2.VideoCapture(str(path))
+    total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    if not path.is_file() or not capture.isOpened():
+        raise InputError(f"{path}: not a video that OpenCV can read")
+    number = extracted = 0
+    with progress("frames", max(total, 1), quiet=quiet) as advance:
+        while True:
+            whole, frame = capture.read()
+            if not whole:
+                break
+            name = f"{path.stem}/{number:06d}"
+            number += 1
+            if name not in done:
+                image = cv2.cvtColor(
+                    frame, cv2.COLOR_BGR2GRAY if network.channels == 1 else cv2.COLOR_BGR2RGB
+                )
+                extracted += len(list(_extract_batch(network, [(name, image)], settings, parts)))
+            advance()
+    if number < total:
+        raise InputError(
+            f"{path}: breaks off in frame {number} of {total}; cut it there or copy it anew, the "
+            "frames before are kept"
+        )
+    return extracted
+
+
+def _assemble(output: Path, parts: Path, settings: ExtractSettings) -> None:
+    """The features file from the one there is and the files of single images."""
+    fresh = sorted(parts.glob("*.npz"))
+    if fresh or not output.exists():
+        with open_atomically(output, flush=True) as stream, h5py.File(stream, "w") as file:
+            file.attrs["settings"] = settings.to_json()
+            file.attrs["software"] = f"hfnet-distill {__version__}"
+            if output.exists():
+                with h5py.File(output) as before:
+                    for name in image_names(before):
+                        before.copy(name, file, name)
+            for path in fresh:
+                with np.load(path) as part:
+                    group = file.create_group(str(part["name"]))
+                    for key in part.files:
+                        if key not in ("name", "uncertainty"):
+                            group[key] = part[key]
+                    group["keypoints"].attrs["uncertainty"] = float(part["uncertainty"])
+    shutil.rmtree(parts)
