@@ -88,21 +88,13 @@ def evaluate(
     wanted = override(wanted, num_keypoints=num_keypoints, split=split)
     predict = override(settings.predict, nms_radius=rules.nms_radius)
     predict = override(predict, nms_radius=nms_radius, precision=precision)
-    if wanted.split not in kind.SPLITS:
-        raise InputError(
-            f"split {wanted.split}: the dataset {kind.name} has no such split; expected "
-            f"{' or '.join(kind.SPLITS)}"
-        )
     pairings = {model: (model, model) for model in models}
     if against:
         pairings |= {f"{model} against {against}": (model, against) for model in models}
-    if isinstance(dataset, str) and root is None:
-        raise InputError(f"dataset {dataset}: its folder is missing; name it with --root")
-    if strangers := [name for pair in compare for name in pair if name not in pairings]:
-        raise InputError(
-            f"--compare {strangers[0]}: not among the models; name it with --model, too"
-        )
-    task = rules(kind(root, wanted.split) if isinstance(dataset, str) else dataset, wanted)
+    for name in (name for pair in compare for name in pair):
+        if name not in pairings:
+            raise InputError(f"--compare {name}: not among the models; name it with --model, too")
+    task = rules(_open_dataset(kind, dataset, root, wanted.split), wanted)
     _check_writable(output)
     opened = {
         name: _open_model(
@@ -140,6 +132,21 @@ def evaluate(
         drawings = task.draw(scored, sides, advance)
     write_atomically(output / "index.html", render_page(report, task, drawings).encode())
     return output
+
+
+def _open_dataset(
+    kind: type[Dataset], dataset: str | Dataset, root: str | Path | None, split: str
+) -> Dataset:
+    if split not in kind.SPLITS:
+        raise InputError(
+            f"split {split}: the dataset {kind.name} has no such split; expected "
+            f"{' or '.join(kind.SPLITS)}"
+        )
+    if isinstance(dataset, Dataset):
+        return dataset
+    if root is None:
+        raise InputError(f"dataset {dataset}: its folder is missing; name it with --root")
+    return kind(root, split)
 
 
 def _find_task(kind: type[Dataset], name: str) -> type[Task]:
