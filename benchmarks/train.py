@@ -24,10 +24,18 @@ from hfnet_distill.console import StorePath, user_errors
 from hfnet_distill.data.images import list_images
 from hfnet_distill.data.stores.store import RecordStore, Schema
 from hfnet_distill.device import choose_device, choose_precision
-from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
-from hfnet_distill.student.loader import Batches, DistillationDataset, Warps, make_loader
-from hfnet_distill.student.targets import choose_targets
-from hfnet_distill.student.training import Journal, RunFolder, compute_losses, make_weighting, train
+from hfnet_distill.networks.base import Student
+from hfnet_distill.runs import Journal, RunFolder
+from hfnet_distill.student.loader import Batches, DistillationDataset, make_loader
+from hfnet_distill.student.targets import choose_targets, find_strategy
+from hfnet_distill.student.training import (
+    batch_losses,
+    fit,
+    losses_to_learn,
+    make_dataset,
+    make_student,
+    make_weighting,
+)
 
 ENDLESS = 1_000_000  # epochs
 
@@ -58,13 +66,25 @@ def make_store(path: Path, names: list[str]) -> RecordStore:
 @click.option("--num-workers", type=int)
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
 @click.option("--device")
+@click.option("--network", help="hfnet or light.")
+@click.option("--strategy", help="As of train-student.")
+@click.option("--config", type=click.Path(path_type=Path), help="Such as recipes/small.toml.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Where numbers go.")
 @user_errors
-def main(path, folder: Path | None, seconds: float, output: Path | None, **flags) -> None:
+def main(
+    path,
+    folder: Path | None,
+    seconds: float,
+    output: Path | None,
+    strategy: str | None,
+    config: Path | None,
+    **flags,
+) -> None:
     """Measure; takes less than two minutes."""
     if (path is None) != (folder is None):
         raise click.UsageError("give both --store and --images, or neither")
-    settings = override(load_settings().train, **flags, epochs=ENDLESS)
+    settings = override(load_settings(config).train, epochs=ENDLESS)
+    settings = override(settings, **(find_strategy(strategy) if strategy else {}), **flags)
     device = choose_device(settings.device)
     with tempfile.TemporaryDirectory() as temporary:
         if path is None:
@@ -93,31 +113,20 @@ def measure(
     output: Path,
 ) -> tuple[dict[str, float], float]:
     """Views per second of loader, network and loop; the share of its time that the loop waits."""
-    targets = choose_targets([store], settings.strategy)
-    dataset = DistillationDataset(
-        folder,
-        store.names,
-        targets,
-        size=store.schema.image_size,
-        crop=settings.crop,
-        views=settings.views,
-        warps=Warps.of(settings),
-        photometric=settings.photometric,
+    targets = choose_targets(
+        [store],
+        settings.detector_target,
+        settings.descriptor_target,
+        partial=not settings.inside,
     )
-    nothing = DistillationDataset(folder, [], targets, size=store.schema.image_size)
+    dataset = make_dataset(folder, store.names, targets, settings, views=settings.views)
+    nothing = DistillationDataset(folder, [], targets)
     batches = Batches(len(dataset), settings.batch_size, epochs=ENDLESS, seed=settings.seed)
     if not batches.steps_per_epoch:
         raise ValueError(
             f"{store.path}: {len(store)} records do not fill a batch of {settings.batch_size}"
         )
-    student = HFNet(
-        HFNetConfig(
-            width=settings.width,
-            descriptor_dim=targets[0].descriptor_dim,
-            detector_skip=settings.detector_skip,
-            context_block=settings.context_block,
-        )
-    )
+    student, _ = make_student(targets, settings)
     loader = ticks(make_loader(dataset, batches, settings.num_workers), seconds)
     network = ticks(repeat_step(student, dataset, settings, device), seconds)
     loop: list[float] = []
@@ -130,7 +139,7 @@ def measure(
     Journal.EVERY = 1
     run = RunFolder(output, {}, resume=False)
     with contextlib.suppress(StopIteration):
-        train(student, dataset, nothing, run, settings, device, advance=advance)
+        fit(student, dataset, nothing, run, settings, device, advance=advance)
     views = settings.batch_size * settings.views
     every = {"loader": loader, "network": network, "loop": loop}
     speeds = {name: views * rate(times) for name, times in every.items()}
@@ -164,16 +173,17 @@ def rate(times: list[float]) -> float:
 
 
 def repeat_step(
-    student: HFNet, dataset: DistillationDataset, settings: TrainSettings, device: torch.device
+    student: Student, dataset: DistillationDataset, settings: TrainSettings, device: torch.device
 ) -> Iterator[float]:
     """Steps on one batch, without end."""
     keys = [(0, index) for index in range(settings.batch_size)]
     (batch,) = make_loader(dataset, [keys], 0)
     student.to(device, memory_format=torch.channels_last).train()
-    weighting = make_weighting(settings, student).to(device)
+    names = losses_to_learn(student, dataset, settings)
+    weighting = make_weighting(settings, names).to(device)
     optimizer = torch.optim.AdamW(student.parameters(), settings.learning_rate)
     while True:
-        loss = weighting(compute_losses(student, batch, dataset.targets, settings, device))
+        loss = weighting(batch_losses(student, batch, dataset, names, settings, device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

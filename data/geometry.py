@@ -15,16 +15,20 @@ from torch.nn import functional as F
 __all__ = [
     "CELL_MAP",
     "PIXEL_MAP",
+    "Homographies",
     "MapGeometry",
     "average_map",
+    "frame_corners",
+    "is_inside",
     "orient_points",
-    "random_homography",
+    "place_frame",
     "resample_map",
     "resize_homography",
     "resize_matrix",
     "resize_points",
     "sample_descriptors",
     "sample_map",
+    "unwarp_points",
     "warp_points",
 ]
 
@@ -100,61 +104,126 @@ def resize_homography(
     return H / H[2, 2]
 
 
-def warp_points(points, H_0to1: np.ndarray) -> np.ndarray:
-    """Points (N, 2) of view 0 mapped to view 1; (N, 2) float64.
+def warp_points(points, H_0to1):
+    """Points of view 0 mapped to view 1; arrays or tensors.
 
     A point on the horizon of ``H_0to1`` comes back as infinity or nan, without a warning.
+
+    Args:
+        points: (N, 2), or tensors (B, N, 2).
+        H_0to1: (3, 3), or a tensor (B, 3, 3), a homography for each of the B.
+
+    Returns:
+        (N, 2) float64 of arrays; (B, N, 2) of tensors, in their own dtype.
     """
+    if isinstance(points, torch.Tensor):
+        warped = points @ H_0to1[:, :, :2].mT + H_0to1[:, None, :, 2]
+        return warped[..., :2] / warped[..., 2:]
     points = np.asarray(points, np.float64).reshape(-1, 2)
     warped = points @ H_0to1[:, :2].T + H_0to1[:, 2]
     with np.errstate(divide="ignore", invalid="ignore"):
         return warped[:, :2] / warped[:, 2:]
 
 
-def random_homography(
-    rng: np.random.Generator,
-    size: tuple[int, int],
-    *,
-    scale: tuple[float, float] = (0.6, 0.9),
-    rotation: float = 30.0,
-    perspective: float = 0.2,
-    tilt: float = 1.0,
-) -> np.ndarray:
-    """A random view that lies wholly inside a photograph of ``size``.
+def unwarp_points(points: torch.Tensor, H_0to1: torch.Tensor) -> torch.Tensor:
+    """Points (B, N, 2) of views 1 where views 0 show them, (B, N, 2) float32.
 
-    The view's frame is a centred rectangle of the photograph, shrunk by ``scale``, its corners
-    moved by up to ``perspective`` of its sides, rotated by up to ``rotation`` degrees either way,
-    foreshortened in a random direction and shifted; candidates that leave the photograph are drawn
-    again, ever smaller. A camera that looks askance at a plane sees it foreshortened, most by
-    ``tilt``, the absolute tilt of ASIFT (Morel and Yu, 2009); its area stays what ``scale`` says.
-
-    Returns:
-        ``H_view_to_photo`` (3, 3) float64: pixels of the view, which has the photograph's size, to
-        pixels of the photograph.
+    Args:
+        H_0to1: (B, 3, 3) float64.
     """
-    width, height = size
-    frame = np.array([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]], np.float64)
-    centre = frame.mean(0)
-    for attempt in range(1000):
-        shrink = 0.995**attempt
-        corners = (frame - centre) * rng.uniform(*scale) * shrink
-        moved = rng.uniform(-0.5, 0.5, (4, 2)) * perspective * np.abs(corners) * 2
+    return warp_points(points.double(), torch.linalg.inv(H_0to1)).float()
+
+
+def is_inside(points, size: tuple[int, int]):
+    """Which of the points (..., 2) lie on an image or map of that (width, height), (...) bool.
+
+    Arrays or tensors; what is not a number does not.
+    """
+    x, y = points[..., 0], points[..., 1]
+    return (x > -0.5) & (y > -0.5) & (x < size[0] - 0.5) & (y < size[1] - 0.5)
+
+
+@dataclass(frozen=True)
+class Homographies:
+    """Random views of a photograph, as of cameras that look at it from anywhere.
+
+    A view's frame is a rectangle of the photograph, shrunk by ``scale``, its corners moved, turned
+    and foreshortened; at last it gets its place. A camera that looks askance at a plane sees it
+    foreshortened, most by ``tilt``, the absolute tilt of ASIFT (Morel and Yu, 2009); the area stays
+    what ``scale`` says.
+
+    Attributes:
+        scale: range of a frame's sides, in those of the photograph.
+        rotation: degrees either way.
+        perspective: how far a corner moves, in the frame's sides.
+        tilt: how much a frame is foreshortened at most, in any direction.
+        inside: candidates that leave the photograph are drawn again, ever smaller, so that all of a
+            view is of the photograph; close-ups become common and strong turns and tilts rare.
+            Otherwise every frame keeps its form, and what has no room in the photograph leaves it.
+    """
+
+    scale: tuple[float, float] = (0.6, 0.9)
+    rotation: float = 30.0
+    perspective: float = 0.2
+    tilt: float = 1.0
+    inside: bool = True
+
+    def draw(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+        """``H_view_to_photo`` (3, 3) float64 of a view, whose size is that of the photograph.
+
+        Args:
+            size: (width, height) of the photograph.
+
+        Raises:
+            ValueError: no view fits inside.
+        """
+        return place_frame(rng, self.draw_frame(rng, size), size)
+
+    def draw_frame(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+        """The corners (4, 2) of a view in the photograph, around (0, 0): all but its place."""
+        if not self.inside:
+            return self._draw_candidate(rng, size, 1.0)
+        for attempt in range(1000):
+            corners = self._draw_candidate(rng, size, 0.995**attempt)
+            if (np.ptp(corners, axis=0) <= np.subtract(size, 1)).all():
+                return corners
+        raise ValueError(
+            f"no view fits into a photograph of {size[0]}x{size[1]} with {self}; lower one of them"
+        )
+
+    def _draw_candidate(self, rng, size: tuple[int, int], shrink: float) -> np.ndarray:
+        frame = frame_corners(size)
+        corners = (frame - frame.mean(0)) * rng.uniform(*self.scale) * shrink
+        moved = rng.uniform(-0.5, 0.5, (4, 2)) * self.perspective * np.abs(corners) * 2
         corners = corners + moved * shrink
-        angle = np.deg2rad(rng.uniform(-rotation, rotation)) * shrink
+        angle = np.deg2rad(rng.uniform(-self.rotation, self.rotation)) * shrink
         cos, sin = np.cos(angle), np.sin(angle)
         corners = corners @ np.array([[cos, sin], [-sin, cos]])
-        if tilt > 1:
-            drawn = tilt ** rng.uniform(0, shrink)
+        if self.tilt > 1:
+            drawn = self.tilt ** rng.uniform(0, shrink)
             corners = corners @ _foreshortening(rng.uniform(0, np.pi), drawn)
-        corners = corners + centre
-        room_low, room_high = -corners.min(0), np.array([width - 1, height - 1]) - corners.max(0)
-        if (room_high >= room_low).all():
-            corners = corners + rng.uniform(room_low, room_high)
-            return _homography_from_points(frame, corners)
-    raise ValueError(
-        f"no view fits into a photograph of {width}x{height} with scale {scale}, rotation "
-        f"{rotation}, perspective {perspective} and tilt {tilt}; lower one of them"
-    )
+        return corners
+
+
+def frame_corners(size: tuple[int, int]) -> np.ndarray:
+    """The centres of the four outermost pixels of an image, clockwise, (4, 2) float64."""
+    right, bottom = size[0] - 1, size[1] - 1
+    return np.array([[0, 0], [right, 0], [right, bottom], [0, bottom]], np.float64)
+
+
+def place_frame(rng: np.random.Generator, corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """``H_view_to_photo`` (3, 3) of a view whose frame gets a random place in a photograph.
+
+    On each axis it lies inside the photograph where it has room, and else covers all of it.
+
+    Args:
+        corners: (4, 2) of the frame around (0, 0), in pixels of the photograph.
+        size: (width, height) of the photograph and of the view.
+    """
+    corners = corners + frame_corners(size).mean(0)
+    room = -corners.min(0), np.subtract(size, 1) - corners.max(0)
+    corners = corners + rng.uniform(np.minimum(*room), np.maximum(*room))
+    return _homography_from_points(frame_corners(size), corners)
 
 
 def _foreshortening(direction: float, tilt: float) -> np.ndarray:
@@ -229,15 +298,14 @@ def resample_map(
     return samples.transpose(1, 2).unflatten(2, shape)
 
 
-def average_map(values: torch.Tensor, border: int, cell: int = 8) -> torch.Tensor:
+def average_map(values: torch.Tensor, border: int) -> torch.Tensor:
     """Per-pixel maps that lack ``border`` pixels at each side, averaged over cells of the image.
 
     Args:
         values: (B, C, h, w) float maps at ``MapGeometry(1, border)``.
-        cell: pixels of a cell's side.
 
     Returns:
-        (B, C, (h + 2 * border) // cell, ...) at ``CELL_MAP`` for cells of 8; the edge of ``values``
-        repeats over the border. Not normalised.
+        (B, C, h', w') at ``CELL_MAP``; the edge of ``values`` repeats over the border. Not
+        normalised.
     """
-    return F.avg_pool2d(F.pad(values, [border] * 4, mode="replicate"), cell)
+    return F.avg_pool2d(F.pad(values, [border] * 4, mode="replicate"), CELL_MAP.stride)

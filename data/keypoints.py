@@ -204,10 +204,8 @@ class KeypointChoice:
     @classmethod
     def of_store(cls, settings: Mapping[str, float]) -> "KeypointChoice":
         """The choice that a store's keypoints were made with, by the names in its schema."""
-        threshold, nms_radius, border, top_k = (
-            settings.get(name, 0) for name in ("threshold", "nms_radius", "border", "top_k")
-        )
-        return cls(threshold, nms_radius, border, top_k)
+        names = "threshold", "nms_radius", "border", "top_k", "refine_radius", "rank_radius"
+        return cls(*(settings.get(name, 0) for name in names))
 
     def __call__(self, score_maps: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The keypoints (N, 2) and scores (N,) of each of the score maps (B, H, W)."""

@@ -8,18 +8,32 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import h5py
 
+from ..config import PredictSettings
 from ..data.features import Features, read_features, write_features
+from ..data.geometry import resize_points
+from ..data.images import stored_orientation, to_tensor
+from ..data.keypoints import KeypointChoice
+from ..errors import InputError, NotFoundError
+from ..networks.base import Network
 from .views import View
 
-__all__ = ["FeatureFile", "ImageFeatures", "Model", "file_name"]
+__all__ = [
+    "FeatureFile",
+    "FeaturesOfOthers",
+    "ImageFeatures",
+    "Model",
+    "NetworkFeatures",
+    "file_name",
+]
 
+ANEW = "; add --overwrite to extract its features anew"
 CACHED = 8
 """Images whose features stay in memory: one sequence of HPatches and the next one's first."""
 
@@ -39,6 +53,52 @@ class Model(Protocol):
 
     def extract(self, view: View, name: str) -> Features:
         """The features of a view in its pixels; ``name`` is the image's name in the dataset."""
+
+
+class NetworkFeatures:
+    """What a network gives with one choice of keypoints."""
+
+    def __init__(self, network: Network, predict: PredictSettings, num_keypoints: int):
+        self.network, self.channels, self.origin = network, network.channels, network.origin
+        self.choice = network.choice_for(KeypointChoice.of(predict, num_keypoints))
+        self.settings = {
+            "model": network.origin,
+            "precision": network.precision,
+            **asdict(self.choice),
+        }
+
+    def extract(self, view: View, name: str) -> Features:
+        image = to_tensor(view.image, self.channels)
+        return self.network.features(image[None], self.choice)[0]
+
+
+class FeaturesOfOthers:
+    """The best features of a file in hloc's layout.
+
+    Raises:
+        NotFoundError: no such file.
+    """
+
+    channels = 1
+
+    def __init__(self, path: Path, num_keypoints: int):
+        if not path.is_file():
+            raise NotFoundError(f"{path}: no such features file")
+        self.path, self.num_keypoints, self.origin = path, num_keypoints, str(path)
+        self.settings = {"model": self.origin, "max_num_keypoints": num_keypoints}
+
+    def extract(self, view: View, name: str) -> Features:
+        with open_hdf5(self.path, "r") as file:
+            photograph = view.file_size, stored_orientation(view.path)
+            found = read_features(file, name, photograph=photograph)
+        best, described = slice(self.num_keypoints), found.descriptors is not None
+        return Features(
+            view.size,
+            resize_points(found.keypoints[best], found.image_size, view.size),
+            found.scores[best],
+            found.descriptors[best] if described else None,
+            found.global_descriptor,
+        )
 
 
 @dataclass(frozen=True)
@@ -65,7 +125,7 @@ class FeatureFile:
         overwrite: begin anew where there is a file already.
 
     Raises:
-        ValueError: the file is damaged, or holds features made with other settings; names the
+        InputError: the file is damaged, or holds features made with other settings; names the
             setting that differs.
     """
 
@@ -76,13 +136,13 @@ class FeatureFile:
         if overwrite:
             path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._open("a") as file:
+        with open_hdf5(self.path, "a", ANEW) as file:
             if not file.attrs:
                 file.attrs.update(settings)
             known = dict(file.attrs)
         for key in {**known, **settings}:
             if known.get(key) != settings.get(key):
-                raise ValueError(
+                raise InputError(
                     f"{path}: holds features extracted with {key} {known.get(key)}, asked for is "
                     f"{settings.get(key)}; add --overwrite to extract them anew, or name another "
                     "--output"
@@ -102,7 +162,7 @@ class FeatureFile:
             load: path and channels -> the view that the model is shown.
             advance: called after each image.
         """
-        with self._open("a") as file:
+        with open_hdf5(self.path, "a", ANEW) as file:
             for name, path in images.items():
                 stamp = (path.stat().st_size, path.stat().st_mtime_ns)
                 if name not in file or tuple(file[name].attrs.get("stamp", ())) != stamp:
@@ -119,24 +179,28 @@ class FeatureFile:
                 advance()
 
     def _read(self, name: str) -> ImageFeatures:
-        with self._open("r") as file:
+        with open_hdf5(self.path, "r", ANEW) as file:
             features = read_features(file, name)
             attributes = file[name].attrs
             return ImageFeatures(
                 features, tuple(attributes["file_size"].tolist()), float(attributes["seconds"])
             )
 
-    def _open(self, mode: str) -> h5py.File:
-        try:
-            return h5py.File(self.path, mode)
-        except BlockingIOError as error:
-            raise ValueError(f"{self.path}: in use by another process; wait for it") from error
-        except OSError as error:
-            if not self.path.is_file() or error.errno:
-                raise
-            raise ValueError(
-                f"{self.path}: damaged ({error}); add --overwrite to extract its features anew"
-            ) from error
+
+def open_hdf5(path: Path, mode: str, advice: str = "") -> h5py.File:
+    """An HDF5 file.
+
+    Raises:
+        InputError: it is not one, or another process writes it.
+    """
+    try:
+        return h5py.File(path, mode)
+    except BlockingIOError as error:
+        raise InputError(f"{path}: in use by another process; wait for it") from error
+    except OSError as error:
+        if error.errno:
+            raise
+        raise InputError(f"{path}: not an HDF5 file, or damaged ({error}){advice}") from error
 
 
 def file_name(model: str) -> str:

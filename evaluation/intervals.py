@@ -157,7 +157,7 @@ def average_precision_statistic(
         found = copies[found_at]
         precision = np.cumsum(found, dtype=np.int32) / np.maximum(answers[found_at], 1)
         envelope = np.maximum.accumulate(precision[::-1])[::-1]
-        area = envelope @ found
+        area = (envelope * found).sum()
         first = np.searchsorted(answers, 1)
         if correct[first]:  # the curve's first point
             area -= envelope[np.searchsorted(found_at, first)]

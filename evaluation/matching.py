@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ..errors import InputError
+
 __all__ = ["match_both_ways", "match_mutual"]
 
 BLOCK = 1024
@@ -22,7 +24,7 @@ def match_both_ways(
         is 0 or there is none.
 
     Raises:
-        ValueError: different widths or kinds.
+        InputError: different widths or kinds.
     """
     _check_alike(descriptors0, descriptors1)
     binary = descriptors0.dtype == np.bool_
@@ -50,7 +52,7 @@ def match_mutual(descriptors0: np.ndarray, descriptors1: np.ndarray) -> np.ndarr
         (K, 2) intp (row, column), rows ascending.
 
     Raises:
-        ValueError: different widths or kinds.
+        InputError: different widths or kinds.
     """
     _check_alike(descriptors0, descriptors1)
     if not len(descriptors0) or not len(descriptors1):
@@ -78,7 +80,7 @@ def match_mutual(descriptors0: np.ndarray, descriptors1: np.ndarray) -> np.ndarr
 def _check_alike(descriptors0: np.ndarray, descriptors1: np.ndarray) -> None:
     kinds = {descriptors0.dtype == np.bool_, descriptors1.dtype == np.bool_}
     if len(kinds) > 1 or descriptors0.shape[1] != descriptors1.shape[1]:
-        raise ValueError(
+        raise InputError(
             f"cannot match {descriptors0.dtype} descriptors of width {descriptors0.shape[1]} with "
             f"{descriptors1.dtype} ones of width {descriptors1.shape[1]}; extract both views alike"
         )

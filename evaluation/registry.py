@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from importlib import import_module
 
+from ..errors import InputError
+
 __all__ = ["Registry"]
 
 
@@ -31,13 +33,13 @@ class Registry:
         """Class decorator: make a class known by a name.
 
         Raises:
-            ValueError: another class has that name.
+            InputError: another class has that name.
         """
 
         def decorate(cls: type) -> type:
             known = self.classes.setdefault(name, cls)
             if known.__qualname__ != cls.__qualname__:
-                raise ValueError(f"{self.kind} {name}: already registered by {known.__module__}")
+                raise InputError(f"{self.kind} {name}: already registered by {known.__module__}")
             self.classes[name] = cls
             cls.name = name
             return cls
@@ -52,11 +54,11 @@ class Registry:
         """The class that a name or an alias stands for.
 
         Raises:
-            ValueError: no such name; lists those there are.
+            InputError: no such name; lists those there are.
         """
         name = self.aliases.get(name, name)
         if name not in self.classes and name in self.modules:
             import_module(f".{self.modules[name]}", self.package)
         if name not in self.classes:
-            raise ValueError(f"{self.kind} {name!r}: expected one of {', '.join(self.names())}")
+            raise InputError(f"{self.kind} {name!r}: expected one of {', '.join(self.names())}")
         return self.classes[name]

@@ -16,11 +16,13 @@ class View:
 
     Attributes:
         image: uint8, (H, W) gray or (H, W, 3) red, green, blue.
-        file_size: (width, height) of the file that it was resized from.
+        file_size: (width, height) of the upright photograph that it was resized from.
+        path: of its file.
     """
 
     image: np.ndarray
     file_size: tuple[int, int]
+    path: Path
 
     @property
     def size(self) -> tuple[int, int]:
@@ -41,4 +43,4 @@ def load_view(path: str | Path, *, longest: int = 640, shorter: int = 0, channel
     """
     image = read_image(path, channels=channels)
     resized = resize_shorter(image, shorter) if shorter else resize_longest(image, longest)
-    return View(resized, (image.shape[1], image.shape[0]))
+    return View(resized, (image.shape[1], image.shape[0]), Path(path))

@@ -118,12 +118,10 @@ class TeacherSettings(_Section):
 class TrainSettings(_Section):
     """[train]: see pipeline.toml for the meaning of each key."""
 
-    strategy: Literal["peaks", "downsample", "upsample", "sparse"]
-    width: Annotated[float, Field(gt=0)]
-    detector_skip: bool
-    context_block: bool
-    global_pooling: Literal["auto", "deep"]
-    global_rank: NotNegative
+    network: str
+    init: str
+    detector_target: str
+    descriptor_target: str
     epochs: Count
     batch_size: Count
     crop: Crop
@@ -133,15 +131,15 @@ class TrainSettings(_Section):
     rotation: Weight
     perspective: Share
     tilt: Tilt
+    inside: bool
+    overlap: Share
+    full_resolution: bool
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Weight
     warmup: Share
-    loss_weights: Literal["uncertainty", "fixed"]
-    descriptor_weight: Weight
-    detector_weight: Weight
-    correspondence_weight: Weight
-    localization_weight: Weight
-    global_weight: Weight
+    weighting: Literal["fixed", "uncertainty"]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    norm_batches: NotNegative
     photometric: Share
     validation: Share
     precision: Precision
@@ -149,6 +147,8 @@ class TrainSettings(_Section):
     num_workers: NotNegative
     seed: NotNegative
     checkpoint_minutes: Weight
+    loss_weights: dict[str, Weight]
+    networks: dict[str, dict[str, Any]]
 
 
 class PredictSettings(_Section):
@@ -165,10 +165,10 @@ class PredictSettings(_Section):
 class EvaluateSettings(_Section):
     """[evaluate]: see pipeline.toml for the meaning of each key."""
 
-    protocol: Literal["hfnet", "matching", "silk"]
+    protocol: str
     num_keypoints: Count
     longest_side: NotNegative
-    split: Literal["all", "illumination", "viewpoint"]
+    split: str
     pictures: NotNegative
     workers: Count
 
@@ -205,6 +205,8 @@ def _shipped() -> Path:
 def load_settings(path: str | Path | None = None) -> Settings:
     """Read settings from ``path``, else ``pipeline.toml`` here, else the one that is shipped.
 
+    A table that the file leaves out is as shipped.
+
     Raises:
         NotFoundError: no such file.
         InputError: not TOML, or a key that is unknown, missing or ill-typed, named.
@@ -215,7 +217,10 @@ def load_settings(path: str | Path | None = None) -> Settings:
     if not path.is_file():
         raise NotFoundError(f"{path}: no such settings file")
     try:
-        settings = Settings.model_validate(tomllib.loads(read_text(path)))
+        tables = tomllib.loads(read_text(path))
+        if path != _shipped():  # a recipe says what it changes
+            tables = {**tomllib.loads(read_text(_shipped())), **tables}
+        settings = Settings.model_validate(tables)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:

@@ -117,20 +117,20 @@ class ALIKED(Network):
     @classmethod
     def open(cls, source: str | None = None, weights: str | None = None) -> "ALIKED":
         variant = source or "n32"
-        packaged = PACKAGED / f"aliked-{variant}.safetensors"
-        if weights is None and packaged.is_file():
-            return load_checkpoint(packaged)[0]
+        path = PACKAGED / f"aliked-{variant}.safetensors"
         if variant in OFFICIAL:
             path = find_weights(OFFICIAL[variant], weights)
-        else:
+        elif weights is not None or not path.is_file():
             path = Path(weights or variant)
         if not path.is_file():
             raise InputError(
                 f"aliked:{variant}: neither a file nor one of {', '.join(sorted(_variants()))}"
             )
-        if path.suffix == ".safetensors":
-            return load_checkpoint(path)[0]
-        return _read_official(path)
+        is_ours = path.suffix == ".safetensors"
+        network = load_checkpoint(path)[0] if is_ours else _read_official(path)
+        if variant in _variants() and variant != "n32":
+            network.name = f"aliked:{variant}"
+        return network
 
     def maps(self, images: Tensor) -> ALIKEDMaps:
         score_map, levels, padding = self.run(images)

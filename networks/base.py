@@ -4,8 +4,9 @@ A method is one class in one file: a ``Network`` that gives maps, and says where
 what is written here once. Methods without maps, such as OpenCV's, give ``features`` directly.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import shipped_settings
+from ..data.cells import CELL, CHANNELS, grid_shape, image_shape, to_pixels
 from ..data.features import Features
 from ..data.geometry import CELL_MAP, MapGeometry, sample_map
 from ..data.images import to_tensor
@@ -21,7 +23,15 @@ from ..data.stores.schema import Field
 from ..device import autocast
 from ..errors import CheckpointError, InputError
 
-__all__ = ["DenseMaps", "Network", "Student", "StudentOutput", "pack_sparse", "sparse_fields"]
+__all__ = [
+    "DenseMaps",
+    "GlobalTeacher",
+    "Network",
+    "Student",
+    "StudentOutput",
+    "pack_sparse",
+    "sparse_fields",
+]
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class DenseMaps:
     def pixel_scores(self) -> Tensor:
         """The score of every pixel (B, H, W) float32; 0 where the network sees nothing."""
         if self.score_geometry == CELL_MAP:
-            return F.pixel_shuffle(self.score_map[:, :64], 8)[:, 0]
+            return to_pixels(self.score_map)
         return F.pad(self.score_map[:, 0], [int(self.score_geometry.offset)] * 4)
 
 
@@ -64,6 +74,7 @@ class Network(nn.Module):
         channels: 1 (gray) or 3 (red, green, blue), of the images it takes.
         descriptor_dim: D of its local descriptors; 0 where it has none.
         global_dim: G of its global descriptor; 0 where it has none.
+        border: so many outermost pixels of an image have no score.
         usual_fields: the groups that are exported when none are named.
         refine_radius, rank_radius: how its score map is best read, see ``KeypointChoice``; 0 for
             keypoints on whole pixels and ranked by one of them, as published.
@@ -75,6 +86,7 @@ class Network(nn.Module):
     channels = 1
     descriptor_dim = 0
     global_dim = 0
+    border = 0
     usual_fields: tuple[str, ...] = ("score_map", "descriptor_map")
     refine_radius = 0
     rank_radius = 0
@@ -93,6 +105,11 @@ class Network(nn.Module):
             InputError, NotFoundError: no such file, or not weights of this network.
         """
         raise NotImplementedError
+
+    @property
+    def describes_given_keypoints(self) -> bool:
+        """Whether it has descriptors for keypoints that are not its own."""
+        return type(self).maps is not Network.maps and self.descriptor_dim > 0
 
     def for_inference(self) -> "Network":
         """The network as it is run, which may be another object than the one that is trained."""
@@ -177,10 +194,12 @@ class Network(nn.Module):
 
     def dense_fields(self, size: tuple[int, int]) -> dict[str, Field]:
         """The schema fields of the dense groups it can export, for images of (width, height)."""
-        cells = (size[1] // 8, size[0] // 8)
+        cells = grid_shape(size[::-1])
         fields = {}
         if self.descriptor_dim:
-            fields["score_map"] = Field(shape=(65, *cells), dtype="float16", geometry=CELL_MAP)
+            fields["score_map"] = Field(
+                shape=(CHANNELS, *cells), dtype="float16", geometry=CELL_MAP
+            )
             fields["descriptor_map"] = Field(
                 shape=(self.descriptor_dim, *cells), dtype="float16", geometry=CELL_MAP
             )
@@ -220,16 +239,25 @@ class Network(nn.Module):
 
     @torch.inference_mode()
     def export(
-        self, images: Tensor, groups: list[str], choice: KeypointChoice
+        self,
+        images: Tensor,
+        groups: list[str],
+        choice: KeypointChoice,
+        given: list[tuple[Tensor, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
-        """The fields of a batch (B, channels, H, W) float32 in [0, 1], on the network's device."""
+        """The fields of a batch (B, channels, H, W) float32 in [0, 1], on the network's device.
+
+        Args:
+            given: keypoints (N, 2) and scores (N,) of each image, described in place of the
+                network's own.
+        """
         maps = self.maps(images)
         arrays: dict[str, Tensor] = {}
         for group in groups:
             if group != "sparse":
                 arrays[group.partition(":")[0]] = self.dense_values(maps, group)
                 continue
-            found = self.detect(maps, self.choice_for(choice))
+            found = given or self.detect(maps, self.choice_for(choice))
             described = [
                 (points, scores, self.describe(maps, row, points))
                 for row, (points, scores) in enumerate(found)
@@ -252,6 +280,31 @@ class StudentOutput(NamedTuple):
     global_descriptor: Tensor | None
 
 
+class GlobalTeacher(NamedTuple):
+    """What a student must know of a teacher of global descriptors to be built for it.
+
+    Attributes:
+        dim: numbers of a global descriptor.
+        words: (K, D) of a VLAD: how many words, and the numbers of the local descriptors that it is
+            made of; None for any other teacher.
+    """
+
+    dim: int
+    words: tuple[int, int] | None
+
+    def check_words(self, descriptor_dim: int) -> None:
+        """See that a VLAD is of local descriptors as long as the student's.
+
+        Raises:
+            InputError: it is of others.
+        """
+        if self.words is not None and self.words[1] != descriptor_dim:
+            raise InputError(
+                f"the global teacher was made from local descriptors of {self.words[1]} numbers, "
+                f"the student's have {descriptor_dim}; make it from the same teacher's store"
+            )
+
+
 class Student(Network):
     """A network that can be trained from stores: its ``forward`` gives a ``StudentOutput``.
 
@@ -261,10 +314,87 @@ class Student(Network):
         Config: that dataclass.
         config: what this one was made from.
         MAY_BE_NEW: how the tensors begin that another student need not have to start this one.
+        GLOBAL_PARTS: the modules that give the global descriptor from what the others give.
+        local_is_frozen: these alone are trained.
     """
 
     Config: type
     MAY_BE_NEW: tuple[str, ...] = ()
+    GLOBAL_PARTS: tuple[str, ...] = ()
+    local_is_frozen = False
+
+    @classmethod
+    def open(cls, source: str | None = None, weights: str | None = None) -> "Student":
+        from .registry import checkpoint_path, load_checkpoint  # which imports this module
+
+        if source is None and weights is None:
+            raise InputError(
+                f"{cls.name}: name its checkpoint or run folder as {cls.name}:PATH, or a packaged "
+                "student such as default"
+            )
+        return load_checkpoint(checkpoint_path(source or weights))[0]
+
+    @classmethod
+    def configure(
+        cls, values: Mapping[str, Any], descriptor_dim: int, teacher: GlobalTeacher | None
+    ) -> Any:
+        """The ``Config`` of a student of certain teachers.
+
+        Args:
+            values: of its table in [train.networks] of pipeline.toml.
+            descriptor_dim: of the local teacher's descriptors.
+            teacher: of global descriptors; None for nobody.
+
+        Raises:
+            InputError: a value that has no place in ``Config``, or a teacher it cannot learn from.
+        """
+        try:
+            config = cls.Config(**values, descriptor_dim=descriptor_dim)
+        except TypeError as error:
+            raise InputError(f"[train.networks.{cls.name}]: {error}") from error
+        return cls.extend(config, values, teacher)
+
+    @classmethod
+    def extend(cls, config: Any, values: Mapping[str, Any], teacher: GlobalTeacher | None) -> Any:
+        """A ``Config`` with the global branch that a teacher calls for; see ``configure``."""
+        return config if teacher is None else replace(config, global_dim=teacher.dim)
+
+    def adopt_vlad(self, parameters: Mapping[str, np.ndarray]) -> None:
+        """Take over what a VLAD of local descriptors learned, where the network has room for it."""
+
+    def freeze_local(self) -> None:
+        """Train the global branch alone from now on; what it stands on stays as it is."""
+        self.local_is_frozen = True
+        for module in self._local_modules():
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Student":
+        """As of every module; frozen normalizations keep their statistics."""
+        super().train(mode)
+        if self.local_is_frozen:
+            for module in self._local_modules():
+                module.eval()
+        return self
+
+    def _local_modules(self) -> list[nn.Module]:
+        return [m for name, m in self.named_children() if name not in self.GLOBAL_PARTS]
+
+    @staticmethod
+    def whole_cells(image: Tensor) -> Tensor:
+        """An image (B, 1, H, W) without the rows and columns beyond its last whole cells.
+
+        Raises:
+            InputError: an image without a single cell.
+        """
+        height, width = image_shape(grid_shape(image.shape[-2:]))
+        if not (height and width):
+            found = "x".join(map(str, image.shape[:-3:-1]))
+            raise InputError(f"an image of {found} pixels is too small: {CELL}x{CELL} at least")
+        return image[..., :height, :width]
+
+    def describe_globally(self, image: Tensor) -> Tensor:
+        """Only the global descriptors (B, G) of a batch of images; see ``forward``."""
+        return self(image).global_descriptor
 
     def start_from(self, other: "Student") -> None:
         """Take over another student's weights.

@@ -7,7 +7,7 @@ a table of HF-Net's own, TensorFlow's SAME padding, and a NetVLAD head on the de
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..data.cells import CHANNELS, occupied
 from ..errors import InputError
 from .base import Student, StudentOutput
-from .registry import checkpoint_path, load_checkpoint, register
+from .registry import register
 
 __all__ = [
     "HFNet",
@@ -79,6 +80,7 @@ class HFNet(Student):
 
     Config = HFNetConfig
     refine_radius = 4
+    GLOBAL_PARTS = ("global_blocks", "vlad", "projection")
     MAY_BE_NEW = (
         *("global_blocks.", "vlad.", "projection."),
         *("detector_skip.", "context_block.", "descriptor_head.1."),
@@ -101,7 +103,7 @@ class HFNet(Student):
         self.descriptor_head = nn.Sequential(
             ConvBN(channels, 256, 3), nn.Conv2d(256, config.descriptor_dim, 1)
         )
-        self.detector_head = nn.Sequential(ConvBN(channels, 128, 3), nn.Conv2d(128, 65, 1))
+        self.detector_head = nn.Sequential(ConvBN(channels, 128, 3), nn.Conv2d(128, CHANNELS, 1))
         if config.global_dim and config.global_pooling == "deep":
             self.global_blocks, channels = _make_blocks(GLOBAL_BLOCKS, channels, config.width)
             self.vlad = NetVLAD(channels, config.clusters)
@@ -118,10 +120,25 @@ class HFNet(Student):
             nn.init.zeros_(self.context_block.project.norm.weight)
 
     @classmethod
-    def open(cls, source: str | None = None, weights: str | None = None) -> "HFNet":
-        if source is None and weights is None:
-            raise InputError("hfnet: name its checkpoint or run folder as hfnet:PATH, or default")
-        return load_checkpoint(checkpoint_path(source or weights))[0]
+    def configure(cls, values, descriptor_dim, teacher):
+        local = {k: v for k, v in values.items() if k not in ("global_pooling", "global_rank")}
+        return cls.extend(super().configure(local, descriptor_dim, None), values, teacher)
+
+    @classmethod
+    def extend(cls, config, values, teacher):
+        if teacher is None:
+            return config
+        config = replace(config, global_dim=teacher.dim)
+        if values.get("global_pooling", "auto") == "deep" or teacher.words is None:
+            rank = values.get("global_rank", config.global_rank)
+            return replace(config, global_pooling="deep", global_rank=rank)
+        teacher.check_words(config.descriptor_dim)
+        words, _ = teacher.words
+        return replace(config, global_pooling="local", global_rank=0, clusters=words)
+
+    def adopt_vlad(self, parameters) -> None:
+        if self.config.global_pooling == "local":
+            self.vlad.start_from(self.projection, parameters)
 
     def for_inference(self) -> "HFNet":
         """A copy without normalizations: the same numbers to float32's accuracy, twice as fast."""
@@ -159,32 +176,9 @@ class HFNet(Student):
             return self(image).global_descriptor
         return self._project(self.vlad(self.global_blocks(self._features(image)[0])))
 
-    def freeze_local(self) -> None:
-        """Train the global branch alone from now on; what it stands on stays as it is."""
-        self.local_is_frozen = True
-        for module in self._local_modules():
-            module.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "HFNet":
-        """As of every module; frozen normalisations keep their statistics."""
-        super().train(mode)
-        if self.local_is_frozen:
-            for module in self._local_modules():
-                module.eval()
-        return self
-
-    def _local_modules(self) -> list[nn.Module]:
-        added = [self.detector_skip] if self.config.detector_skip else []
-        added += [self.context_block] if self.config.context_block else []
-        return [self.stem, self.local_blocks, self.descriptor_head, self.detector_head, *added]
-
     def _features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The maps at stride 8 and, of the first block, at stride 2."""
-        height, width = (side // 8 * 8 for side in image.shape[-2:])
-        if not (height and width):
-            found = "x".join(map(str, image.shape[:-3:-1]))
-            raise InputError(f"an image of {found} pixels is too small for HF-Net: 8x8 at least")
-        centred = image[..., :height, :width] * (255 / 128) - 1  # HF-Net's (x - 128) / 128
+        centred = self.whole_cells(image) * (255 / 128) - 1  # HF-Net's (x - 128) / 128
         fine = self.local_blocks[0](self.stem(centred))
         features = self.local_blocks[1:](fine)
         return (self.context_block(features) if self.config.context_block else features), fine
@@ -307,7 +301,7 @@ class LocalVLAD(nn.Module):
         descriptors = descriptor_map.flatten(2).transpose(1, 2)
         closeness = descriptors @ self.words.T - self.words.square().sum(1) / 2
         weights = (self.SHARPNESS * closeness.float()).softmax(2)
-        likely = 1 - score_logits.softmax(1)[:, 64].flatten(1)
+        likely = occupied(score_logits.softmax(1)).flatten(1)
         weights = (weights * likely[:, :, None]).transpose(1, 2)
         sums = weights @ descriptors
         residuals = sums - weights.sum(2, keepdim=True) * self.words

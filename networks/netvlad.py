@@ -1,7 +1,7 @@
 """NetVLAD: the network, loading the official weights from MATLAB.
 
 Arandjelovic, Gronat, Torii, Pajdla, Sivic: NetVLAD: CNN Architecture for Weakly Supervised Place
-Recognition, CVPR 2016: VGG-16 up to conv5_3, soft-assigned residuals to 64 cluster centres,
+Recognition, CVPR 2016: VGG-16 up to conv5_3, soft-assigned residuals to 64 cluster centers,
 whitening to 4096 numbers.
 """
 
@@ -24,12 +24,12 @@ __all__ = ["NetVLAD", "NetVLADPooling", "load_netvlad"]
 
 # Of the 3x3 convolutions of VGG-16, stage by stage; each stage but the last ends in a max pooling.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-# Where the layers with weights stand in the official list, which counts ReLUs and poolings too.
+# Indices of the layers with weights in the official list, which also counts ReLUs and poolings.
 VLAD_LAYER, WHITENING_LAYER = 30, 33
 
 
 class NetVLADPooling(nn.Module):
-    """A map of features -> the residuals to each cluster centre, summed.
+    """A map of features -> the summed residuals to each cluster center.
 
     Attributes:
         score_proj: (K, D) features of unit length -> the logits of the clusters.
@@ -45,7 +45,7 @@ class NetVLADPooling(nn.Module):
         """(B, D, h, w) -> (B, D * K) of unit length; cluster k of channel d at ``d * K + k``."""
         features = F.normalize(features.flatten(2), dim=1)
         shares = self.score_proj(features.transpose(1, 2)).softmax(dim=2)
-        # The sum of a (x - c) is that of a x less that of a times c: no (B, K, D, N) in memory.
+        # sum(a (x - c)) = sum(a x) - c sum(a): no (B, K, D, N) in memory.
         residuals = features @ shares - self.centers * shares.sum(dim=1, keepdim=True)
         residuals = F.normalize(residuals, dim=1)
         return F.normalize(residuals.flatten(1), dim=1)
@@ -53,10 +53,10 @@ class NetVLADPooling(nn.Module):
 
 @register("netvlad")
 class NetVLAD(Network):
-    """Colour image -> global descriptor.
+    """Color image -> global descriptor.
 
     Attributes:
-        backbone: VGG-16 without what follows conv5_3, its ReLU included.
+        backbone: VGG-16 up to conv5_3, without its ReLU.
         mean: (3,), red, green and blue in [0, 255], subtracted from the image.
     """
 
@@ -66,7 +66,7 @@ class NetVLAD(Network):
         model="NetVLAD",
         file="VGG16-NetVLAD-Pitts30K.mat",
         url="https://cvg-data.inf.ethz.ch/hloc/netvlad/Pitts30K_struct.mat",
-        # As two projects that use this file publish it; the authors give none.
+        # As published by two projects that use this file; its authors publish none.
         digest="sha256:a67d9d897d3b7942f206478e3a22a4c4c9653172ae2447041d35f6cb278fdc67",
         licence="not stated by its authors; 0.5 GB",
     )
@@ -94,17 +94,17 @@ class NetVLAD(Network):
         return DenseMaps(size, global_descriptor=self.run(images))
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) float32 in [0, 1], red first, at least 16x16 -> (B, dim) of unit length."""
+        """(B, 3, H, W) float32 in [0, 1], RGB, at least 16x16 -> (B, dim) of unit length."""
         conv5_3 = self.backbone(image * 255 - self.mean[:, None, None])
-        with autocast(image.device, "float32"):  # the residuals are small beside their sums
+        with autocast(image.device, "float32"):  # the residuals are small compared with their sums
             return F.normalize(self.whitening(self.pooling(conv5_3.float())), dim=1)
 
 
 def load_netvlad(path: str | Path) -> NetVLAD:
     """The network with the weights of ``VGG16-NetVLAD-Pitts30K.mat``.
 
-    The file is that of the NetVLAD project with its objects turned into structures, as hloc
-    distributes it. The numbers of clusters and of outputs are the file's.
+    The file is that of the NetVLAD project with objects converted to structures, as hloc
+    distributes it. It determines the number of clusters and of outputs.
 
     Raises:
         InputError: not such a file; says what is missing or of another shape.
@@ -116,12 +116,12 @@ def load_netvlad(path: str | Path) -> NetVLAD:
         mean = np.asarray(net.meta.normalization.averageImage)
         centers = np.asarray(layers[VLAD_LAYER].weights[1])
         outputs = np.asarray(layers[WHITENING_LAYER].weights[1])
-    except Exception as error:  # scipy raises what it likes
+    except Exception as error:  # scipy raises many kinds of exceptions
         raise InputError(
             f"{path}: not weights of NetVLAD ({type(error).__name__}: {error}); expected "
             "VGG16-NetVLAD-Pitts30K.mat, with net.layers and net.meta.normalization"
         ) from error
-    with torch.device("meta"):  # the whitening alone takes half a gigabyte: no second one
+    with torch.device("meta"):  # the whitening alone takes half a gigabyte: do not copy it
         network = NetVLAD(centers.shape[-1], outputs.size)
     state = _read_state(network, layers, path)
     state["mean"] = torch.from_numpy(mean.reshape(-1, 3)[0].astype(np.float32))
@@ -132,7 +132,7 @@ def load_netvlad(path: str | Path) -> NetVLAD:
 
 def _read_state(network: NetVLAD, layers: list[SimpleNamespace], path: Path) -> dict[str, Tensor]:
     """The official tensors under our names, in torch's order of axes."""
-    # MATLAB keeps (rows, columns, in, out), and the centres with their signs changed.
+    # MATLAB stores (rows, columns, in, out), and the centers with the opposite sign.
     found = {}
     for number, layer in enumerate(network.backbone):
         if isinstance(layer, nn.Conv2d):

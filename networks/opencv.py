@@ -1,7 +1,7 @@
 """OpenCV's keypoints and descriptors: baselines that need no weights.
 
-They find keypoints by means of their own and are thinned out like every other network's. Where a
-detector lacks descriptors, ``DETECTOR+DESCRIBER`` gives it another network's.
+They detect keypoints in their own way; these are suppressed and ranked like those of every other
+network. ``DETECTOR+DESCRIBER`` combines a detector with the descriptors of another network.
 """
 
 import cv2
@@ -20,7 +20,7 @@ __all__ = ["AKAZE", "FAST", "ORB", "DetectorWithDescriber", "Harris", "RootSIFT"
 
 
 class OpenCVNetwork(Network):
-    """Runs image by image on the CPU, in OpenCV's own precision."""
+    """Base of OpenCV's methods, which run image by image on the CPU."""
 
     weights = f"opencv {cv2.__version__}"
 
@@ -39,7 +39,7 @@ class OpenCVNetwork(Network):
         raise NotImplementedError
 
     def export(
-        self, images: Tensor, groups: list[str], choice: KeypointChoice
+        self, images: Tensor, groups: list[str], choice: KeypointChoice, given: None = None
     ) -> dict[str, Tensor]:
         parts = [(f.keypoints, f.scores, f.descriptors) for f in self.features(images, choice)]
         found = [tuple(torch.from_numpy(part) for part in of_one) for of_one in parts]
@@ -58,7 +58,7 @@ class RootSIFT(OpenCVNetwork):
     usual_fields = ("sparse",)
 
     def of_image(self, image: np.ndarray, choice: KeypointChoice) -> Features:
-        # Without it OpenCV's keypoints lie a quarter of a pixel off.
+        # Without it OpenCV's keypoints are off by a quarter of a pixel.
         detector = cv2.SIFT_create(enable_precise_upscale=True)
         found, descriptors = detector.detectAndCompute(image, None)
         if not found:
@@ -88,7 +88,7 @@ class ORB(BinaryNetwork):
     """Rublee et al.: ORB: An Efficient Alternative to SIFT or SURF, ICCV 2011."""
 
     def create(self, choice: KeypointChoice) -> cv2.Feature2D:
-        # Suppression thins its clusters out: it needs many more than are kept in the end.
+        # Suppression removes most of its clustered keypoints, so it starts from many more.
         return cv2.ORB_create(nfeatures=10 * choice.max_num_keypoints)
 
 
@@ -97,7 +97,7 @@ class AKAZE(BinaryNetwork):
     """Alcantarilla, Nuevo, Bartoli: Fast Explicit Diffusion for Accelerated Features, BMVC 2013."""
 
     THRESHOLD = 1e-4
-    """A tenth of OpenCV's default: enough are left to choose from."""
+    """A tenth of OpenCV's default, so that there are enough keypoints to choose from."""
 
     def __init__(self):
         super().__init__()
@@ -117,7 +117,7 @@ class AKAZE(BinaryNetwork):
 class Harris(OpenCVNetwork):
     """Where Harris' response is high: Harris and Stephens, Alvey Vision Conference, 1988.
 
-    Windows of 4x4 pixels and k = 0.04, with which SuperPoint's and HF-Net's papers compare.
+    Windows of 4x4 pixels and k = 0.04, as in the comparisons of SuperPoint's and HF-Net's papers.
     """
 
     def of_image(self, image: np.ndarray, choice: KeypointChoice) -> Features:
@@ -131,7 +131,7 @@ class FAST(OpenCVNetwork):
     """Rosten and Drummond: Machine Learning for High-Speed Corner Detection, ECCV 2006."""
 
     THRESHOLD = 10
-    """Gray levels that the pixels of the circle differ from its centre."""
+    """Gray levels by which the pixels of the circle differ from its center."""
 
     def of_image(self, image: np.ndarray, choice: KeypointChoice) -> Features:
         found = cv2.FastFeatureDetector_create(self.THRESHOLD).detect(image)
@@ -143,12 +143,12 @@ class DetectorWithDescriber(Network):
     """The keypoints of one network with the descriptors of another.
 
     Raises:
-        InputError: a describer that has no descriptor for every position of an image.
+        InputError: a describer without a descriptor for every position of an image.
     """
 
     def __init__(self, detector: Network, describer: Network):
         super().__init__()
-        if type(describer).maps is Network.maps or not describer.descriptor_dim:
+        if not describer.describes_given_keypoints:
             raise InputError(
                 f"--model {detector.name}+{describer.name}: {describer.name} describes only "
                 "keypoints of its own; expected superpoint, silk or a student behind the +"
@@ -174,7 +174,7 @@ class DetectorWithDescriber(Network):
 
 
 def _thinned(found, image: np.ndarray, choice: KeypointChoice):
-    """(width, height), keypoints (N, 2), scores (N,) and the rows that they are of OpenCV's."""
+    """(width, height), keypoints (N, 2), scores (N,) and their rows among OpenCV's."""
     size = (image.shape[1], image.shape[0])
     keypoints = np.array([point.pt for point in found], np.float32).reshape(-1, 2)
     scores = np.array([point.response for point in found], np.float32)
@@ -183,6 +183,6 @@ def _thinned(found, image: np.ndarray, choice: KeypointChoice):
 
 
 def _take_root(descriptors: np.ndarray) -> np.ndarray:
-    """(N, 128) -> the square root of each, taken as a distribution, of unit length."""
+    """(N, 128) -> the square root of each as a distribution, of unit length."""
     total = descriptors.sum(axis=1, keepdims=True)
     return np.sqrt(descriptors / np.maximum(total, 1e-12)).astype(np.float32)

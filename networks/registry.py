@@ -37,6 +37,7 @@ MODULES = {
     "netvlad": "netvlad",
     "vlad": "vlad",
     "hfnet": "hfnet",
+    "light": "light",
     "onnx": "onnx",
     **dict.fromkeys(("sift", "orb", "akaze", "harris", "fast"), "opencv"),
 }

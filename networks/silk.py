@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoints import read_tensors, write_tensors
+from ..data.cells import grid_shape
 from ..data.geometry import CELL_MAP, MapGeometry, average_map, resample_map
 from ..data.stores.schema import Field
 from ..errors import InputError, NotFoundError
@@ -88,11 +89,12 @@ class SiLK(Network):
     """
 
     Config = SiLKConfig
+    border = int(SiLKConfig().geometry.offset)
 
     def __init__(self, config: SiLKConfig | None = None):
         super().__init__()
         self.config = config = config or SiLKConfig()
-        self.descriptor_dim = config.descriptor_dim
+        self.descriptor_dim, self.border = config.descriptor_dim, int(config.geometry.offset)
         skipped = math.ceil((config.geometry.offset - CELL_MAP.offset) / CELL_MAP.stride)
         self.skipped_cells = skipped
         self.cell_geometry = MapGeometry(
@@ -133,9 +135,13 @@ class SiLK(Network):
     def dense_fields(self, size: tuple[int, int]) -> dict[str, Field]:
         geometry, dim = self.config.geometry, self.descriptor_dim
         inside = tuple(side - int(2 * geometry.offset) for side in size[::-1])
-        cells = Field(
-            shape=(dim, *self._described_cells(size)), dtype="float16", geometry=self.cell_geometry
-        )
+        described = self._described_cells(size)
+        if min(described) < 1:
+            raise InputError(
+                f"--size {size[0]}x{size[1]}: {self.name} says nothing of the outermost "
+                f"{geometry.offset:g} pixels, and no whole cell is left; name a larger one"
+            )
+        cells = Field(shape=(dim, *described), dtype="float16", geometry=self.cell_geometry)
         return {
             "score_map": Field(shape=(1, *inside), dtype="float16", geometry=geometry),
             "descriptor_map": cells,
@@ -162,7 +168,7 @@ class SiLK(Network):
 
     def _described_cells(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the cells whose centre lies inside the border."""
-        return tuple(side // 8 - 2 * self.skipped_cells for side in size[::-1])
+        return tuple(side - 2 * self.skipped_cells for side in grid_shape(size[::-1]))
 
     def forward(self, image: Tensor) -> SiLKOutput:
         """Maps of a batch (B, 1, H, W) float32 in [0, 1]; see ``SiLKOutput``.

@@ -7,6 +7,7 @@ Description, CVPRW 2018. The layer names are those of the official state dict.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..data.cells import CHANNELS
 from ..data.geometry import CELL_MAP
 from .base import DenseMaps, Network
 from .registry import register
@@ -37,7 +38,7 @@ class SuperPoint(Network):
             self.add_module(f"conv{stage}a", nn.Conv2d(before, after, 3, padding=1))
             self.add_module(f"conv{stage}b", nn.Conv2d(after, after, 3, padding=1))
         self.convPa = nn.Conv2d(128, 256, 3, padding=1)
-        self.convPb = nn.Conv2d(256, 65, 1)
+        self.convPb = nn.Conv2d(256, CHANNELS, 1)
         self.convDa = nn.Conv2d(128, 256, 3, padding=1)
         self.convDb = nn.Conv2d(256, 256, 1)
 

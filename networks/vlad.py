@@ -1,7 +1,7 @@
 """VLAD: a global descriptor of an image from its local ones, learned without labels.
 
 Jegou et al.: Aggregating Local Image Descriptors into Compact Codes, PAMI 2012; Arandjelovic and
-Zisserman: All About VLAD, CVPR 2013 (intra-normalisation); Jegou and Chum: Negative Evidences and
+Zisserman: All About VLAD, CVPR 2013 (intra-normalization); Jegou and Chum: Negative Evidences and
 Co-occurrences in Image Retrieval, ECCV 2012 (whitening).
 """
 
@@ -24,13 +24,13 @@ __all__ = ["VLAD", "StoredVLAD", "flatten_map", "pool_residuals"]
 
 @dataclass(frozen=True)
 class VLAD:
-    """What was learned from many images, and encodes any.
+    """A VLAD learned from many images, which encodes any image.
 
     Attributes:
-        words: (K, D) float32, the centres of the local descriptors.
+        words: (K, D) float32, the centers of the local descriptors.
         mean: (K * D,) float32, of the images' residuals.
         projection: (G, K * D) float32, onto their principal axes, the strongest first, each divided
-            by its deviation, which counts for more than it is (see ``teacher_export.places``).
+            by its regularized standard deviation (see ``teacher_export.places``).
     """
 
     words: np.ndarray
@@ -42,7 +42,7 @@ class VLAD:
         return _normalize(self.projection @ (pool_residuals(descriptors, self.words) - self.mean))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """The arrays by name, as a store's ``parameters`` keep them."""
+        """The arrays by name, as in a store's ``parameters``."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
@@ -59,8 +59,8 @@ class VLAD:
 class StoredVLAD(Network):
     """What a store of ``export-teacher --model vlad`` learned, for images that are not in it.
 
-    It runs the local network with the settings that the store's own local descriptors were made
-    with, whatever the size of the image; keypoints that it gives are the best of those.
+    It runs the local network with the settings that the local descriptors of the store were made
+    with, at any image size. The keypoints it returns are the best of that network's.
     """
 
     usual_fields = ("global_descriptor",)
@@ -136,8 +136,8 @@ def pool_residuals(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
         words: (K, D) float32.
 
     Returns:
-        (K * D,) float32 of unit length, word after word, each word's part of the same length; zeros
-        for words that no descriptor is nearest to.
+        (K * D,) float32 of unit length, word after word, each word's part normalized to the same
+        length; zeros for words to which no descriptor is nearest.
     """
     descriptors = descriptors.astype(np.float32)
     nearest = (descriptors @ words.T - (words**2).sum(axis=1) / 2).argmax(axis=1)

@@ -1,4 +1,4 @@
-"""Where a teacher's weights come from, what they are licensed for, how they are verified."""
+"""Official weights: where they come from, their licenses, and how they are verified."""
 
 import hashlib
 import os
@@ -23,11 +23,11 @@ class OfficialWeights:
     """One released file of weights.
 
     Attributes:
-        model: as the licence's owner calls it.
-        file: its name; ``.npz`` in place of its suffix is found as well.
+        model: its name in messages.
+        file: its name; a file with the suffix ``.npz`` instead is also found.
         url: the official address.
-        digest: of the file, as ``data.download.download`` takes it.
-        licence: in a few words.
+        digest: of the file, as ``download`` takes it.
+        licence: the license in a few words.
     """
 
     model: str
@@ -40,12 +40,12 @@ class OfficialWeights:
 def find_weights(official: OfficialWeights, given: str | Path | None = None) -> Path:
     """Find a teacher's weights, downloading them to the user cache as a last resort.
 
-    Looked for in this order: ``given``, the folder named by ``HFNET_DISTILL_WEIGHTS``, the user
-    cache, the official address. Only a download is held against the released digest; a file of
-    your own may be any that loads.
+    Searched in this order: ``given``, the folder named by ``HFNET_DISTILL_WEIGHTS``, the user
+    cache, the official address. Only a download is compared with the published digest; a file of
+    your own only has to load.
 
     Raises:
-        NotFoundError: nowhere to be had; says where to get them and under which licence.
+        NotFoundError: found nowhere; says where to get them and under which license.
     """
     if given is not None:
         if not Path(given).is_file():
@@ -76,7 +76,7 @@ def load_arrays(path: str | Path) -> tuple[dict[str, torch.Tensor], str]:
     """The tensors of a ``.pth`` state dict or an ``.npz``, and the file's SHA-256.
 
     Raises:
-        InputError: not such a file; nothing in it is ever executed.
+        InputError: another kind of file. Nothing in it is ever executed.
     """
     path = Path(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -2,7 +2,6 @@
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -10,35 +9,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..config import TrainSettings
 from ..data.augment import augment_photometric
-from ..data.images import fit_image, read_image, view_through
+from ..data.geometry import Homographies, resize_matrix
+from ..data.images import crop_to_shape, fit_image, load_photograph, read_image, view_through
+from ..errors import InputError
 from .targets import Targets
-from .views import random_crop, random_view
+from .views import ViewSampler
 
-__all__ = ["Batches", "DistillationDataset", "Warps", "make_loader"]
-
-
-@dataclass(frozen=True)
-class Warps:
-    """Random homographies that training looks through; see ``student.views.random_view``.
-
-    Attributes:
-        share: of the views that are warped; the others are upright crops.
-    """
-
-    share: float
-    zoom: tuple[float, float]
-    rotation: float
-    perspective: float
-    tilt: float
-
-    @classmethod
-    def of(cls, settings: TrainSettings) -> "Warps":
-        """As [train] has them."""
-        return cls(
-            settings.warp, settings.zoom, settings.rotation, settings.perspective, settings.tilt
-        )
+__all__ = ["Batches", "DistillationDataset", "make_loader"]
 
 
 class DistillationDataset(Dataset):
@@ -50,34 +28,37 @@ class DistillationDataset(Dataset):
 
     Args:
         folder: where the photographs lie under their names.
-        size: (width, height) that the teacher saw.
         crop: (width, height) of the views in multiples of 8, or None for that of the photographs.
         views: how many of each photograph.
-        warps: None for upright crops only.
+        sampler: how they are drawn; None for upright crops only.
         photometric: strength of photometric augmentation.
+        full_resolution: views are cut from a photograph's own pixels where it has more of them
+            than the teacher saw, and so are sharp where they zoom in.
 
     Raises:
-        ValueError: a crop larger than the images.
+        InputError: a crop larger than the images.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         names: list[str],
-        targets: list[Targets],
+        targets: Targets,
         *,
-        size: tuple[int, int],
         crop: tuple[int, int] | None = None,
         views: int = 1,
-        warps: Warps | None = None,
+        sampler: ViewSampler | None = None,
         photometric: float = 0.0,
+        full_resolution: bool = False,
         seed: int = 0,
     ):
-        self.folder, self.names, self.targets = folder, names, targets
-        self.size, self.crop, self.views = size, crop or size, views
-        self.warps, self.photometric, self.seed = warps, photometric, seed
+        self.folder, self.names, self.targets = Path(folder), names, targets
+        self.size = size = targets.image_size
+        self.crop, self.views = crop or size, views
+        self.sampler = sampler or ViewSampler(0.0, Homographies())
+        self.photometric, self.full_resolution, self.seed = photometric, full_resolution, seed
         if self.crop[0] > size[0] or self.crop[1] > size[1]:
-            raise ValueError(
+            raise InputError(
                 f"crop {self.crop[0]}x{self.crop[1]} is larger than the store's images, "
                 f'{size[0]}x{size[1]}; lower crop in [train] or set it to "whole"'
             )
@@ -89,31 +70,27 @@ class DistillationDataset(Dataset):
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         name = self.names[index]
-        photograph = fit_image(read_image(self.folder / name, channels=1), self.size)
+        photograph = self._photograph(name)
+        H_seen_to_own = resize_matrix(self.size, photograph.shape[1::-1])
+        # What lies beyond the photograph is masked, but a black edge would be seen from inside.
+        border = cv2.BORDER_REFLECT_101 if self.targets.partial else cv2.BORDER_CONSTANT
         images, homographies = [], []
-        for _ in range(self.views):
-            H_view_to_photo = self._draw_view(rng)
-            image = view_through(photograph, H_view_to_photo, self.crop)
+        for H_view_to_photo in self.sampler.draw(rng, self.size, self.crop, self.views):
+            image = view_through(
+                photograph, H_seen_to_own @ H_view_to_photo, self.crop, border=border
+            )
             images.append(augment_photometric(image, rng, self.photometric)[None])
             homographies.append(H_view_to_photo)
         item = {"image": np.stack(images), "H_view_to_photo": np.stack(homographies)}
-        for target in self.targets:
-            item |= target.read(name, item["H_view_to_photo"], self.crop, rng)
+        item |= self.targets.read(name, item["H_view_to_photo"], self.crop, rng)
         return {key: torch.from_numpy(np.asarray(value, order="C")) for key, value in item.items()}
 
-    def _draw_view(self, rng: np.random.Generator) -> np.ndarray:
-        warps = self.warps
-        if warps is None or rng.random() >= warps.share:
-            return random_crop(rng, self.size, self.crop)
-        return random_view(
-            rng,
-            self.size,
-            self.crop,
-            zoom=warps.zoom,
-            rotation=warps.rotation,
-            perspective=warps.perspective,
-            tilt=warps.tilt,
-        )
+    def _photograph(self, name: str) -> np.ndarray:
+        """A gray photograph (H, W) uint8 of the shape that the teacher saw, as large or larger."""
+        if not self.full_resolution:
+            return load_photograph(self.folder / name, self.size, channels=1)
+        own = crop_to_shape(read_image(self.folder / name, channels=1), self.size)
+        return own if own.shape[1] > self.size[0] else fit_image(own, self.size)
 
 
 class Batches(Sampler):
@@ -137,7 +114,7 @@ class Batches(Sampler):
     ):
         number, parts = part
         if batch_size % parts:
-            raise ValueError(
+            raise InputError(
                 f"batch_size {batch_size} cannot be shared equally by {parts} processes; make it "
                 f"a multiple of {parts}"
             )
@@ -165,7 +142,7 @@ def make_loader(dataset: DistillationDataset, batches, num_workers: int) -> Data
     Args:
         batches: lists of keys ``(epoch, index)``.
     """
-    remote = any(store.is_remote for target in dataset.targets for store in target.stores)
+    remote = any(store.is_remote for store in dataset.targets.stores)
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -180,5 +157,6 @@ def make_loader(dataset: DistillationDataset, batches, num_workers: int) -> Data
 
 def _prepare_worker(worker: int) -> None:
     cv2.setNumThreads(0)
-    # Ctrl-C reaches every process of a terminal; the loop answers it and still needs its batches.
+    # Both reach every process of a group; the loop answers them and still needs its batches.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,21 +1,44 @@
-"""The losses, one function each, one value per image: HF-Net's (Sarlin et al., CVPR 2019), and one
-between two views."""
+"""The losses: a registry of functions, one value per image or pair each.
+
+HF-Net's (Sarlin et al., CVPR 2019), those between two views of a photograph, and others that
+pipeline.toml leaves at a weight of 0. A new one is a function here, or in a file of one's own, and
+a line in ``[train.loss_weights]``:
+
+    @register_loss("entropy")
+    def entropy(said, lesson):
+        logits = said.score_logits
+        return -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean((1, 2))
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.geometry import CELL_MAP, sample_map
-from .views import is_inside, warp
+from ..data.cells import CELL, NOTHING, cell_peaks, image_shape, occupied, to_pixels
+from ..data.geometry import CELL_MAP, is_inside, sample_map, warp_points
+from ..errors import InputError
+from ..networks.base import StudentOutput
+from .targets import Lesson
 
 __all__ = [
+    "LOSSES",
     "UncertaintyWeights",
+    "active_losses",
+    "compute_losses",
+    "contrast_loss",
     "correspondence_loss",
     "descriptor_loss",
     "detector_loss",
     "global_descriptor_loss",
-    "keypoint_loss",
     "localization_loss",
+    "occupancy_loss",
+    "place_loss",
+    "register_loss",
+    "similarity_loss",
     "weighted_mean",
 ]
 
@@ -23,6 +46,159 @@ SAME = 4
 """Pixels. Suppression leaves no two keypoints nearer to each other."""
 KEYPOINTS, LEAST = 100, 0.005
 """So many of a view's keypoints have their places compared, and what their scores are above."""
+COMPARED = 512
+"""Cells or keypoints of a view whose descriptors are told from each other."""
+CONTRASTED = 160
+"""Keypoints of a photograph that are told from all others of the batch."""
+TEMPERATURE = 0.05
+"""Of the similarities of unit descriptors: SiLK's."""
+SOFT_TEMPERATURE = 0.1
+"""Of those that are compared as distributions: the second and third choice are seen, too."""
+
+Needs = Literal["local", "pair", "global"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss of the registry.
+
+    Attributes:
+        function: what a student said, a named tuple of maps, and a ``Lesson`` -> values (N,) of the
+            views or (B,) of the photographs.
+        needs: local targets, two views of each photograph, or global targets.
+    """
+
+    function: Callable[[StudentOutput, Lesson], Tensor]
+    needs: Needs
+
+
+LOSSES: dict[str, Loss] = {}
+
+
+def register_loss(name: str, needs: Needs = "local") -> Callable:
+    """Make a function the loss of that name in ``[train.loss_weights]``.
+
+    Raises:
+        InputError: there is one of that name already.
+    """
+
+    def register(function: Callable) -> Callable:
+        if name in LOSSES:
+            raise InputError(f"a loss named {name} exists already; choose another name")
+        LOSSES[name] = Loss(function, needs)
+        return function
+
+    return register
+
+
+def active_losses(weights: dict[str, float], has: set[Needs]) -> list[str]:
+    """The losses with a weight above 0 that can be computed, in the order of the registry.
+
+    Args:
+        has: what a batch has of what losses need.
+
+    Raises:
+        InputError: a name that no loss has.
+    """
+    if unknown := [name for name in weights if name not in LOSSES]:
+        raise InputError(
+            f"loss_weights: no loss is named {unknown[0]}; there are {', '.join(LOSSES)}"
+        )
+    return [name for name, loss in LOSSES.items() if weights.get(name, 0) and loss.needs in has]
+
+
+def compute_losses(names: Iterable[str], said: StudentOutput, lesson: Lesson) -> dict[str, Tensor]:
+    """The losses of those names, each the mean over the batch, a float32 scalar."""
+    return {name: LOSSES[name].function(said, lesson).mean() for name in names}
+
+
+@register_loss("detector")
+def _detector(said: StudentOutput, lesson: Lesson) -> Tensor:
+    return detector_loss(said.score_logits, lesson.detections.cells, lesson.detections.known)
+
+
+@register_loss("descriptor")
+def _descriptor(said: StudentOutput, lesson: Lesson) -> Tensor:
+    found = _student_descriptors(said, lesson)
+    return descriptor_loss(found, lesson.descriptors.mT, lesson.weights)
+
+
+@register_loss("global", needs="global")
+def _global(said: StudentOutput, lesson: Lesson) -> Tensor:
+    return global_descriptor_loss(said.global_descriptor, lesson.global_descriptor)
+
+
+@register_loss("correspondence", needs="pair")
+def _correspondence(said: StudentOutput, lesson: Lesson) -> Tensor:
+    """At the likeliest pixels of the student's likeliest cells of view 0."""
+    maps, logits = _pairs(said.descriptor_map), _pairs(said.score_logits)
+    cells = logits[0].detach()
+    likely = occupied(cells.softmax(1)).flatten(1)
+    if lesson.seen is not None:
+        likely = likely * _pairs(lesson.seen)[0].flatten(1)
+    likely, chosen = likely.topk(min(COMPARED, likely.shape[1]))
+    peaks = cell_peaks(cells).gather(1, chosen[:, :, None].expand(-1, -1, 2))
+    return correspondence_loss(maps, peaks, likely, _between(lesson))
+
+
+@register_loss("localization", needs="pair")
+def _localization(said: StudentOutput, lesson: Lesson) -> Tensor:
+    seen = None if lesson.seen is None else _pairs(lesson.seen)
+    return localization_loss(_pairs(said.score_logits), _between(lesson), seen)
+
+
+@register_loss("occupied")
+def _occupied(said: StudentOutput, lesson: Lesson) -> Tensor:
+    return occupancy_loss(said.score_logits, lesson.detections.cells, lesson.detections.known)
+
+
+@register_loss("where")
+def _where(said: StudentOutput, lesson: Lesson) -> Tensor:
+    return place_loss(said.score_logits, lesson.detections.cells, lesson.detections.known)
+
+
+@register_loss("similarity")
+def _similarity(said: StudentOutput, lesson: Lesson) -> Tensor:
+    """Over the points of each view that count most."""
+    found, weights = _student_descriptors(said, lesson).mT, lesson.weights.float()
+    weights, chosen = weights.topk(min(COMPARED, weights.shape[1]))
+    student, teacher = (
+        rows.gather(1, chosen[:, :, None].expand(-1, -1, rows.shape[2]))
+        for rows in (found, lesson.descriptors)
+    )
+    return similarity_loss(student, teacher, weights)
+
+
+@register_loss("contrast", needs="pair")
+def _contrast(said: StudentOutput, lesson: Lesson) -> Tensor:
+    """At the detector target's keypoints that both views show, the likeliest of each photograph."""
+    detections = lesson.detections
+    if detections.keypoints is None:
+        raise InputError("loss contrast: needs a detector_target with keypoints, not cells")
+    inside = is_inside(detections.keypoints, image_shape(said.descriptor_map.shape[2:])[::-1])
+    weights = torch.stack(_pairs(detections.probability * inside)).amin(0)
+    weights, chosen = weights.topk(min(CONTRASTED, weights.shape[1]))
+    chosen = chosen[:, :, None].expand(-1, -1, 2)
+    points = [rows.gather(1, chosen) for rows in _pairs(detections.keypoints)]
+    return contrast_loss(_pairs(said.descriptor_map), points, weights)
+
+
+def _student_descriptors(said: StudentOutput, lesson: Lesson) -> Tensor:
+    """Those (N, D, P) at the points of a lesson, of unit length."""
+    if lesson.points is None:
+        return said.descriptor_map.flatten(2)
+    return F.normalize(sample_map(said.descriptor_map, lesson.points, CELL_MAP), dim=2).mT
+
+
+def _pairs(of_views: Tensor) -> tuple[Tensor, Tensor]:
+    """(2 * B, ...) -> views 0 and views 1, (B, ...) each."""
+    return of_views.unflatten(0, (-1, 2)).unbind(1)
+
+
+def _between(lesson: Lesson) -> Tensor:
+    """``H_0to1`` (B, 3, 3) of the two views of each photograph."""
+    views = lesson.H_view_to_photo
+    return torch.linalg.inv(views[:, 1]) @ views[:, 0]
 
 
 def descriptor_loss(predicted: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -52,21 +228,53 @@ def detector_loss(score_logits: Tensor, target: Tensor, mask: Tensor | None = No
     return _mean(-(target * score_logits.log_softmax(1)).sum(1), mask)
 
 
-def keypoint_loss(score_logits: Tensor, keypoint_map: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Cross-entropy of each cell's distribution against one keypoint in it, or none.
+def occupancy_loss(score_logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of "this cell has a keypoint" against the teacher's, mean over cells.
+
+    ``detector_loss`` is the sum of this and, of each cell, ``place_loss`` times the teacher's mass:
+    apart, few keypoints weigh as much as many empty cells. Arguments as of ``detector_loss``.
+    """
+    nothing, pixels = score_logits[:, NOTHING], score_logits[:, :NOTHING]
+    logit = pixels.logsumexp(1) - nothing
+    values = F.binary_cross_entropy_with_logits(logit, occupied(target), reduction="none")
+    return _mean(values, mask)
+
+
+def place_loss(score_logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Cross-entropy of where in its cell a keypoint is, mean over the teacher's keypoints.
+
+    Cells count as much as the teacher holds a keypoint there likely. Arguments as of
+    ``detector_loss``.
+    """
+    pixels, mass = target[:, :NOTHING], occupied(target)
+    surprise = -(pixels * score_logits[:, :NOTHING].log_softmax(1)).sum(1)
+    mass = mass if mask is None else mass * mask
+    return _mean(surprise / mass.clamp(min=1e-6), mass)
+
+
+def similarity_loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+    """How differently a student's descriptor and its teacher's choose among the teacher's.
+
+    After AsymLoc (arXiv 2604.09445): the Kullback-Leibler divergence of the softmax of
+    teacher-student similarities from that of teacher-teacher ones, over rows and over columns.
+    It keeps the student comparable with its teacher: either may describe the map.
 
     Args:
-        score_logits: (B, 65, h, w).
-        keypoint_map: (B, 8h, 8w) bool; of several in a cell the first, row by row, counts.
-        mask: (B, h, w) bool; other cells do not count.
+        student, teacher: (N, P, D) of unit length, at the same points.
+        weights: (N, P), how much each point counts; one with 0 is no choice either.
 
     Returns:
-        (B,).
+        (N,), not negative.
     """
-    cells = F.pixel_unshuffle(keypoint_map[:, None].float(), 8)
-    nothing = torch.full_like(cells[:, :1], 0.5)  # wins where no pixel has a keypoint
-    labels = torch.cat([cells, nothing], 1).argmax(1)
-    return _mean(F.cross_entropy(score_logits, labels, reduction="none"), mask)
+    absent = (weights <= 0)[:, None]
+    own = teacher @ teacher.mT / SOFT_TEMPERATURE
+    mixed = student @ teacher.mT / SOFT_TEMPERATURE
+    values = 0.0
+    for logits in (mixed, mixed.mT):
+        expected, found = (each.masked_fill(absent, -1e4).log_softmax(2) for each in (own, logits))
+        apart = F.kl_div(found, expected, log_target=True, reduction="none").sum(2)
+        values = values + _mean(apart, weights) / 2
+    return values
 
 
 def correspondence_loss(
@@ -75,7 +283,7 @@ def correspondence_loss(
     weights: Tensor,
     H_0to1: Tensor,
     *,
-    temperature: float = 0.05,
+    temperature: float = TEMPERATURE,
 ) -> Tensor:
     """How surely a point of view 0 is told from all others of view 1, and the other way round.
 
@@ -91,9 +299,8 @@ def correspondence_loss(
     Returns:
         (B,), 0 where the views share nothing.
     """
-    height, width = (8 * side for side in descriptor_maps[1].shape[2:])
-    places = points.float(), warp(points, H_0to1).float()
-    seen = is_inside(places[1], (width, height))
+    places = points.float(), warp_points(points, H_0to1).float()
+    seen = is_inside(places[1], image_shape(descriptor_maps[1].shape[2:])[::-1])
     descriptors = [
         F.normalize(sample_map(maps, at, CELL_MAP), dim=2)
         for maps, at in zip(descriptor_maps, places, strict=True)
@@ -108,7 +315,52 @@ def correspondence_loss(
     return _mean(surprise, weights * seen)
 
 
-def localization_loss(score_logits: tuple[Tensor, Tensor], H_0to1: Tensor) -> Tensor:
+def contrast_loss(
+    descriptor_maps: Sequence[Tensor],
+    points: Sequence[Tensor],
+    weights: Tensor,
+    *,
+    temperature: float = TEMPERATURE,
+) -> Tensor:
+    """How surely a keypoint is found in the other view among those of the whole batch.
+
+    InfoNCE (van den Oord et al., 2018), as ``correspondence_loss``; but the negatives also are the
+    other keypoints of its own view, and those of other photographs.
+
+    Args:
+        descriptor_maps: of views 0 and 1, (B, D, h, w) each, of unit length along D.
+        points: (B, N, 2) float32 each, the same keypoints in pixels of views 0 and of views 1.
+        weights: (B, N), how much each counts; one with 0 is no negative either.
+
+    Returns:
+        (B,).
+    """
+    count = weights.shape[1]
+    found = [
+        F.normalize(sample_map(maps, at, CELL_MAP), dim=2).flatten(0, 1)
+        for maps, at in zip(descriptor_maps, points, strict=True)
+    ]
+    near = [torch.block_diag(*(torch.cdist(at, at) < SAME)).bool() for at in points]
+    same = near[0] | near[1]
+    absent = ~(weights.flatten() > 0)
+    own = torch.eye(len(same), dtype=torch.bool, device=same.device)
+    across = found[0] @ found[1].mT / temperature
+    right = across.diagonal()
+    # Its own correspondence stays, also where the point itself is absent: it counts nothing there.
+    across = across.masked_fill((same | absent | absent[:, None]) & ~own, -1e4)
+    within = [(d @ d.mT / temperature).masked_fill(same | absent | own, -1e4) for d in found]
+    seen = [
+        torch.logaddexp(across.logsumexp(1 - view), within[view].logsumexp(1)) for view in (0, 1)
+    ]
+    surprise = (seen[0] + seen[1]) / 2 - right
+    return _mean(surprise.unflatten(0, (-1, count)), weights)
+
+
+def localization_loss(
+    score_logits: tuple[Tensor, Tensor],
+    H_0to1: Tensor,
+    seen: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """How far apart two views see the same keypoint, mean over keypoints.
 
     A keypoint is the highest score within ``SAME`` pixels, at the centre of gravity of the scores
@@ -118,25 +370,25 @@ def localization_loss(score_logits: tuple[Tensor, Tensor], H_0to1: Tensor) -> Te
     Args:
         score_logits: of views 0 and 1, (B, 65, h, w) each.
         H_0to1: (B, 3, 3) float64.
+        seen: (B, h, w) bool each, the cells that count; None for all.
 
     Returns:
         (B,), in pixels of view 0 and of view 1, their mean; 0 where nothing is seen twice.
     """
-    (points0, found0), (points1, found1) = (
-        _best_keypoints(_pixel_scores(logits.float())) for logits in score_logits
-    )
-    offsets1 = warp(points0, H_0to1)[:, :, None] - points1[:, None]
-    offsets0 = points0[:, :, None] - warp(points1, torch.linalg.inv(H_0to1))[:, None]
+    maps = [to_pixels(logits.float().softmax(1)) for logits in score_logits]
+    if seen is not None:
+        maps = [
+            scores * cells.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)
+            for scores, cells in zip(maps, seen, strict=True)
+        ]
+    (points0, found0), (points1, found1) = map(_best_keypoints, maps)
+    offsets1 = warp_points(points0, H_0to1)[:, :, None] - points1[:, None]
+    offsets0 = points0[:, :, None] - warp_points(points1, torch.linalg.inv(H_0to1))[:, None]
     apart = (offsets1.square().sum(3) + 1e-6).sqrt()
     nearest = (apart == apart.amin(1, keepdim=True)) & (apart == apart.amin(2, keepdim=True))
     apart_in_0 = (offsets0.square().sum(3) + 1e-6).sqrt()
     same = nearest & (apart < SAME) & found0[:, :, None] & found1[:, None]
     return _mean((apart + apart_in_0).float() / 2, same)
-
-
-def _pixel_scores(score_logits: Tensor) -> Tensor:
-    """Score logits (B, 65, h, w) -> the probability of each pixel (B, 8h, 8w)."""
-    return F.pixel_shuffle(score_logits.softmax(1)[:, :64], 8)[:, 0]
 
 
 def _best_keypoints(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,7 +427,8 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
 
 def weighted_mean(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     """Scalar losses by name -> their mean under fixed weights by name."""
-    return sum(weights[name] * loss for name, loss in losses.items()) / sum(weights.values())
+    total = sum(weights[name] for name in losses)
+    return sum(weights[name] * loss for name, loss in losses.items()) / total
 
 
 class UncertaintyWeights(nn.Module):
@@ -185,9 +438,9 @@ class UncertaintyWeights(nn.Module):
     classification, adds twice its share of L, as in HF-Net.
     """
 
-    def __init__(self, names: list[str]):
+    def __init__(self, names: Sequence[str]):
         super().__init__()
-        self.names = names
+        self.names = [*names]
         self.log_variances = nn.Parameter(torch.ones(len(names)))
 
     def forward(self, losses: dict[str, Tensor]) -> Tensor:

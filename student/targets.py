@@ -1,58 +1,264 @@
-"""How a teacher's record becomes a target on the student's grids; one class per strategy.
+"""What a student learns from: a detector target x a descriptor target, and a global descriptor.
 
-A target is read once for all views of a photograph and compared with what the student said of each.
-``H_view_to_photo`` maps the pixels of a view to those of the photograph as the teacher saw it.
+A detector target says where a view has keypoints, a descriptor target what the descriptors at
+some of its points are. Either is read once for all views of a photograph, and taken along into
+the views on the device. ``H_view_to_photo`` maps the pixels of a view to those of the photograph
+as the teacher saw it.
+
+    detector    learns from          a cell is
+    cells       score_map            the teacher's distribution over its pixels and "no keypoint"
+    keypoints   sparse or score_map  keypoints between pixels, as likely as the teacher holds them
+    labels      sparse               its first keypoint, on whole pixels, or none (HF-Net's)
+
+    descriptor  learns from          compared
+    keypoints   the detector's       at the detector's keypoints, as much as each is likely
+    peaks       descriptor_map       at each cell's likeliest pixel, as much as the cell is likely
+    centres     descriptor_map       at each cell's centre, without interpolating the student's map
+    random      descriptor_map       at random positions of the teacher's map, also a full one
 """
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..data.geometry import CELL_MAP, sample_map, warp_points
-from ..data.stores.quantize import scale_name
-from ..data.stores.store import RecordStore
-from ..errors import StoreError
-from ..networks.base import StudentOutput
-from .losses import (
-    descriptor_loss,
-    detector_loss,
-    global_descriptor_loss,
-    keypoint_loss,
-)
-from .views import (
+from ..data.cells import (
+    CHANNELS,
     cell_centres,
     cell_peaks,
-    is_inside,
+    from_pixels,
+    grid_shape,
+    image_shape,
+    occupied,
+    to_pixels,
+    with_nothing,
+)
+from ..data.geometry import CELL_MAP, is_inside, unwarp_points, warp_points
+from ..data.keypoints import find_keypoints
+from ..data.stores.quantize import dequantise, scale_name
+from ..data.stores.store import RecordStore
+from ..errors import InputError, StoreError
+from ..networks.registry import network_class, network_names
+from .views import (
+    NEGLIGIBLE,
+    cells_seen,
+    scatter_keypoints,
     to_cells,
-    to_view,
     view_descriptors,
     view_scores,
-    warp,
 )
 
 __all__ = [
+    "DESCRIPTOR_TARGETS",
+    "DETECTOR_TARGETS",
     "STRATEGIES",
-    "DownsampledTargets",
-    "GlobalTargets",
-    "PeakTargets",
-    "SparseTargets",
+    "Detections",
+    "Lesson",
     "Targets",
-    "UpsampledTargets",
     "choose_targets",
+    "find_strategy",
 ]
 
+STRATEGIES = {
+    "keypoints": ("keypoints", "keypoints"),
+    "peaks": ("cells", "peaks"),
+    "downsample": ("cells", "centres"),
+    "upsample": ("cells", "random"),
+    "sparse": ("labels", "keypoints"),
+}
+"""Names of combinations: (detector target, descriptor target)."""
 
-class Targets(Protocol):
-    """What the student learns from of a photograph.
+SPARSE = ("keypoints", "scores", "count")
+SUPPRESSED, MOST = 4, 1000
+"""Pixels within which a score map keeps its highest alone, and how many keypoints it gives: as
+SuperPoint's, whose own keypoints a store has under these numbers."""
+
+
+@dataclass
+class Detections:
+    """What a detector target says of a batch of views.
 
     Attributes:
-        stores: that it is read from.
+        cells: (N, 65, h, w) float32, distributions.
+        known: (N, h, w) bool, the cells it says anything of; None for all.
+        keypoints: (N, K, 2) float32 in pixels of the views, anywhere, or None.
+        probability: (N, K), 0 for what is not there.
     """
 
-    stores: tuple[RecordStore, ...]
+    cells: Tensor
+    known: Tensor | None = None
+    keypoints: Tensor | None = None
+    probability: Tensor | None = None
+
+
+@dataclass
+class Lesson:
+    """What the teachers say of a batch of N = B * V views; None where none says anything.
+
+    Attributes:
+        H_view_to_photo: (B, V, 3, 3) float64.
+        seen: (N, h, w) bool, the cells that show nothing but the photograph; None for all.
+        detections: see there.
+        points: (N, P, 2) float32 in pixels of the views, where descriptors are compared; None, with
+            ``descriptors``, for the centres of all cells.
+        descriptors: (N, P, D) float32 of unit length.
+        weights: (N, P), how much each of them counts; bool or float.
+        global_descriptor: (N, G) float32 of unit length.
+    """
+
+    H_view_to_photo: Tensor
+    seen: Tensor | None = None
+    detections: Detections | None = None
+    points: Tensor | None = None
+    descriptors: Tensor | None = None
+    weights: Tensor | None = None
+    global_descriptor: Tensor | None = None
+
+
+class DetectorTarget(Protocol):
+    """Where a view has keypoints.
+
+    Attributes:
+        needs: the fields of a store that it learns from; of several choices one, the first best.
+        store: that it reads.
+    """
+
+    needs: ClassVar[tuple[tuple[str, ...], ...]]
+    store: RecordStore
+
+    def read(self, name: str) -> dict[str, np.ndarray]:
+        """The fields of a photograph; copies, as they are stored."""
+
+    def look(
+        self, fields: dict[str, Tensor], H_view_to_photo: Tensor, shape: tuple[int, int]
+    ) -> Detections:
+        """What it says of views.
+
+        Args:
+            fields: what was read, in float32, with a leading axis of B photographs.
+            H_view_to_photo: (B, V, 3, 3) float64.
+            shape: (height, width) of the views in cells.
+        """
+
+
+class CellTarget:
+    """``cells``: the teacher's distribution over each 8x8 cell and "no keypoint".
+
+    ``score_map`` is that already (65, h, w), or the probability of every pixel inside a border
+    (1, 8h - 2 * border, 8w - 2 * border), whose odds are compared within each cell.
+
+    Raises:
+        StoreError: a map of another kind or on another grid.
+    """
+
+    needs = (("score_map",),)
+
+    def __init__(self, store: RecordStore):
+        self.store = store
+        self.grid = grid_shape(store.schema.image_size[::-1])
+        _check_scores(store)
+
+    def read(self, name):
+        return _read(self.store, name, "score_map")
+
+    def look(self, fields, H_view_to_photo, shape):
+        whole = _for_each_view(to_cells(fields["score_map"], self.grid), H_view_to_photo)
+        return Detections(view_scores(whole, H_view_to_photo.flatten(0, 1), shape))
+
+
+class KeypointTarget:
+    """``keypoints``: a teacher's keypoints, between pixels, each as likely as the teacher holds it.
+
+    Of a ``score_map`` those that suppression leaves. A cell's distribution is made in the view: "no
+    keypoint" is what its keypoints leave to 1, so that the teacher's ranking survives, and the
+    edge of the photograph where the teacher finds none is not held against the student.
+
+    Raises:
+        StoreError: a score map of another kind.
+    """
+
+    needs = (SPARSE, ("score_map",))
+
+    def __init__(self, store: RecordStore):
+        self.store = store
+        self.size = store.schema.image_size
+        self.has_list = all(field in store.schema.fields for field in SPARSE)
+        self.border = _unseen_border(store)
+        if self.has_list:
+            # Keypoints are kept off the edge by more than what the teacher cannot see.
+            self.border = max(self.border, float(store.schema.settings.get("border", 0)))
+        else:
+            _check_scores(store)
+
+    def read(self, name):
+        if self.has_list:
+            return {field: np.array(self.store.read(name, field)) for field in SPARSE}
+        stored = _read(self.store, name, "score_map")
+        (scores,) = dequantise({n: torch.from_numpy(a) for n, a in stored.items()}).values()
+        per_cell = len(scores) == CHANNELS
+        ((points, likely),) = find_keypoints(
+            to_pixels(scores[None]) if per_cell else scores,
+            threshold=NEGLIGIBLE,
+            nms_radius=SUPPRESSED,
+            border=0,
+            max_num_keypoints=MOST,
+        )
+        keypoints, scores = np.zeros((MOST, 2), np.float32), np.zeros(MOST, np.float32)
+        keypoints[: len(points)], scores[: len(points)] = points + self.border, likely
+        count = np.array(len(points), np.int32)
+        return {"keypoints": keypoints, "scores": scores, "count": count}
+
+    def look(self, fields, H_view_to_photo, shape):
+        keypoints, scores, count = (_for_each_view(fields[n], H_view_to_photo) for n in SPARSE)
+        views = H_view_to_photo.flatten(0, 1)
+        points = unwarp_points(keypoints, views)
+        probability = scores * _is_there(keypoints, count)
+        cells = scatter_keypoints(points, probability, shape)
+        known = cells_seen(views, shape, self.size, self.border)
+        return Detections(cells, known, points, probability)
+
+
+class LabelTarget:
+    """``labels``: of each cell its first keypoint, row by row and on whole pixels, or none."""
+
+    needs = (("keypoints", "count"),)
+
+    def __init__(self, store: RecordStore):
+        self.store = store
+
+    def read(self, name):
+        return {field: np.array(self.store.read(name, field)) for field in ("keypoints", "count")}
+
+    def look(self, fields, H_view_to_photo, shape):
+        keypoints, count = (
+            _for_each_view(fields[name], H_view_to_photo) for name in ("keypoints", "count")
+        )
+        height, width = image_shape(shape)
+        points = unwarp_points(keypoints, H_view_to_photo.flatten(0, 1))
+        there = _is_there(keypoints, count)
+        inside = there & is_inside(points, (width, height))
+        x, y = torch.where(inside[..., None], points, 0).round().long().unbind(2)
+        index = torch.where(inside, y * width + x, height * width)
+        marked = points.new_zeros(len(points), height * width + 1).scatter_(1, index, 1.0)
+        pixels = from_pixels(marked[:, :-1].unflatten(1, (height, width)))
+        # The first of a cell's pixels alone: so many are marked up to each.
+        first = pixels * (pixels.cumsum(1) == 1)
+        return Detections(with_nothing(first), None, points, there.float())
+
+
+class DescriptorTarget(Protocol):
+    """What the descriptors at some points of a view are.
+
+    Attributes:
+        needs, store: see ``DetectorTarget``.
+        descriptor_dim: numbers of a descriptor.
+    """
+
+    needs: ClassVar[tuple[tuple[str, ...], ...]]
+    store: RecordStore
+    descriptor_dim: int
 
     def read(
         self, name: str, H_view_to_photo: np.ndarray, size: tuple[int, int], rng
@@ -64,124 +270,77 @@ class Targets(Protocol):
             size: (width, height) of a view.
         """
 
-    def losses(
-        self, output: StudentOutput, fields: dict[str, Tensor], H_view_to_photo: Tensor
-    ) -> dict[str, Tensor]:
-        """Losses by name, each (B * V,).
-
-        Args:
-            output: of all views, those of a photograph one after the other.
-            fields: what was read, in float32, with a leading axis of B photographs.
-            H_view_to_photo: (B, V, 3, 3) float64.
-        """
+    def compare(
+        self,
+        fields: dict[str, Tensor],
+        H_view_to_photo: Tensor,
+        shape: tuple[int, int],
+        detections: Detections,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """``points``, ``descriptors`` and ``weights`` of a ``Lesson``; arguments as of ``look``."""
 
 
-class DownsampledTargets:
-    """``downsample``: the teacher's descriptors on the student's own stride-8 grid.
+class CentreTarget:
+    """``centres``: the teacher's descriptors on the student's own grid of cells.
 
     ``descriptor_map`` (D, h, w) lies on that grid and has unit length along D; it may lack cells at
-    the photograph's edge, where nothing is learned then. ``score_map`` is the teacher's
-    distribution over each 8x8 cell and "no keypoint" (65, h, w), or the probability of every pixel
-    inside a border (1, 8h - 2 * border, 8w - 2 * border).
-
-    Args:
-        scores, descriptors: the stores of the two; mostly one and the same.
+    the photograph's edge, where nothing is learned then.
 
     Raises:
-        StoreError: maps of another kind or on another grid.
+        StoreError: a map on another grid.
     """
 
-    needs = ("score_map", "descriptor_map")
+    needs = (("descriptor_map",),)
 
-    def __init__(self, scores: RecordStore, descriptors: RecordStore):
-        self.scores, self.descriptors = self.stores = scores, descriptors
-        self.field = descriptors.schema.fields["descriptor_map"]
+    def __init__(self, store: RecordStore):
+        self.store = store
+        self.field = store.schema.fields["descriptor_map"]
         self.descriptor_dim = self.field.shape[0]
-        self.cells = tuple(side // 8 for side in scores.schema.image_size[::-1])
-        self._check_descriptors()
-        field = scores.schema.fields["score_map"]
-        per_cell = field.shape[0] == 65 and field.geometry == CELL_MAP
-        per_pixel = field.shape[0] == 1 and field.geometry.stride == 1
-        if not per_cell and not per_pixel:
-            raise StoreError(
-                f"{scores.path}: its score_map has {field.shape[0]} channels on {field.geometry}; "
-                f"the student needs 65 on {CELL_MAP} or one on every pixel"
-            )
-
-    def _check_descriptors(self) -> None:
         stride, offset = self.field.geometry.stride, self.field.geometry.offset
         if stride != CELL_MAP.stride or (offset - CELL_MAP.offset) % stride:
             raise StoreError(
-                f"{self.descriptors.path}: its descriptor_map lies on {self.field.geometry}, the "
-                f"student needs the cells of {CELL_MAP}; export it without a form behind its name, "
-                'or set strategy = "upsample" in [train]'
+                f"{store.path}: its descriptor_map lies on {self.field.geometry}, the student "
+                f"needs the cells of {CELL_MAP}; export it without a form behind its name, or set "
+                'descriptor_target = "random" in [train]'
             )
 
     def read(self, name, H_view_to_photo, size, rng):
-        return _read(self.scores, name, "score_map") | _read(
-            self.descriptors, name, "descriptor_map"
-        )
+        return _read(self.store, name, "descriptor_map")
 
-    def losses(self, output, fields, H_view_to_photo):
-        centres = cell_centres(output.descriptor_map.shape[2:]).to(H_view_to_photo)
+    def compare(self, fields, H_view_to_photo, shape, detections):
+        centres = cell_centres(shape).to(H_view_to_photo)
         target, known = self._descriptors_at(centres, fields, H_view_to_photo)
-        found = output.descriptor_map.flatten(2)
-        return {
-            "detector": self._detector_loss(output, fields, H_view_to_photo),
-            "descriptor": descriptor_loss(found, target.mT, known),
-        }
+        return None, target, known
 
     def _descriptors_at(self, points, fields, H_view_to_photo) -> tuple[Tensor, Tensor]:
-        """The teacher's (B * V, N, D) at points of the views, and where it has any (B * V, N)."""
+        """The teacher's (N, P, D) at points of the views, and where it has any (N, P)."""
         views = H_view_to_photo.flatten(0, 1)
         height, width = self.field.shape[1:]
-        known = is_inside(self.field.geometry.to_map(warp(points, views)), (width, height))
+        places = self.field.geometry.to_map(warp_points(points, views))
         target = view_descriptors(fields["descriptor_map"], points, views, self.field.geometry)
-        return target, known
-
-    def _scores_of_views(self, output, fields, H_view_to_photo) -> Tensor:
-        """The teacher's distributions (B * V, 65, h, w) over the cells of the views."""
-        whole = _for_each_view(to_cells(fields["score_map"], self.cells), H_view_to_photo)
-        return view_scores(whole, H_view_to_photo.flatten(0, 1), output.score_logits.shape[2:])
-
-    def _detector_loss(self, output, fields, H_view_to_photo):
-        target = self._scores_of_views(output, fields, H_view_to_photo)
-        return detector_loss(output.score_logits, target)
+        return target, is_inside(places, (width, height))
 
 
-class PeakTargets(DownsampledTargets):
-    """``peaks``: as ``downsample``, but descriptors are compared where keypoints will be.
+class PeakTarget(CentreTarget):
+    """``peaks``: at the likeliest pixel of each cell, as much as the cell has a keypoint."""
 
-    At the likeliest pixel of each cell, and as much as the teacher holds a keypoint there likely.
-
-    Attributes:
-        geometry: of the student's descriptor map.
-    """
-
-    geometry = CELL_MAP
-
-    def losses(self, output, fields, H_view_to_photo):
-        cells = self._scores_of_views(output, fields, H_view_to_photo)
-        peaks = cell_peaks(cells)
+    def compare(self, fields, H_view_to_photo, shape, detections):
+        peaks = cell_peaks(detections.cells)
         target, known = self._descriptors_at(peaks, fields, H_view_to_photo)
-        found = sample_map(output.descriptor_map, peaks.float(), self.geometry)
-        likely = 1 - cells[:, 64].flatten(1)
-        return {
-            "detector": detector_loss(output.score_logits, cells),
-            "descriptor": descriptor_loss(F.normalize(found, dim=2).mT, target.mT, known * likely),
-        }
+        return peaks.float(), target, known * occupied(detections.cells).flatten(1)
 
 
-class UpsampledTargets(DownsampledTargets):
-    """``upsample``: the student's map sampled up to the teacher's, at random positions of that.
-
-    ``descriptor_map`` may lie on any grid, also on that of every pixel.
-    """
+class RandomTarget:
+    """``random``: at random positions of the teacher's map, which may lie on any grid."""
 
     POSITIONS = 1024  # of a view
 
-    def _check_descriptors(self) -> None:
-        pass
+    needs = (("descriptor_map",),)
+
+    def __init__(self, store: RecordStore):
+        self.store = store
+        self.field = store.schema.fields["descriptor_map"]
+        self.descriptor_dim = self.field.shape[0]
 
     def read(self, name, H_view_to_photo, size, rng):
         geometry, (height, width) = self.field.geometry, self.field.shape[1:]
@@ -189,74 +348,67 @@ class UpsampledTargets(DownsampledTargets):
         seen = np.stack([warp_points(*pair) for pair in zip(drawn, H_view_to_photo, strict=True)])
         column, row = np.moveaxis(geometry.to_map(seen).round().astype(int), -1, 0)
         column, row = column.clip(0, width - 1), row.clip(0, height - 1)
-        arrays = _read(self.scores, name, "score_map")
         points = geometry.to_image(np.stack([column, row], -1))
-        arrays["keypoints"] = points.astype(np.float32)
-        values = self.descriptors.read(name, "descriptor_map")[:, row, column]
-        arrays["descriptors"] = np.moveaxis(values, 0, -1)
-        if (scales := scale_name("descriptor_map")) in self.descriptors.schema.fields:
-            found = self.descriptors.read(name, scales)[row, column]
-            arrays[scale_name("descriptors")] = found
+        values = self.store.read(name, "descriptor_map")[:, row, column]
+        arrays = {"positions": points.astype(np.float32), "descriptors": np.moveaxis(values, 0, -1)}
+        if (scales := scale_name("descriptor_map")) in self.store.schema.fields:
+            arrays[scale_name("descriptors")] = self.store.read(name, scales)[row, column]
         return arrays
 
-    def losses(self, output, fields, H_view_to_photo):
-        points, target = (fields[name].flatten(0, 1) for name in ("keypoints", "descriptors"))
-        return {
-            "detector": self._detector_loss(output, fields, H_view_to_photo),
-            "descriptor": _sparse_loss(output, points, target, H_view_to_photo.flatten(0, 1)),
-        }
+    def compare(self, fields, H_view_to_photo, shape, detections):
+        positions, target = (fields[name].flatten(0, 1) for name in ("positions", "descriptors"))
+        points = unwarp_points(positions, H_view_to_photo.flatten(0, 1))
+        return points, target, is_inside(points, image_shape(shape)[::-1])
 
 
-class SparseTargets:
-    """``sparse``: the teacher's keypoints, and its descriptors where they are.
+class KeypointDescriptorTarget:
+    """``keypoints``: at the keypoints of the detector target, as much as each is likely.
 
-    Args:
-        scores, descriptors: the stores of ``keypoints`` (K, 2) and of ``descriptors`` (K, D), of
-            which ``count`` are there; one and the same.
-
-    Raises:
-        StoreError: two stores.
+    The store's ``descriptors`` of its own keypoints, or its ``descriptor_map`` at those of a
+    detector target of any store.
     """
 
-    needs = ("keypoints", "descriptors")
-
-    def __init__(self, scores: RecordStore, descriptors: RecordStore):
-        if scores is not descriptors:
-            raise StoreError(
-                f"{descriptors.path}: its descriptors are not those of the keypoints in "
-                f"{scores.path}; give one store with both"
-            )
-        self.store, self.stores = scores, (scores,)
-        self.descriptor_dim = scores.schema.fields["descriptors"].shape[1]
-
-    def read(self, name, H_view_to_photo, size, rng):
-        arrays = {field: np.array(self.store.read(name, field)) for field in ("keypoints", "count")}
-        return arrays | _read(self.store, name, "descriptors")
-
-    def losses(self, output, fields, H_view_to_photo):
-        keypoints, target, count = (
-            _for_each_view(fields[name], H_view_to_photo)
-            for name in ("keypoints", "descriptors", "count")
-        )
-        present = torch.arange(keypoints.shape[1], device=count.device) < count[:, None]
-        H_view_to_photo = H_view_to_photo.flatten(0, 1)
-        height, width = (8 * side for side in output.score_logits.shape[2:])
-        points = to_view(keypoints, H_view_to_photo)
-        x, y = points.round().long().unbind(2)
-        view, index = (present & is_inside(points, (width, height))).nonzero(as_tuple=True)
-        keypoint_map = torch.zeros(len(points), height, width, dtype=torch.bool).to(points.device)
-        keypoint_map[view, y[view, index], x[view, index]] = True
-        return {
-            "detector": keypoint_loss(output.score_logits, keypoint_map),
-            "descriptor": _sparse_loss(output, keypoints, target, H_view_to_photo, present),
-        }
-
-
-class GlobalTargets:
-    """A global descriptor (G,) of unit length; a view keeps that of its photograph."""
+    needs = (("keypoints", "descriptors", "count"), ("descriptor_map",))
 
     def __init__(self, store: RecordStore):
-        self.store, self.stores = store, (store,)
+        self.store = store
+        fields = store.schema.fields
+        self.of_map = not all(field in fields for field in self.needs[0])
+        self.field = fields["descriptor_map" if self.of_map else "descriptors"]
+        self.descriptor_dim = self.field.shape[0 if self.of_map else 1]
+
+    def read(self, name, H_view_to_photo, size, rng):
+        return _read(self.store, name, "descriptor_map" if self.of_map else "descriptors")
+
+    def compare(self, fields, H_view_to_photo, shape, detections):
+        points, views = detections.keypoints, H_view_to_photo.flatten(0, 1)
+        there = is_inside(points, image_shape(shape)[::-1])
+        if self.of_map:
+            geometry, (height, width) = self.field.geometry, self.field.shape[1:]
+            of_photographs = fields["keypoints"].double()
+            places = _for_each_view(geometry.to_map(of_photographs), H_view_to_photo)
+            there = there & is_inside(places, (width, height))
+            target = _for_each_view(
+                view_descriptors(
+                    fields["descriptor_map"],
+                    of_photographs,
+                    torch.eye(3).to(views).expand(len(of_photographs), -1, -1),
+                    geometry,
+                ),
+                H_view_to_photo,
+            )
+        else:
+            target = _for_each_view(fields["descriptors"], H_view_to_photo)
+        return points, target, there * detections.probability
+
+
+class GlobalTarget:
+    """A global descriptor (G,) of unit length; a view keeps that of its photograph."""
+
+    needs = (("global_descriptor",),)
+
+    def __init__(self, store: RecordStore):
+        self.store = store
         self.global_dim = store.schema.fields["global_descriptor"].shape[0]
 
     @property
@@ -264,34 +416,117 @@ class GlobalTargets:
         """Those (K, D) of a VLAD of local descriptors; None for any other teacher."""
         return self.store.parameters.get("words")
 
-    def read(self, name, H_view_to_photo, size, rng):
+    def read(self, name):
         return _read(self.store, name, "global_descriptor")
 
-    def losses(self, output, fields, H_view_to_photo):
-        target = _for_each_view(fields["global_descriptor"], H_view_to_photo)
-        return {"global": global_descriptor_loss(output.global_descriptor, target)}
+    def look(self, fields, H_view_to_photo) -> Tensor:
+        """The descriptors (N, G) of the views."""
+        return _for_each_view(fields["global_descriptor"], H_view_to_photo)
 
 
-STRATEGIES = {
-    "peaks": PeakTargets,
-    "downsample": DownsampledTargets,
-    "upsample": UpsampledTargets,
-    "sparse": SparseTargets,
+DETECTOR_TARGETS = {"cells": CellTarget, "keypoints": KeypointTarget, "labels": LabelTarget}
+DESCRIPTOR_TARGETS = {
+    "keypoints": KeypointDescriptorTarget,
+    "peaks": PeakTarget,
+    "centres": CentreTarget,
+    "random": RandomTarget,
 }
 
 
-def choose_targets(stores: list[RecordStore], strategy: str = "peaks") -> list[Targets]:
-    """What the student learns from the stores: a strategy's local targets, global ones, or both.
+@dataclass(frozen=True)
+class Targets:
+    """All that a student learns from: local targets, a global one, or both.
+
+    Attributes:
+        detector, descriptor: both or neither.
+        partial: views may show what lies beyond the photograph, where nobody says anything.
+    """
+
+    detector: DetectorTarget | None
+    descriptor: DescriptorTarget | None
+    global_: GlobalTarget | None = None
+    partial: bool = False
+
+    @property
+    def stores(self) -> list[RecordStore]:
+        """Those that are read, each once."""
+        parts = [part for part in (self.detector, self.descriptor, self.global_) if part]
+        return [*{id(part.store): part.store for part in parts}.values()]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(width, height) of the photographs as the teachers saw them."""
+        return self.stores[0].schema.image_size
+
+    def read(
+        self, name: str, H_view_to_photo: np.ndarray, size: tuple[int, int], rng
+    ) -> dict[str, np.ndarray]:
+        """The fields of a photograph that all targets need; see ``DescriptorTarget.read``."""
+        fields = {}
+        if self.detector:
+            fields |= self.detector.read(name)
+            fields |= self.descriptor.read(name, H_view_to_photo, size, rng)
+        return fields | (self.global_.read(name) if self.global_ else {})
+
+    def lesson(
+        self, fields: dict[str, Tensor], H_view_to_photo: Tensor, shape: tuple[int, int]
+    ) -> Lesson:
+        """What the teachers say of the views; arguments as of ``DetectorTarget.look``."""
+        lesson = Lesson(H_view_to_photo)
+        if self.partial:
+            views = H_view_to_photo.flatten(0, 1)
+            lesson.seen = cells_seen(views, shape, self.image_size)
+        if self.detector:
+            lesson.detections = self.detector.look(fields, H_view_to_photo, shape)
+            if lesson.detections.known is None:
+                lesson.detections.known = lesson.seen
+            lesson.points, lesson.descriptors, lesson.weights = self.descriptor.compare(
+                fields, H_view_to_photo, shape, lesson.detections
+            )
+        if self.global_:
+            lesson.global_descriptor = self.global_.look(fields, H_view_to_photo)
+        return lesson
+
+
+def find_strategy(name: str) -> dict[str, str]:
+    """The settings ``detector_target`` and ``descriptor_target`` that a strategy stands for.
 
     Raises:
-        StoreError: a store that is not complete, of another image size, that nothing is learned
-            from, or a second one of what one is enough of.
+        InputError: no strategy has that name.
     """
-    local = STRATEGIES[strategy]
-    holders: dict[str, list[RecordStore]] = {
-        field: [store for store in stores if field in store.schema.fields]
-        for field in (*local.needs, "global_descriptor")
-    }
+    detector, descriptor = _find(STRATEGIES, name, "--strategy")
+    return {"detector_target": detector, "descriptor_target": descriptor}
+
+
+def _find(choices: dict, name: str, setting: str):
+    if name not in choices:
+        raise InputError(f"{setting} {name!r}: expected one of {', '.join(choices)}")
+    return choices[name]
+
+
+def choose_targets(
+    stores: list[RecordStore],
+    detector: str = "keypoints",
+    descriptor: str = "keypoints",
+    *,
+    partial: bool = False,
+) -> Targets:
+    """What the student learns from the stores: local targets, global ones, or both.
+
+    Args:
+        detector, descriptor: names of ``DETECTOR_TARGETS`` and ``DESCRIPTOR_TARGETS``.
+        partial: see ``Targets``.
+
+    Raises:
+        InputError: no target has that name.
+        StoreError: a store that is not complete, of another image size, that nothing is learned
+            from, or a second one of what one is enough of; targets that do not go together.
+    """
+    kinds = (
+        _find(DETECTOR_TARGETS, detector, "detector_target"),
+        _find(DESCRIPTOR_TARGETS, descriptor, "descriptor_target"),
+        GlobalTarget,
+    )
     for store in stores:
         store.require_complete()
         if store.schema.image_size != stores[0].schema.image_size:
@@ -299,24 +534,70 @@ def choose_targets(stores: list[RecordStore], strategy: str = "peaks") -> list[T
                 f"{store.path}: image size {store.schema.image_size}, but {stores[0].path} has "
                 f"{stores[0].schema.image_size}; export both with the same --size"
             )
-        if missing := [field for field in local.needs if not holders[field]]:
-            if store not in holders["global_descriptor"]:
+    if descriptor == "keypoints" and detector == "cells":
+        raise StoreError(
+            "descriptor_target keypoints: detector_target cells has no keypoints to compare at; "
+            "set one of the two otherwise in [train]"
+        )
+    held = [_holders(kind, stores) for kind in kinds]
+    of_images = held[2]
+    for store in stores:
+        for kind, holders in zip(kinds[:2], held[:2], strict=True):
+            if not holders and store not in of_images:
                 raise StoreError(
-                    f"{store.path}: has no {missing[0]}, which the student learns from; export it "
-                    f"with {_export_flag(local)}"
+                    f"{store.path}: has no {kind.needs[0][0]}, which the student learns from; "
+                    f"export it with --fields {_export_flag(kind)}"
                 )
-        elif not any(store in held for held in holders.values()):
-            raise StoreError(f"{store.path}: the strategy {strategy} learns nothing from it")
-    for held in holders.values():
-        if len(held) > 1:
-            raise StoreError(f"{held[1].path}: a second store of the same kind; give one of each")
-    *of_local, of_places = holders.values()
-    targets: list[Targets] = [local(*(held[0] for held in of_local))] if all(of_local) else []
-    return targets + [GlobalTargets(store) for store in of_places]
+        is_used = any(store in holders for holders in held)
+        if not is_used:
+            raise StoreError(
+                f"{store.path}: a detector target {detector} and a descriptor target {descriptor} "
+                "learn nothing from it"
+            )
+    for holders in held:
+        if len(holders) > 1:
+            raise StoreError(f"{holders[1].path}: a second store of the same kind; give one each")
+    if not held[0] or not held[1]:
+        return Targets(None, None, GlobalTarget(of_images[0]), partial)
+    ours = kinds[0](held[0][0]), kinds[1](held[1][0])
+    if descriptor == "keypoints" and not ours[1].of_map and ours[0].store is not ours[1].store:
+        raise StoreError(
+            f"{ours[1].store.path}: its descriptors are not those of the keypoints in "
+            f"{ours[0].store.path}; give one store with both"
+        )
+    return Targets(*ours, GlobalTarget(of_images[0]) if of_images else None, partial)
 
 
-def _export_flag(local: type) -> str:
-    return "--fields sparse" if local is SparseTargets else "--fields score_map,descriptor_map"
+def _holders(kind: type, stores: list[RecordStore]) -> list[RecordStore]:
+    """The stores with all fields of the first of a target's choices that any store has."""
+    for choice in kind.needs:
+        holders = [store for store in stores if all(f in store.schema.fields for f in choice)]
+        if holders:
+            return holders
+    return []
+
+
+def _export_flag(kind: type) -> str:
+    return "sparse" if "keypoints" in kind.needs[0] else "score_map,descriptor_map"
+
+
+def _check_scores(store: RecordStore) -> None:
+    field = store.schema.fields["score_map"]
+    per_cell = field.shape[0] == CHANNELS and field.geometry == CELL_MAP
+    per_pixel = field.shape[0] == 1 and field.geometry.stride == 1
+    if not per_cell and not per_pixel:
+        raise StoreError(
+            f"{store.path}: its score_map has {field.shape[0]} channels on {field.geometry}; "
+            f"the student needs {CHANNELS} on {CELL_MAP} or one on every pixel"
+        )
+
+
+def _unseen_border(store: RecordStore) -> float:
+    """Pixels along the edge of a photograph of which the teacher's score map says nothing."""
+    field, teacher = store.schema.fields.get("score_map"), store.schema.teacher
+    if field is not None:
+        return field.geometry.offset if field.geometry.stride == 1 else 0.0
+    return network_class(teacher).border if teacher in network_names() else 0.0
 
 
 def _read(store: RecordStore, name: str, field: str) -> dict[str, np.ndarray]:
@@ -330,11 +611,6 @@ def _for_each_view(of_photographs: Tensor, H_view_to_photo: Tensor) -> Tensor:
     return of_photographs.repeat_interleave(H_view_to_photo.shape[1], 0)
 
 
-def _sparse_loss(output, points, target, H_view_to_photo, present=None) -> Tensor:
-    """The descriptor loss (B,) at points (B, N, 2) of the photographs that the views show."""
-    points = to_view(points, H_view_to_photo)
-    height, width = (8 * side for side in output.descriptor_map.shape[2:])
-    mask = is_inside(points, (width, height))
-    mask = mask if present is None else mask & present
-    found = F.normalize(sample_map(output.descriptor_map, points, CELL_MAP), dim=2)
-    return descriptor_loss(found.mT, target.mT, mask)
+def _is_there(keypoints: Tensor, count: Tensor) -> Tensor:
+    """Which rows (N, K) of padded keypoints (N, K, 2) the counts (N,) say are there."""
+    return torch.arange(keypoints.shape[1], device=count.device) < count[:, None]

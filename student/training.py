@@ -1,101 +1,167 @@
-"""The training loop: batches in, checkpoints out."""
+"""Stage 2: stores and photographs in, a run folder with a student out."""
 
-import json
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
-from ..checkpoints import load_training, read_description, save_training
-from ..config import TrainSettings
-from ..console import deferred_interrupt
+from ..config import TrainSettings, load_settings
+from ..console import deferred_interrupt, progress, say
+from ..data.cells import grid_shape
+from ..data.geometry import Homographies
+from ..data.images import list_images, split_names
 from ..data.stores.quantize import dequantise
-from ..device import choose_precision
-from ..networks.base import StudentOutput
-from ..networks.hfnet import HFNet
-from ..networks.registry import save_checkpoint
-from .distributed import average, average_gradients, rank, synchronise_norms, world_size
+from ..data.stores.store import RecordStore
+from ..device import autocast, choose_device, choose_precision
+from ..errors import CheckpointError, InputError
+from ..networks.base import GlobalTeacher, Student, StudentOutput
+from ..networks.registry import (
+    checkpoint_path,
+    load_checkpoint,
+    network_class,
+    packaged_names,
+    save_checkpoint,
+)
+from ..runs import RunFolder
+from .averaging import WeightAverage, estimate_norms
+from .distributed import (
+    average,
+    average_gradients,
+    join,
+    rank,
+    synchronise_norms,
+    world_size,
+)
 from .loader import Batches, DistillationDataset, make_loader
-from .losses import UncertaintyWeights, correspondence_loss, localization_loss, weighted_mean
-from .targets import Targets
-from .views import cell_peaks
+from .losses import UncertaintyWeights, active_losses, compute_losses, weighted_mean
+from .targets import Targets, choose_targets
+from .views import ViewSampler
 
-__all__ = ["NotANumberError", "RunFolder", "train"]
+__all__ = [
+    "batch_losses",
+    "fit",
+    "losses_to_learn",
+    "make_dataset",
+    "make_student",
+    "make_weighting",
+    "train",
+]
 
-COMPARED = 512
-"""Cells of a view whose descriptors are told from each other."""
-
-
-class NotANumberError(RuntimeError):
-    """The loss stopped being a number; checkpoints written before are sound."""
-
-
-class RunFolder:
-    """The folder of one run: what it was made with, its checkpoints and its log.
-
-    Raises:
-        FileExistsError: the folder holds a run and ``resume`` was not asked for.
-        ValueError: the run to resume was started with other data or settings.
-    """
-
-    def __init__(self, path: Path, info: dict, *, resume: bool):
-        self.path, self.info = path, info
-        self.resume_file = path / "resume.safetensors"
-        if self.resume_file.exists() or (path / "last.safetensors").exists():
-            if not resume:
-                raise FileExistsError(
-                    f"{path}: holds a run already; go on with --resume or choose another --output"
-                )
-            found = json.loads((path / "run.json").read_text())
-            if different := [key for key in info if found.get(key) != info[key]]:
-                raise ValueError(
-                    f"{path}: the run was started with other {' and '.join(different)} (see "
-                    "run.json there); repeat them, or choose another --output"
-                )
-        if rank() == 0:
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "run.json").write_text(json.dumps(info, indent=2))
-
-    @property
-    def steps_done(self) -> int:
-        """The step that training goes on from."""
-        return read_description(self.resume_file)["step"] if self.resume_file.exists() else 0
+MAY_CHANGE = {"device", "num_workers", "checkpoint_minutes"}
+"""Settings that a resumed run may have otherwise: they change no number."""
+LONGEST_GRADIENT = 10.0
+"""Gradients are shortened to this length; sound ones are shorter after the first steps."""
 
 
 def train(
-    student: HFNet,
+    stores: Sequence[str | Path],
+    images: str | Path,
+    output: str | Path,
+    settings: TrainSettings | None = None,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Train a student to say what the teachers in the stores said.
+
+    Args:
+        stores: paths or s3:// URLs: of local teachers, a global one beside them, or with ``init``
+            in the settings that alone.
+        images: the folder of the photographs that the stores were made from.
+        output: the run folder to make: best.safetensors and last.safetensors with JSON beside
+            them, and what ``hfnet_distill.runs`` keeps.
+        settings: as [train] of pipeline.toml; None for those of ``load_settings()``.
+        resume: go on with the run in ``output``, or start where there is none.
+
+    Returns:
+        ``output``, which ``hfnet_distill.load`` takes.
+
+    Raises:
+        DistillError: stores, photographs or settings that do not go together, or a loss that is no
+            number.
+        KeyboardInterrupt: it was asked to stop, and says what it kept.
+    """
+    settings = settings or load_settings().train
+    active_losses(settings.loss_weights, set())  # a mistaken name is told before anything is made
+    device = join(choose_device(settings.device))
+    quiet = quiet or rank() > 0
+    opened = [RecordStore.open(path) for path in stores]
+    targets = choose_targets(
+        opened,
+        settings.detector_target,
+        settings.descriptor_target,
+        partial=settings.warp > 0 and not settings.inside,
+    )
+    names = _common_names(opened, Path(images), quiet)
+    training_names, validation_names = split_names(names, settings.validation)
+    if len(training_names) < settings.batch_size:
+        raise InputError(
+            f"{len(training_names)} training photographs do not fill a batch of "
+            f"{settings.batch_size}; lower --batch-size or bring more photographs"
+        )
+    torch.manual_seed(settings.seed)
+    student, digest = make_student(targets, settings, quiet=quiet)
+    views = 1 if student.local_is_frozen else settings.views
+    training = make_dataset(images, training_names, targets, settings, views=views)
+    # Validation photographs are seen whole, as the teacher saw them.
+    validation = DistillationDataset(images, validation_names, replace(targets, partial=False))
+    info = {
+        "init": digest,
+        "teachers": [_describe(store) for store in opened],
+        "photographs": len(training_names),
+        "settings": settings.model_dump(mode="json"),
+    }
+    run = RunFolder(output, info, resume=resume, may_change=MAY_CHANGE, writes=rank() == 0)
+    steps = len(training) // settings.batch_size * settings.epochs
+    say(
+        f"train {student.name} on {len(training)} photographs, validate on {len(validation)}, "
+        f"{steps} steps, {device.type}, {choose_precision(settings.precision, device)}",
+        quiet=quiet,
+    )
+    with progress("train student", steps, done=run.steps_done, quiet=quiet) as advance:
+        fit(student, training, validation, run, settings, device, advance=advance)
+    return Path(output)
+
+
+def fit(
+    student: Student,
     training: DistillationDataset,
     validation: DistillationDataset,
     run: RunFolder,
     settings: TrainSettings,
     device: torch.device,
     *,
-    advance: Callable[[int, str], None],
+    advance: Callable[[int, str], None] = lambda steps, note: None,
 ) -> None:
-    """Train a student and leave its best and last checkpoints in the run folder.
+    """The loop: batches in, the best and the last checkpoint in the run folder out.
 
-    A step's batch, crops, augmentation and learning rate follow from the seed and the step's
+    A step's batch, views, augmentation and learning rate follow from the seed and the step's
     number, so a resumed run takes the same steps as one that was never interrupted.
 
     Args:
         advance: called with steps taken and a note about the loss.
 
     Raises:
-        NotANumberError: the loss is nan or infinite.
+        TrainingError: the loss is nan or infinite.
+        KeyboardInterrupt: asked to stop; the run can go on.
     """
-    weighting = make_weighting(settings, student).to(device)
+    names = losses_to_learn(student, training, settings)
+    if not names:
+        raise InputError("loss_weights: no loss that has a weight above 0 fits what is learned")
+    weighting = make_weighting(settings, names).to(device)
     student.to(device, memory_format=torch.channels_last)
     synchronise_norms(student)
     modules = {"student": student, "weighting": weighting}
+    averaged = WeightAverage(student, settings.ema) if settings.ema else None
+    if averaged:
+        modules["average"] = averaged.student
+    result = averaged.student if averaged else student
     optimizer = torch.optim.AdamW(parameter_groups(student, weighting, settings))
-    state = {"step": 0, "best": math.inf}
-    if run.resume_file.exists():
-        state = load_training(run.resume_file, modules, optimizer)
+    state = run.load(modules, optimizer, {"step": 0, "best": math.inf})
     batches = Batches(
         len(training),
         settings.batch_size,
@@ -106,14 +172,13 @@ def train(
     )
     total = batches.steps_per_epoch * settings.epochs
     saved = time.monotonic()
-    first = rank() == 0
-    journal_path = run.path if first else None
-    with Journal(journal_path, state["step"]) as journal, deferred_interrupt() as interrupted:
-        for batch in journal.timed(make_loader(training, batches, settings.num_workers)):
+    with run.journal(state["step"]) as journal, deferred_interrupt() as interrupted:
+        loader = make_loader(training, batches, settings.num_workers)
+        for batch in journal.timed(loader, lambda batch: batch["image"].shape[:2].numel()):
             rate = settings.learning_rate * one_cycle(state["step"] / total, settings.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            losses = compute_losses(student.train(), batch, training.targets, settings, device)
+            losses = batch_losses(student.train(), batch, training, names, settings, device)
             loss = weighting(losses)
             optimizer.zero_grad()
             loss.backward()
@@ -122,30 +187,81 @@ def train(
             stop = torch.tensor(float(interrupted()), device=device)
             loss, stop, *values = average(torch.stack([loss, stop, *losses.values()]).detach())
             if not torch.isfinite(loss):
-                raise NotANumberError(
-                    f"the loss became {loss.item()} at step {state['step']}; the checkpoints in "
-                    f"{run.path} are sound; train again with a lower learning_rate"
-                )
-            nn.utils.clip_grad_norm_(student.parameters(), 10.0)
+                raise run.not_a_number(state["step"], loss.item())
+            nn.utils.clip_grad_norm_(student.parameters(), LONGEST_GRADIENT)
             optimizer.step()
             state["step"] += 1
-            journal.step(state["step"], loss, dict(zip(losses, values, strict=True)), rate)
+            if averaged:
+                averaged.update(student, state["step"])
+            named = dict(zip(losses, values, strict=True))
+            journal.step(state["step"], {"loss": loss, **named}, rate)
             advance(1, f"loss {loss.item():.3f}")
             epoch, within = divmod(state["step"], batches.steps_per_epoch)
-            if within == 0 and first:
-                scores = validate(student, validation, settings, device)
-                journal.epoch(epoch, state["step"], scores)
-                keep(student, run, state, epoch, scores)
+            if state["step"] == total and settings.norm_batches:
+                _estimate_norms(result, training, batches, settings, device)
+            if within == 0 and run.writes:
+                _validate_and_keep(result, validation, run, journal, state, epoch, settings, device)
             due = time.monotonic() - saved > settings.checkpoint_minutes * 60
-            if (within == 0 or due or stop) and first:
-                save_training(run.resume_file, modules, optimizer, state)
+            if within == 0 or due or stop:
+                run.save(modules, optimizer, state)
                 saved = time.monotonic()
             if stop:
-                raise KeyboardInterrupt
+                raise run.interrupted(state["step"])
 
 
-def keep(student: HFNet, run: RunFolder, state: dict, epoch: int, scores: dict) -> None:
+def batch_losses(
+    student: Student,
+    batch: dict[str, Tensor],
+    dataset: DistillationDataset,
+    names: Sequence[str],
+    settings: TrainSettings,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """The losses of those names of a batch of a dataset, each a scalar float32 mean."""
+    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    H_view_to_photo = batch.pop("H_view_to_photo")
+    images = _images(batch)
+    with autocast(device, choose_precision(settings.precision, device)):
+        if student.local_is_frozen:
+            said = StudentOutput(None, None, student.describe_globally(images))
+        else:
+            said = student(images)
+    lesson = dataset.targets.lesson(
+        dequantise(batch), H_view_to_photo, grid_shape(images.shape[2:])
+    )
+    return compute_losses(names, said, lesson)
+
+
+def _images(batch: dict[str, Tensor]) -> Tensor:
+    """All views of a batch (B * V, 1, H, W) float32 in [0, 1]; takes them out of it."""
+    images = batch.pop("image").float() / 255
+    return images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def validate(
+    student: Student, dataset: DistillationDataset, settings: TrainSettings, device: torch.device
+) -> dict[str, float]:
+    """Mean losses over the validation photographs, whole and not augmented; ``loss`` is their sum.
+
+    Their plain sum chooses the best checkpoint: learned weights drift as training goes on.
+    """
+    student.eval()
+    names = losses_to_learn(student, dataset, settings)
+    sums = dict.fromkeys(names, 0.0) if len(dataset) else {}
+    keys = [[(0, index)] for index in range(len(dataset))]
+    for batch in make_loader(dataset, keys, settings.num_workers):
+        for name, loss in batch_losses(student, batch, dataset, names, settings, device).items():
+            sums[name] += loss.item() / len(dataset)
+    return {**sums, "loss": sum(sums.values())}
+
+
+def _validate_and_keep(
+    student, validation, run: RunFolder, journal, state: dict, epoch: int, settings, device
+) -> None:
     """Write the last checkpoint and, if none before was better, the best."""
+    scores = validate(student, validation, settings, device)
+    journal.write("validation", state["step"], {"epoch": epoch, **scores})
     info = {**run.info, "step": state["step"], "epoch": epoch, "validation": scores}
     save_checkpoint(run.path / "last.safetensors", student, info)
     if scores["loss"] <= state["best"]:  # equal where there is nothing to validate on
@@ -153,62 +269,21 @@ def keep(student: HFNet, run: RunFolder, state: dict, epoch: int, scores: dict) 
         save_checkpoint(run.path / "best.safetensors", student, info)
 
 
-def compute_losses(
-    student: HFNet,
-    batch: dict[str, Tensor],
-    targets: list[Targets],
-    settings: TrainSettings,
-    device: torch.device,
-) -> dict[str, Tensor]:
-    """The losses of a batch by name, each a scalar float32 mean over its views."""
-    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-    images, H_view_to_photo = batch.pop("image").float() / 255, batch.pop("H_view_to_photo")
-    images = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    with _autocast(settings, device):
-        if student.local_is_frozen:
-            output = StudentOutput(None, None, student.describe_globally(images))
-        else:
-            output = student(images)
-    fields, losses = dequantise(batch), {}
-    for target in targets:
-        losses |= target.losses(output, fields, H_view_to_photo)
-    if H_view_to_photo.shape[1] == 2 and not student.local_is_frozen:
-        losses |= _losses_between_views(output, H_view_to_photo)
-    return {name: loss.mean() for name, loss in losses.items()}
-
-
-def _losses_between_views(output: StudentOutput, H_view_to_photo: Tensor) -> dict[str, Tensor]:
-    """Losses (B,) by name; descriptors are those at the likeliest pixels of the likeliest cells."""
-    H_0to1 = torch.linalg.inv(H_view_to_photo[:, 1]) @ H_view_to_photo[:, 0]
-    maps, score_logits = (
-        tensor.unflatten(0, (-1, 2)).unbind(1)
-        for tensor in (output.descriptor_map, output.score_logits)
+def _estimate_norms(student, training, batches: Batches, settings, device) -> None:
+    """Over the batches that would come next."""
+    ahead = -(-settings.norm_batches // batches.steps_per_epoch)
+    following = Batches(
+        batches.count,
+        batches.batch_size,
+        epochs=settings.epochs + ahead,
+        seed=settings.seed,
+        start=batches.steps_per_epoch * settings.epochs,
+        part=(rank(), world_size()),
     )
-    cells = score_logits[0].detach()
-    likely = 1 - cells.softmax(1)[:, 64].flatten(1)
-    likely, chosen = likely.topk(min(COMPARED, likely.shape[1]))
-    peaks = cell_peaks(cells).gather(1, chosen[:, :, None].expand(-1, -1, 2))
-    return {
-        "correspondence": correspondence_loss(maps, peaks, likely, H_0to1),
-        "localization": localization_loss(score_logits, H_0to1),
-    }
-
-
-@torch.no_grad()
-def validate(
-    student: HFNet, dataset: DistillationDataset, settings: TrainSettings, device
-) -> dict[str, float]:
-    """Mean losses over the validation photographs, whole and not augmented; ``loss`` is their sum.
-
-    Their plain sum chooses the best checkpoint: learned weights drift as training goes on.
-    """
-    student.eval()
-    sums: dict[str, float] = {}
-    keys = [[(0, index)] for index in range(len(dataset))]
-    for batch in make_loader(dataset, keys, settings.num_workers):
-        for name, loss in compute_losses(student, batch, dataset.targets, settings, device).items():
-            sums[name] = sums.get(name, 0.0) + loss.item() / len(dataset)
-    return {**sums, "loss": sum(sums.values())}
+    loader = make_loader(training, following, settings.num_workers)
+    with autocast(device, choose_precision(settings.precision, device)):
+        images = (_images(batch).to(device, non_blocking=True) for batch in loader)
+        estimate_norms(student, images, settings.norm_batches)
 
 
 def one_cycle(progress: float, warmup: float) -> float:
@@ -221,20 +296,11 @@ def one_cycle(progress: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def _autocast(settings: TrainSettings, device: torch.device):
-    if choose_precision(settings.precision, device) == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
-
-
-def make_weighting(settings: TrainSettings, student: HFNet) -> nn.Module:
-    names = ["global"] if student.config.global_dim else []
-    names += [] if student.local_is_frozen else ["descriptor", "detector"]
-    if settings.views == 2 and not student.local_is_frozen:
-        names += ["correspondence", "localization"]
-    if settings.loss_weights == "uncertainty":
+def make_weighting(settings: TrainSettings, names: Sequence[str]) -> nn.Module:
+    """What makes one loss of those of the names: scalars by name -> a scalar."""
+    if settings.weighting == "uncertainty":
         return UncertaintyWeights(names)
-    return FixedWeights({name: getattr(settings, f"{name}_weight") for name in names})
+    return FixedWeights({name: settings.loss_weights[name] for name in names})
 
 
 class FixedWeights(nn.Module):
@@ -249,7 +315,7 @@ class FixedWeights(nn.Module):
         return weighted_mean(losses, self.weights)
 
 
-def parameter_groups(student: HFNet, weighting: nn.Module, settings: TrainSettings) -> list[dict]:
+def parameter_groups(student: nn.Module, weighting: nn.Module, settings: TrainSettings):
     """Weight decay for weights of convolutions and projections only."""
     decayed = [p for p in student.parameters() if p.ndim > 1]
     plain = [p for p in student.parameters() if p.ndim <= 1]
@@ -260,70 +326,121 @@ def parameter_groups(student: HFNet, weighting: nn.Module, settings: TrainSettin
     ]
 
 
-class Journal:
-    """What a run writes down: JSON lines, one for 20 steps or an epoch, and TensorBoard's curves.
+def losses_to_learn(
+    student: Student, dataset: DistillationDataset, settings: TrainSettings
+) -> list[str]:
+    """The losses with a weight above 0 that a dataset's batches have everything for."""
+    has = {"global"} if dataset.targets.global_ else set()
+    if dataset.targets.detector and not student.local_is_frozen:
+        has |= {"local", "pair"} if dataset.views == 2 else {"local"}
+    return active_losses(settings.loss_weights, has)
 
-    Nothing where ``output`` is None. ``wait`` is the share of the time since the line before that
-    the loop waited for a batch.
-    """
 
-    EVERY = 20
+def make_dataset(
+    images: str | Path, names: list[str], targets: Targets, settings: TrainSettings, *, views: int
+) -> DistillationDataset:
+    """Photographs to train on, with as many random views of each."""
+    form = Homographies(
+        scale=settings.zoom,
+        rotation=settings.rotation,
+        perspective=settings.perspective,
+        tilt=settings.tilt,
+        inside=settings.inside,
+    )
+    return DistillationDataset(
+        images,
+        names,
+        targets,
+        crop=settings.crop,
+        views=views,
+        sampler=ViewSampler(settings.warp, form, settings.overlap),
+        photometric=settings.photometric,
+        full_resolution=settings.full_resolution,
+        seed=settings.seed,
+    )
 
-    def __init__(self, output: Path | None, start: int):
-        self._file = self._board = None
-        if output is not None:
-            self._file = open(output / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-            self._board = SummaryWriter(str(output / "tensorboard"), purge_step=start)
-        self._since, self._waited, self._images = time.monotonic(), 0.0, 0
 
-    def timed(self, loader):
-        """The loader's batches, noting how long each was waited for."""
-        batches = iter(loader)
-        while True:
-            start = time.monotonic()
-            batch = next(batches, None)
-            self._waited += time.monotonic() - start
-            if batch is None:
-                return
-            self._images += batch["image"].shape[:2].numel()
-            yield batch
-
-    def step(self, step: int, loss: Tensor, losses: dict[str, Tensor], rate: float) -> None:
-        """Note a step."""
-        if step % self.EVERY:
-            return
-        seconds = time.monotonic() - self._since
-        self._write(
-            "train",
-            step,
-            {
-                "loss": loss.item(),
-                **{name: value.item() for name, value in losses.items()},
-                "learning_rate": rate,
-                "images_per_s": self._images / seconds,
-                "wait": self._waited / seconds,
-            },
+def _common_names(stores: list[RecordStore], folder: Path, quiet: bool) -> list[str]:
+    """The images that every store and the folder hold, in the first store's order."""
+    present = set(list_images(folder))
+    names = [n for n in stores[0].names if n in present and all(n in s for s in stores)]
+    if not names:
+        raise InputError(
+            f"{folder}: holds none of the {len(stores[0])} photographs that all stores were made "
+            f"from, such as {stores[0].names[0]}; name that folder with --images"
         )
-        self._since, self._waited, self._images = time.monotonic(), 0.0, 0
+    for place, held in [*((s.path, len(s)) for s in stores), (folder, len(present))]:
+        if held > len(names):
+            say(f"{place}: {held - len(names)} of {held} photographs are not in all", quiet=quiet)
+    return names
 
-    def epoch(self, epoch: int, step: int, scores: dict[str, float]) -> None:
-        """Note the validation after an epoch."""
-        self._write("validation", step, {"epoch": epoch, **scores})
-        self._since, self._waited, self._images = time.monotonic(), 0.0, 0
 
-    def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        if self._file is None:
-            return
-        rounded = {name: float(f"{value:.5g}") for name, value in values.items()}
-        self._file.write(json.dumps({"kind": kind, "step": step, **rounded}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+def make_student(
+    targets: Targets, settings: TrainSettings, *, quiet: bool = True
+) -> tuple[Student, str]:
+    """The student that the targets call for, and the SHA-256 of what it starts from, if anything.
 
-    def __enter__(self) -> "Journal":
-        return self
+    Without local targets it learns the global branch alone; the rest is that of ``init``.
+    """
+    other = None
+    if settings.init not in ("auto", "none"):
+        other = load_checkpoint(checkpoint_path(settings.init))[0]
+    teacher, whole = None, targets.global_
+    if whole is not None:
+        words = whole.words
+        teacher = GlobalTeacher(whole.global_dim, None if words is None else words.shape)
+    if targets.descriptor is not None:
+        network = network_class(settings.network)
+        values = settings.networks.get(settings.network, {})
+        config = network.configure(values, targets.descriptor.descriptor_dim, teacher)
+    elif other is None:
+        raise InputError(
+            f"{targets.stores[0].path}: holds only global descriptors; give a store of a local "
+            "teacher beside it, or with --init the student whose local part stays"
+        )
+    else:
+        network = type(other)
+        values = settings.networks.get(network.name, {})
+        config = network.extend(other.config, values, teacher)
+    student = network(config)
+    if whole is not None and whole.words is not None:
+        student.adopt_vlad(whole.store.parameters)
+    digest = ""
+    if other is not None:
+        student.start_from(other)
+        digest = other.weights
+    elif settings.init == "auto":
+        digest = _start_from_packaged(student, quiet)
+    if targets.descriptor is None:
+        student.freeze_local()
+    return student, digest
 
-    def __exit__(self, *error) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._board.close()
+
+def _start_from_packaged(student: Student, quiet: bool) -> str:
+    """Start a student from the first packaged one that fits, if any does; its SHA-256."""
+    for name in sorted(packaged_names(), key=lambda name: name != "default"):
+        other = load_checkpoint(checkpoint_path(name))[0]
+        if type(other) is not type(student):
+            continue
+        try:
+            student.start_from(other)
+        except CheckpointError:
+            continue
+        say(
+            f"starts from the packaged student {name}, and inherits what its model card says of "
+            "licences; --init none starts from nothing",
+            quiet=quiet,
+        )
+        return other.weights
+    return ""
+
+
+def _describe(store: RecordStore) -> dict:
+    schema = store.schema
+    return {
+        "teacher": schema.teacher,
+        "weights": schema.weights,
+        "image_size": list(schema.image_size),
+        "fields": sorted(schema.fields),
+        "records": len(store),
+    }

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import click
 
-from ..console import StorePath, progress, say, shared_options
+from ..console import StorePath, say, shared_options
 
 
 @click.command(context_settings={"show_default": True})
 @click.option(
     "--model",
-    help="superpoint, silk, sift, netvlad, vlad (of another store), a student, or NAME:WEIGHTS.",
+    help="superpoint, silk, aliked, xfeat, sift, netvlad, vlad (of another store), a student, or "
+    "NAME:WEIGHTS.",
 )
 @click.option("--images", "folder", type=click.Path(path_type=Path), help="Photographs.")
 @click.option("--store", "path", type=StorePath(), required=True, help="Where to write.")
@@ -38,6 +39,11 @@ from ..console import StorePath, progress, say, shared_options
     type=StorePath(),
     help="vlad: the store of a local teacher; no photograph is read again.",
 )
+@click.option(
+    "--keypoints-from",
+    type=StorePath(),
+    help="Describe the keypoints of this store, another teacher's, in place of the model's own.",
+)
 @click.option("--words", "vlad_words", type=int, help="vlad: centres of the local descriptors.")
 @click.option("--dim", "vlad_dim", type=int, help="vlad: length of a global descriptor.")
 @click.option(
@@ -64,19 +70,19 @@ def export_teacher(
     the [export] table of pipeline.toml.
 
     \b
-    --fields, bytes at 640x480   superpoint        silk
-      score_map                     624,000     574,728
-      descriptor_map              2,457,600   1,158,144  on the student's 8x8 cells
-      descriptor_map:averaged             –   1,158,144  over each cell
-      descriptor_map:full                 –  73,565,184  of each pixel
-      sparse                        524,004     268,004  1,000 keypoints with descriptors
+    --fields, bytes at 640x480   superpoint        silk   aliked
+      score_map                     624,000     574,728  614,400
+      descriptor_map              2,457,600   1,158,144        –  on the student's 8x8 cells
+      descriptor_map:averaged             –   1,158,144        –  over each cell
+      descriptor_map:full                 –  73,565,184        –  of each pixel
+      sparse                        524,004     268,004  268,004  1,000 keypoints with descriptors
 
     silk says nothing of the outermost 9 pixels, nor of cells whose centre is one of them.
     With --quantisation int8 the two maps take 1,550,553 and 875,484 bytes.
 
-    sift has sparse alone, as silk's. netvlad (8,192 bytes) and vlad (1,024) have global_descriptor
-    alone. vlad learns from the records of another store, given with --from-store instead of
-    --images and --size; it needs no weights.
+    sift and xfeat have sparse alone, sift's as silk's. netvlad (8,192 bytes) and vlad (1,024) have
+    global_descriptor alone. vlad learns from the records of another store, given with --from-store
+    instead of --images and --size; it needs no weights.
     """
     from ..config import load_settings
     from . import export
@@ -94,7 +100,7 @@ def export_teacher(
             )
         from .places import export_vlad
 
-        for name in ("weights", "scheduler", "skip_unreadable", "repair"):
+        for name in ("weights", "keypoints_from", "scheduler", "skip_unreadable", "repair"):
             flags.pop(name)
         export_vlad(local, path, images=folder, config=config, **flags)
         return
@@ -132,40 +138,9 @@ def train_teacher(
     Flags override the [teacher] table of pipeline.toml. The run folder gets silk.safetensors, which
     export-teacher and evaluate take as --weights, and log.jsonl.
     """
-    from ..checkpoints import read_description
     from ..config import load_settings, override
-    from ..data.images import list_images, split_names
-    from ..device import choose_device, choose_precision
-    from ..networks.silk import SiLK, SiLKConfig
-    from .silk_training import SiLKTraining, train_silk
+    from .silk_training import train_teacher as train
 
-    networks = {
-        "vgg4": SiLKConfig(),
-        "micro": SiLKConfig(channels=(64,), lateral=32, descriptor_dim=32),
-    }
     settings = override(load_settings(config).teacher, **flags)
-    device = choose_device(settings.device)
-    initial = None
-    if init is not None:
-        initial = SiLK.open(None if init == "packaged" else init)
-    training, validation = split_names(list_images(folder), settings.validation)
-    values = settings.model_dump(exclude={"network", "validation", "device", "precision"})
-    run = SiLKTraining(
-        network=initial.config if initial else networks[settings.network],
-        device=str(device),
-        precision=choose_precision(settings.precision, device),
-        **values,
-    )
-    say(f"train on {len(training)} photographs, validate on {len(validation)}", quiet=quiet)
-    done = read_description(output / "resume.safetensors")["step"] if resume else 0
-    with progress("train silk", run.steps, done=done, quiet=quiet) as advance:
-        train_silk(
-            [folder / name for name in training],
-            [folder / name for name in validation],
-            output,
-            run,
-            initial=initial,
-            resume=resume,
-            advance=advance,
-        )
-    say(f"{output / 'silk.safetensors'}: done; name it with --weights", quiet=quiet)
+    weights = train(folder, output, settings, init=init, resume=resume, quiet=quiet)
+    say(f"{weights}: done; name it with --weights", quiet=quiet)

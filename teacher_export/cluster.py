@@ -1,4 +1,4 @@
-"""A Dask cluster as the place where joblib's work is done. Needs the extra ``cluster``."""
+"""A Dask cluster as a joblib backend. Needs the extra ``cluster``."""
 
 import logging
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ AGAIN = "what was finished is kept, run the same command again"
 
 @contextmanager
 def cluster(scheduler: str) -> Iterator[None]:
-    """Within it joblib's work goes to the workers of a scheduler.
+    """A context in which the workers of a scheduler do joblib's work.
 
     Raises:
         WorkerError: no scheduler answers at that address, or it has no workers.
@@ -44,13 +44,13 @@ def cluster(scheduler: str) -> Iterator[None]:
 
 
 class _Backend(DaskDistributedBackend):
-    """joblib's own, which for ever waits for a task that Dask gives up, and uses no single core."""
+    """joblib's own waits forever for a task that Dask gives up, and does not use a single core."""
 
     def effective_n_jobs(self, n_jobs):
-        return max(2, super().effective_n_jobs(n_jobs))  # joblib itself does the work of one job
+        return max(2, super().effective_n_jobs(n_jobs))  # one job joblib would do itself
 
     def submit(self, func, callback=None):
-        future = super().submit(func, callback)  # an error is set there, but never called back
+        future = super().submit(func, callback)  # an error is set on it without a callback
 
         def call_back(done):
             if done.exception() is not None:
@@ -68,7 +68,7 @@ class _Backend(DaskDistributedBackend):
 
 
 class _GivenUp:
-    """In place of a task's result: Dask's own error, not one of the task."""
+    """In place of a task's result: an error of Dask, not of the task."""
 
     def __init__(self, error: BaseException):
         self.reason = f"the Dask cluster gave a shard up ({error.__cause__ or error})"

@@ -1,7 +1,7 @@
-"""Stage 1: photographs -> a store of what a teacher says of them."""
+"""Stage 1: photographs -> a store of a teacher's output."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import islice
@@ -21,7 +21,14 @@ from ..errors import InputError, StoreError, UnreadablePhotographError
 from ..networks.base import Network
 from ..networks.registry import load
 
-__all__ = ["check_space", "export", "fill_shards", "make_schema", "verify"]
+__all__ = [
+    "check_space",
+    "export",
+    "fill_shards",
+    "make_schema",
+    "open_keypoints",
+    "verify",
+]
 
 DECODERS = 4  # threads; OpenCV decodes without holding Python's lock
 SHARDS_IN_FLIGHT = 2
@@ -31,7 +38,10 @@ STORED_SETTINGS = {
     "border": "border",
     "top_k": "max_num_keypoints",
 }
-"""Name in a store's schema -> key of [export]: what keypoints depend on."""
+"""Name in a store's schema -> key of [export], for settings that keypoints depend on."""
+OWN_RADII = ("refine_radius", "rank_radius")
+"""Settings of a network's own that keypoints depend on, stored where they are not 0."""
+KEYPOINT_SETTINGS = {*STORED_SETTINGS, *OWN_RADII}
 
 
 def export(
@@ -41,6 +51,7 @@ def export(
     *,
     config: str | Path | None = None,
     weights: str | Path | None = None,
+    keypoints_from: str | Path | None = None,
     scheduler: str | None = None,
     limit: int | None = None,
     skip_unreadable: bool = False,
@@ -49,29 +60,33 @@ def export(
     quiet: bool = False,
     **options,
 ) -> Path:
-    """Run a teacher over all photographs below a folder and keep what it says in a store.
+    """Run a teacher over all photographs in a folder and keep its output in a store.
 
-    Called again after an interruption it continues at the first shard that is not done.
+    Called again after an interruption, it continues at the first shard that is not done.
 
     Args:
         model: a network, as ``networks.registry.load`` takes it.
         images: the folder of photographs.
         store: where to write.
         config: settings; pipeline.toml if not given.
-        weights: of the teacher, where not in their usual place.
+        weights: a file with the teacher's weights, instead of the usual one.
+        keypoints_from: a store of another teacher, whose keypoints and scores are taken and
+            described by this one.
         scheduler: address of a Dask scheduler whose workers fill the shards.
-        limit: only the first so many photographs, by name.
+        limit: take only this many photographs, the first by name.
         skip_unreadable: leave out photographs that cannot be decoded.
         overwrite: replace a store that was made with other settings.
-        repair: make the shards again that ``verify`` finds damaged.
+        repair: write those shards again that ``verify`` finds damaged.
         options: keys of [export] in pipeline.toml, such as ``size="640x480"``.
 
     Returns:
         The store's path.
 
     Raises:
-        InputError: a setting that does not fit, or a photograph that cannot be decoded.
-        StoreError: what is at ``store`` was made with other settings, or does not fit on the disk.
+        InputError: an invalid setting, or a photograph that cannot be decoded.
+        StoreError: the store at ``store`` was made with other settings, or would not fit on the
+            disk; or ``keypoints_from`` lacks a photograph, has another image size, or no
+            keypoints.
         OSError: the disk; shards done before stay valid.
     """
     folder, path = Path(images), _writable(store)
@@ -82,12 +97,22 @@ def export(
     settings = override(settings, precision=precision)
     teacher = load(model, device=settings.device, precision=precision, weights=weights)
     settings = override(settings, fields=settings.fields or list(teacher.usual_fields))
-    schema = make_schema(teacher, settings)
+    keypoints = None
+    if keypoints_from is not None:
+        keypoints = open_keypoints(keypoints_from, teacher, settings)
+        most = keypoints.schema.fields["keypoints"].shape[0]
+        settings = override(settings, max_num_keypoints=min(settings.max_num_keypoints, most))
+    schema = make_schema(teacher, settings, keypoints)
     with RecordStore.lock(path):
         if overwrite:
             RecordStore.remove(path)
         if not path.exists() or skip_unreadable:
             names = _readable(folder, names, settings.size, skip_unreadable, quiet)
+        if keypoints and (missing := [name for name in names if name not in keypoints]):
+            raise StoreError(
+                f"{keypoints.path}: has no keypoints of {len(missing)} of the {len(names)} "
+                f"photographs, first {missing[0]}; export the same folder to it"
+            )
         records = RecordStore.create(path, schema, names, settings.format)
         if repair:
             damaged = damaged_shards(records, quiet)
@@ -103,22 +128,24 @@ def export(
 
                 found = str(Path(weights).resolve()) if weights else None
                 plugins = tuple(str(Path(plugin).resolve()) for plugin in everything.plugins)
-                job = ShardJob(folder.resolve(), path.resolve(), settings, found, plugins)
+                job = ShardJob(
+                    folder.resolve(), path.resolve(), settings, found, plugins, keypoints
+                )
                 export_in_workers(
                     job, records, advance, workers=settings.workers, scheduler=scheduler
                 )
             else:
-                fill_shards(teacher, folder, records, settings, numbers, advance)
+                fill_shards(teacher, folder, records, settings, numbers, advance, keypoints)
                 records.finish()
     say_what_it_holds(records, quiet)
     return path
 
 
 def verify(store: str | Path, *, quiet: bool = False) -> None:
-    """See whether every record of a store is as it was written.
+    """Check that every record of a store is as it was written.
 
     Raises:
-        StoreError: names how many are damaged, and the first.
+        StoreError: some are damaged; says how many, and names the first.
     """
     records = RecordStore.open(store)
     damaged = damaged_shards(records, quiet)
@@ -135,7 +162,7 @@ def verify(store: str | Path, *, quiet: bool = False) -> None:
 
 
 def damaged_shards(store: RecordStore, quiet: bool) -> dict[int, list[str]]:
-    """The done shards with records that are not what was written, and those records' images."""
+    """Shards that are done but hold damaged records -> the images of those records."""
     done = sorted({*range(store.num_shards)} - {*store.pending_shards()})
     damaged = {}
     with progress("verify shards", len(done), quiet=quiet) as advance:
@@ -147,7 +174,7 @@ def damaged_shards(store: RecordStore, quiet: bool) -> dict[int, list[str]]:
 
 
 def check_space(store: RecordStore, pending: int) -> None:
-    """Refuse, before it starts, to write so many records where they cannot fit."""
+    """Refuse to start an export that cannot fit on the disk."""
     needed = pending * store.schema.record_nbytes
     free = shutil.disk_usage(store.path.parent).free
     if store.schema.compression == "none" and needed > free:
@@ -178,12 +205,12 @@ def _writable(store: str | Path) -> Path:
 def _readable(
     folder: Path, names: list[str], size: tuple[int, int], skip: bool, quiet: bool
 ) -> list[str]:
-    """The photographs that decode; refuses those that do not unless they are to be skipped."""
+    """The photographs that decode; raises for others unless they are to be skipped."""
     with progress("check photographs", len(names), quiet=quiet) as advance:
         found = _look_at(folder, names, advance)
     unreadable = {name: seen for name, seen in found.items() if isinstance(seen, Exception)}
     sizes = [seen for seen in found.values() if not isinstance(seen, Exception)]
-    # Up to a twentieth is not worth a word, and sizes are not known to the pixel.
+    # Enlarging by up to a twentieth does no harm, and sizes are approximate.
     if small := sum(min(w / size[0], h / size[1]) < 0.95 for w, h in sizes):
         say(
             f"{small} of {len(names)} photographs are smaller than {size[0]}x{size[1]} and blurred "
@@ -207,7 +234,7 @@ def _readable(
 def _look_at(
     folder: Path, names: list[str], advance: Callable[[], None]
 ) -> dict[str, tuple[int, int] | UnreadablePhotographError]:
-    """Look at every photograph before the network runs: name -> its size, about, or its error."""
+    """Decode every photograph coarsely: name -> its approximate size, or its error."""
 
     def check(name: str) -> tuple[int, int] | UnreadablePhotographError:
         try:
@@ -223,14 +250,58 @@ def _look_at(
     return found
 
 
-def make_schema(teacher: Network, settings: ExportSettings) -> Schema:
-    """The schema of the store that a teacher would fill with these settings."""
+def open_keypoints(path: str | Path, teacher: Network, settings: ExportSettings) -> RecordStore:
+    """A store whose keypoints a teacher can describe.
+
+    Raises:
+        InputError: a teacher that describes only its own, or settings without ``sparse``.
+        StoreError: not complete, of another image size, or without keypoints.
+    """
+    if not teacher.describes_given_keypoints:
+        raise InputError(
+            f"--keypoints-from: {teacher.name} describes only keypoints of its own; expected a "
+            "network with a descriptor for every position of an image"
+        )
+    if "sparse" not in settings.fields:
+        raise InputError("--keypoints-from: add --fields sparse, which has the keypoints")
+    # Absolute, for workers open it as well.
+    store = RecordStore.open(path if "://" in str(path) else Path(path).resolve())
+    store.require_complete()
+    if "keypoints" not in store.schema.fields:
+        raise StoreError(
+            f"{path}: has no keypoints, only {', '.join(store.schema.fields)}; export it with "
+            "--fields sparse"
+        )
+    if store.schema.image_size != settings.size:
+        (width, height), (own_width, own_height) = store.schema.image_size, settings.size
+        raise StoreError(
+            f"{path}: its keypoints are of images of {width}x{height}; expected "
+            f"{own_width}x{own_height}, the --size of this export"
+        )
+    return store
+
+
+def make_schema(
+    teacher: Network, settings: ExportSettings, keypoints: RecordStore | None = None
+) -> Schema:
+    """The schema of the store that a teacher would fill with these settings.
+
+    Args:
+        keypoints: the store of another teacher, whose keypoints are described.
+    """
     fields = teacher.fields(settings.fields, settings.size, settings.max_num_keypoints)
     if settings.quantisation == "int8":
         fields = quantise_fields(fields)
     told = {} if settings.precision == "float32" else {"precision": settings.precision}
-    if "sparse" in settings.fields:
-        told |= {name: getattr(settings, key) for name, key in STORED_SETTINGS.items()}
+    if keypoints is not None:
+        theirs = keypoints.schema
+        told |= {name: theirs.settings[name] for name in KEYPOINT_SETTINGS & theirs.settings.keys()}
+        told["top_k"] = settings.max_num_keypoints
+        told |= {"keypoints_teacher": theirs.teacher, "keypoints_weights": theirs.weights}
+    elif "sparse" in settings.fields:
+        choice = _choice(teacher, settings)
+        told |= {name: getattr(choice, key) for name, key in STORED_SETTINGS.items()}
+        told |= {key: radius for key in OWN_RADII if (radius := getattr(choice, key))}
     forms = dict(group.split(":") for group in settings.fields if ":" in group)
     return Schema(
         teacher=teacher.name,
@@ -251,20 +322,32 @@ def fill_shards(
     settings: ExportSettings,
     numbers: list[int],
     advance: Callable[[int], None],
+    keypoints: RecordStore | None = None,
 ) -> None:
     """Fill some shards of a store and mark each done.
 
     Threads decode ahead of the network and one writes behind it, so that the network does not
-    wait; at most ``SHARDS_IN_FLIGHT`` shards are held in memory.
+    wait. At most ``SHARDS_IN_FLIGHT`` shards are in memory.
 
     Args:
         advance: called with the number of photographs of each finished batch.
+        keypoints: the store of another teacher, whose keypoints are described.
 
     Raises:
         UnreadablePhotographError: a photograph that cannot be decoded.
-        OSError: the disk. Shards done before stay valid in either case.
+        OSError: the disk. In either case, shards that are done stay valid.
     """
-    choice = KeypointChoice(**{key: getattr(settings, key) for key in STORED_SETTINGS.values()})
+    choice = _choice(teacher, settings)
+
+    def given(indices: Iterable[int]) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+        if keypoints is None:
+            return None
+        best = slice(settings.max_num_keypoints)
+        records = [keypoints.record(store.names[index]) for index in indices]
+        return [
+            tuple(torch.from_numpy(record[field][best].copy()) for field in ("keypoints", "scores"))
+            for record in records
+        ]
 
     def decode(index: int) -> np.ndarray:
         path = folder / store.names[index]
@@ -283,7 +366,8 @@ def fill_shards(
             for start in range(0, count, settings.batch_size):
                 batch = list(islice(photographs, min(settings.batch_size, count - start)))
                 images = torch.stack([to_tensor(image, teacher.channels) for image in batch])
-                values_by_field = teacher.export(images, settings.fields, choice)
+                found = given(store.shard(number)[start : start + len(batch)])
+                values_by_field = teacher.export(images, settings.fields, choice, found)
                 for name, values in quantise(store.schema.fields, values_by_field).items():
                     shard[name][start : start + len(batch)] = values.cpu().numpy()
                 advance(len(batch))
@@ -294,8 +378,14 @@ def fill_shards(
             write.result()
 
 
+def _choice(teacher: Network, settings: ExportSettings) -> KeypointChoice:
+    """How a teacher's keypoints are chosen; how far they are refined is the teacher's own."""
+    told = {key: getattr(settings, key) for key in STORED_SETTINGS.values()}
+    return teacher.choice_for(KeypointChoice(**told, **dict.fromkeys(OWN_RADII)))
+
+
 def _ahead(pool: ThreadPoolExecutor, work: Callable, items: list, depth: int) -> Iterator:
-    """``map(work, items)`` in order, with up to ``depth`` results being made ahead."""
+    """``map(work, items)`` in order, computing up to ``depth`` results ahead."""
     futures: list[Future] = []
     try:
         for item in items:

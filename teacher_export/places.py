@@ -1,4 +1,4 @@
-"""VLAD of a local teacher's store: global descriptors that need no one's weights.
+"""VLAD of a local teacher's store: global descriptors that need no weights.
 
 Jegou et al.: Aggregating Local Image Descriptors into Compact Codes, PAMI 2012; Jegou and Chum:
 Negative Evidences and Co-occurrences in Image Retrieval, ECCV 2012 (whitening).
@@ -23,9 +23,9 @@ __all__ = ["StoredDescriptors", "export_vlad", "fit_vlad"]
 
 SAMPLE = 100_000  # descriptors that the words are learned from
 MOST_IMAGES = 4096  # that the whitening is learned from
-SMALLEST_ENERGY = 1e-6  # of an axis, relative to the largest: below it is float32's noise
-# Of the largest axis, added to all: weak axes of few images are chance, and full whitening to
-# nearly as many axes as images would put all of them equally far apart.
+SMALLEST_ENERGY = 1e-6  # of an axis, relative to the largest; below it is the noise of float32
+# Share of the largest variance that is added to all: with few images the weak axes are chance, and
+# full whitening to nearly as many axes as images would make all images equally distant.
 SHRINKAGE = 0.1
 
 
@@ -40,15 +40,15 @@ def export_vlad(
     quiet: bool = False,
     **options,
 ) -> Path:
-    """Learn a VLAD from the records of a local teacher's store and keep what it says of them.
+    """Learn a VLAD from a local teacher's store and write the global descriptors of its images.
 
-    No photograph is read again. Words, mean and projection are kept in the store's
-    ``parameters``, so that ``vlad:STORE`` describes other images, too.
+    No photograph is read. Words, mean and projection are kept in the store's ``parameters``, so
+    that ``vlad:STORE`` can describe other images.
 
     Args:
-        from_store: of a local teacher.
+        from_store: the store of a local teacher.
         store: where to write.
-        images: a folder; refused where its photographs are not those of ``from_store``.
+        images: a folder; its photographs must be those of ``from_store``.
         config, limit, overwrite, options: see ``teacher_export.export.export``.
 
     Returns:
@@ -56,8 +56,8 @@ def export_vlad(
 
     Raises:
         InputError: too few photographs for the words or numbers asked for; says what to lower.
-        StoreError: ``from_store`` is not complete or has no local descriptors, or what is at
-            ``store`` was made with other settings.
+        StoreError: ``from_store`` is not complete or has no local descriptors, or the store
+            at ``store`` was made with other settings.
     """
     path = Path(store)
     settings = override(load_settings(config).export, model="vlad", **options)
@@ -96,18 +96,25 @@ def _learn(
 
 
 class StoredDescriptors(Sequence):
-    """The local descriptors of a store's images, read image by image: (N, D) float each.
+    """The local descriptors of a store's images, (N, D) float each, read when they are needed.
 
     Attributes:
-        group: which ones: ``sparse``, those of the keypoints, where the store has them; else
+        group: ``sparse``, those of the keypoints, if the store has them; otherwise
             ``descriptor_map``, those of every position, with its form as ``--fields`` names it.
 
     Raises:
-        StoreError: the store is not complete, or has neither.
+        StoreError: the store is incomplete, has neither, or describes another teacher's keypoints,
+            which no other image would have.
     """
 
     def __init__(self, store: RecordStore, names: Sequence[str]):
         self.store, self.names = store.require_complete(), names
+        if "keypoints_teacher" in store.schema.settings:
+            raise StoreError(
+                f"{store.path}: describes the keypoints of "
+                f"{store.schema.settings['keypoints_teacher']}, which vlad would not find in other "
+                "images; expected a store made without --keypoints-from"
+            )
         if "descriptors" in store.schema.fields:
             self.group = "sparse"
         elif "descriptor_map" in store.schema.fields:
@@ -139,14 +146,14 @@ def fit_vlad(
 ) -> VLAD:
     """Learn words and whitening from the local descriptors of many images.
 
-    Each image is asked for twice, one at a time: they need not be in memory. Of very many, an even
-    share is used.
+    Each image is read twice, one at a time, so they need not fit into memory. Of very many images
+    an evenly spaced subset is used.
 
     Args:
         images: of each (N, D) float of unit length; N varies and may be 0.
-        num_words: centres, K.
-        dim: numbers in a global descriptor, fewer than there are images.
-        seed: of the sample and of the first centres; the same one gives the same words.
+        num_words: number of centers, K.
+        dim: numbers in a global descriptor; less than the number of images.
+        seed: of the sample and of the initial centers.
         advance: called ``2 * len(images)`` times.
 
     Raises:
@@ -187,9 +194,9 @@ def _learn_words(images, chosen: range, num_words: int, seed: int, advance) -> n
 
 
 def _learn_projection(centred: np.ndarray, dim: int) -> np.ndarray:
-    """(N, C) images without their mean -> (dim, C), as ``VLAD.projection``.
+    """(N, C) images minus their mean -> (dim, C), as ``VLAD.projection``.
 
-    There may be fewer images than numbers: the axes come from the (N, N) products of the images.
+    N may be less than C: the axes come from the (N, N) products of the images.
     """
     energies, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
     energies, vectors = energies[: -dim - 1 : -1], vectors[:, : -dim - 1 : -1]
@@ -230,7 +237,7 @@ def _make_schema(images: StoredDescriptors, settings: ExportSettings) -> Schema:
 
 
 def _write(images: StoredDescriptors, store: RecordStore, advance: Callable[[int], None]) -> None:
-    """Fill a store with the global descriptors that its own parameters give, and mark it complete.
+    """Fill a store with the global descriptors that follow from its parameters, and finish it.
 
     Args:
         advance: called with the number of photographs of each finished shard.

@@ -4,11 +4,9 @@ Gleize, Wang, Feiszli: SiLK: Simple Learned Keypoints, ICCV 2023. Which pixel of
 a pixel of the other shows is known; descriptors learn to find it, scores learn where they do.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -17,19 +15,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import load_training, save_training
-from ..console import deferred_interrupt
+from ..config import TeacherSettings, load_settings
+from ..console import deferred_interrupt, progress, say
 from ..data.augment import augment_photometric
-from ..data.geometry import random_homography, resize_matrix
-from ..data.images import read_image, view_through
+from ..data.geometry import Homographies, resize_matrix
+from ..data.images import list_images, read_image, split_names, view_through
+from ..device import autocast, choose_device, choose_precision
+from ..errors import InputError
 from ..networks.silk import SiLK, SiLKConfig, save_silk
+from ..runs import RunFolder
 from .silk_loss import homography_correspondences, match_rates, pair_losses
 
-__all__ = ["SiLKTraining", "ViewPair", "compare_views", "random_views", "train_silk"]
+__all__ = [
+    "SiLKTraining",
+    "ViewPair",
+    "compare_views",
+    "random_views",
+    "train_silk",
+    "train_teacher",
+]
 
-
-# What a resumed run need not repeat: its end may be moved, the rest changes no step.
 MAY_CHANGE = {"steps", "block_size", "device", "checkpoint_minutes", "validate_every"}
+"""What a resumed run may have otherwise: its end may be moved, the rest changes no step."""
+NETWORKS = {
+    "vgg4": SiLKConfig(),
+    "micro": SiLKConfig(channels=(64,), lateral=32, descriptor_dim=32),
+}
+"""SiLK's own network, and one of a tenth of its parameters."""
+LONGEST_GRADIENT = 100.0
+"""Gradients are shortened to this length; sound ones are shorter after the first steps."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,7 @@ class SiLKTraining:
         learning_rate: of Adam after ``warmup`` steps; it falls to 0 in the last fifth of them all.
         zoom: range of the side of the square of a photograph in which both views lie, in sides of
             a view.
-        view_scale, rotation, perspective, tilt: see ``random_homography``.
+        homographies: of the views in that square.
         photometric: strength of photometric augmentation, 0 to 1.
         temperature: of the similarities of descriptors of unit length.
         block_size: rows of similarities in memory at a time.
@@ -61,10 +75,7 @@ class SiLKTraining:
     learning_rate: float = 1e-3
     warmup: int = 500
     zoom: tuple[float, float] = (1.3, 2.2)
-    view_scale: tuple[float, float] = (0.6, 0.9)
-    rotation: float = 30.0
-    perspective: float = 0.2
-    tilt: float = 1.0
+    homographies: Homographies = field(default_factory=Homographies)
     photometric: float = 0.5
     temperature: float = 0.05
     block_size: int = 256
@@ -92,6 +103,64 @@ class ViewPair(NamedTuple):
     correspondences: Tensor
 
 
+def train_teacher(
+    images: str | Path,
+    output: str | Path,
+    settings: TeacherSettings | None = None,
+    *,
+    init: str | Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Train SiLK on photographs alone: no labels, no other network's weights.
+
+    Args:
+        images: the folder of photographs.
+        output: the run folder to make, see ``train_silk``.
+        settings: as [teacher] of pipeline.toml; None for those of ``load_settings()``.
+        init: a checkpoint of SiLK to start from, or "packaged"; None for random weights.
+        resume: go on with the run in ``output``, or start where there is none.
+
+    Returns:
+        The weights, ``silk.safetensors`` in ``output``.
+
+    Raises:
+        DistillError, KeyboardInterrupt: as ``train_silk``.
+    """
+    settings, output = settings or load_settings().teacher, Path(output)
+    device = choose_device(settings.device)
+    initial = None
+    if init is not None:
+        initial = SiLK.open(None if init == "packaged" else str(init))
+    names, held_out = split_names(list_images(images), settings.validation)
+    form = Homographies(
+        scale=settings.view_scale,
+        rotation=settings.rotation,
+        perspective=settings.perspective,
+        tilt=settings.tilt,
+    )
+    others = {"network", "validation", "device", "precision"} | {*asdict(form), "view_scale"}
+    training = SiLKTraining(
+        network=initial.config if initial else NETWORKS[settings.network],
+        homographies=form,
+        device=str(device),
+        precision=choose_precision(settings.precision, device),
+        **settings.model_dump(exclude=others),
+    )
+    say(f"train on {len(names)} photographs, validate on {len(held_out)}", quiet=quiet)
+    with progress("train silk", training.steps, quiet=quiet) as advance:
+        train_silk(
+            [Path(images, name) for name in names],
+            [Path(images, name) for name in held_out],
+            output,
+            training,
+            initial=initial,
+            resume=resume,
+            advance=advance,
+        )
+    return output / "silk.safetensors"
+
+
 def train_silk(
     photographs: Sequence[Path],
     validation: Sequence[Path],
@@ -102,7 +171,7 @@ def train_silk(
     resume: bool = False,
     advance: Callable[[int, str], None] = lambda steps, note: None,
 ) -> None:
-    """Train SiLK and leave ``silk.safetensors``, ``log.jsonl`` and what resuming needs in a folder.
+    """Train SiLK and leave ``silk.safetensors`` in a run folder, see ``hfnet_distill.runs``.
 
     A step's photograph, views and learning rate follow from the seed and the step's number, so a
     resumed run takes the same steps as one that was never interrupted.
@@ -112,53 +181,52 @@ def train_silk(
         validation: to validate on; always the same pair of views of each.
         initial: the network to start from, of the widths in ``settings``.
         resume: go on with the run in ``output``, or start where there is none.
-        advance: called with steps taken and a note about the loss.
+        advance: called with steps taken, also by the run before, and a note about the loss.
 
     Raises:
-        FileExistsError: ``output`` holds a run and ``resume`` was not asked for.
-        ValueError: a photograph is too small, there are none, or the run to resume was started with
+        AlreadyExistsError: ``output`` holds a run and ``resume`` was not asked for.
+        InputError: a photograph is too small, there are none, or the run to resume was started with
             other settings.
-        RuntimeError: the loss or its gradient is not a number; checkpoints from before are kept.
+        TrainingError: the loss or its gradient is not a number; checkpoints from before are kept.
+        KeyboardInterrupt: asked to stop; the run can go on.
     """
     _check_photographs(photographs, validation, settings.view_side)
-    _open_run(output, settings, resume)
+    info = {"settings": asdict(settings), "photographs": len(photographs)}
+    run = RunFolder(output, info, resume=resume, may_change=MAY_CHANGE)
     torch.manual_seed(settings.seed)
     network = initial or SiLK(settings.network)
     network.to(settings.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters())
-    step, state = 0, output / "resume.safetensors"
-    if resume and state.exists():
-        step = load_training(state, {"network": network}, optimizer)["step"]
-    saved, recent = time.monotonic(), []
-    with _Journal(output) as journal, deferred_interrupt() as interrupted:
-        for pair in _views_ahead(photographs, step, settings):
+    modules = {"network": network}
+    step = run.load(modules, optimizer, {"step": 0})["step"]
+    advance(step, "")
+    saved = time.monotonic()
+    with run.journal(step) as journal, deferred_interrupt() as interrupted:
+        views = _views_ahead(photographs, step, settings)
+        for pair in journal.timed(views, lambda pair: len(pair.images)):
             rate = settings.learning_rate * _schedule(step, settings)
             optimizer.param_groups[0]["lr"] = rate
             loss, values = compare_views(network.train(), pair, settings)
             optimizer.zero_grad()
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(network.parameters(), 100.0)
+            norm = nn.utils.clip_grad_norm_(network.parameters(), LONGEST_GRADIENT)
             if not torch.isfinite(loss + norm):
-                raise RuntimeError(
-                    f"step {step}: the loss became {loss.item():g}, its gradient {norm:g}; the "
-                    f"checkpoints in {output} are sound: train again with a lower learning_rate"
-                )
+                raise run.not_a_number(step, (loss + norm).item())
             optimizer.step()
             step += 1
-            recent.append(values)
+            journal.step(step, values, rate)
             advance(1, f"loss {loss.item():.3f}")
-            if step % 50 == 0:
-                journal.write("train", step, recent, learning_rate=rate)
-                recent = []
             if step % settings.validate_every == 0 or step == settings.steps:
                 journal.write("validation", step, validate(network, validation, settings))
-                save_silk(output / "silk.safetensors", network, {"step": step})
+                _save_weights(network, output, step)
+            stop = interrupted()
             due = time.monotonic() - saved > settings.checkpoint_minutes * 60
-            if due or interrupted() or step == settings.steps:
-                _save(output, network, optimizer, step)
+            if due or stop or step == settings.steps:
+                run.save(modules, optimizer, {"step": step})
+                _save_weights(network, output, step)
                 saved = time.monotonic()
-            if interrupted():
-                raise KeyboardInterrupt
+            if stop:
+                raise run.interrupted(step)
 
 
 def compare_views(
@@ -169,7 +237,7 @@ def compare_views(
     device = torch.device(settings.device)
     images = pair.images.to(device, memory_format=torch.channels_last)
     correspondences = pair.correspondences.to(device)[None]
-    with torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext():
+    with autocast(device, settings.precision):
         output = network(images)
     # (2, D, h, w) lies in memory as (2, h, w, D): flattening the grid copies nothing.
     descriptors = output.descriptor_map.flatten(2).transpose(1, 2)
@@ -194,22 +262,22 @@ def compare_views(
 @torch.no_grad()
 def validate(
     network: SiLK, photographs: Sequence[Path], settings: SiLKTraining
-) -> list[dict[str, Tensor]]:
-    """What ``compare_views`` says about one fixed pair of views of each photograph."""
+) -> dict[str, float]:
+    """The means of what ``compare_views`` says about one fixed pair of views of each photograph."""
     network.eval()
-    return [
-        compare_views(
-            network, random_views(path, np.random.default_rng(index), settings), settings
-        )[1]
+    pairs = (
+        random_views(path, np.random.default_rng(index), settings)
         for index, path in enumerate(photographs)
-    ]
+    )
+    found = [compare_views(network, pair, settings)[1] for pair in pairs]
+    return {name: torch.stack([each[name] for each in found]).mean().item() for name in found[0]}
 
 
 def random_views(path: Path, rng: np.random.Generator, settings: SiLKTraining) -> ViewPair:
     """Two random views of a photograph, both somewhere in one random square of it.
 
     Raises:
-        ValueError: the photograph is smaller than a view.
+        InputError: the photograph is smaller than a view.
     """
     photograph = read_image(path, channels=1)
     side = settings.view_side
@@ -219,14 +287,7 @@ def random_views(path: Path, rng: np.random.Generator, settings: SiLKTraining) -
     x, y = rng.integers(room - square + 1)
     crop = photograph[y : y + square, x : x + square]
     H_views_to_crop = [
-        random_homography(
-            rng,
-            (square, square),
-            scale=settings.view_scale,
-            rotation=settings.rotation,
-            perspective=settings.perspective,
-            tilt=settings.tilt,
-        )
+        settings.homographies.draw(rng, (square, square))
         @ resize_matrix((side, side), (square, square))
         for _ in range(2)
     ]
@@ -275,7 +336,7 @@ def _schedule(step: int, settings: SiLKTraining) -> float:
 
 def _check_photographs(training: Sequence[Path], validation: Sequence[Path], side: int) -> None:
     if not training or not validation:
-        raise ValueError(
+        raise InputError(
             f"{len(training)} photographs to train on and {len(validation)} to validate on; "
             "expected at least one of each"
         )
@@ -286,54 +347,11 @@ def _check_photographs(training: Sequence[Path], validation: Sequence[Path], sid
 def _check_size(path: Path, photograph: np.ndarray, side: int) -> None:
     height, width = photograph.shape
     if min(height, width) < side:
-        raise ValueError(
+        raise InputError(
             f"{path}: {width}x{height} pixels, smaller than a view of {side}x{side}; remove it, or "
             "train with a smaller grid"
         )
 
 
-def _open_run(output: Path, settings: SiLKTraining, resume: bool) -> None:
-    """Make the run's folder, or hold the settings of the one that is there against ours."""
-    file = output / "run.json"
-    ours = json.loads(json.dumps(asdict(settings)))
-    if resume and file.exists():
-        found = json.loads(file.read_text())
-        bound = ours.keys() - MAY_CHANGE
-        if different := [key for key in ours if key in bound and found.get(key) != ours[key]]:
-            raise ValueError(
-                f"{output}: cannot resume: {different[0]} is {ours[different[0]]}, the run there "
-                f"was started with {found.get(different[0])}"
-            )
-    elif file.exists():
-        raise FileExistsError(f"{output}: holds a run already; resume it or name another folder")
-    output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(ours, indent=2))
-
-
-def _save(output: Path, network: SiLK, optimizer, step: int) -> None:
-    """Everything that going on needs, in one file, and usable weights in another."""
-    save_training(output / "resume.safetensors", {"network": network}, optimizer, {"step": step})
+def _save_weights(network: SiLK, output: Path, step: int) -> None:
     save_silk(output / "silk.safetensors", network, {"step": step})
-
-
-class _Journal:
-    """One line of JSON for some steps or a validation: the means of what was compared."""
-
-    def __init__(self, output: Path):
-        self._file = open(output / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        self._since = time.monotonic()
-
-    def write(self, kind: str, step: int, values: list[dict[str, Tensor]], **more: float) -> None:
-        means = {name: torch.stack([v[name] for v in values]).mean().item() for name in values[0]}
-        now = time.monotonic()
-        means |= {**more, "pairs_per_s": len(values) / (now - self._since)}
-        self._since = now
-        rounded = {name: float(f"{value:.5g}") for name, value in means.items()}
-        self._file.write(json.dumps({"kind": kind, "step": step, **rounded}) + "\n")
-        self._file.flush()
-
-    def __enter__(self) -> "_Journal":
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._file.close()

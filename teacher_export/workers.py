@@ -1,4 +1,4 @@
-"""Shards spread over processes: of this machine, or of a Dask cluster that sees the same files."""
+"""Shards distributed over processes of this machine, or of a Dask cluster with the same files."""
 
 import os
 import socket
@@ -26,14 +26,15 @@ __all__ = ["ShardJob", "export_in_workers"]
 
 @dataclass(frozen=True)
 class ShardJob:
-    """All that a process needs to fill shards of a store.
+    """Everything that a process needs to fill shards of a store. All workers must see the paths.
 
     Attributes:
-        folder, path: of the photographs and of the store, where every worker finds them.
-        plugins: files that register the teacher, where every worker finds them.
-        weights: of the teacher, where not in their usual place; a path that every worker finds.
-        run: tells one export from the next. A cluster's workers outlive both, and a store or
-            weights of the same name may be others by then.
+        folder, path: of the photographs and of the store.
+        plugins: files that register the teacher.
+        weights: a file with the teacher's weights, instead of the usual one.
+        keypoints: the store of another teacher, whose keypoints are described.
+        run: distinguishes one export from the next. The workers of a cluster outlive an export, and
+            the next store or weights may have the same name.
     """
 
     folder: Path = field(compare=False)
@@ -41,6 +42,7 @@ class ShardJob:
     settings: ExportSettings = field(compare=False)
     weights: str | None = field(compare=False)
     plugins: tuple[str, ...] = field(default=(), compare=False)
+    keypoints: RecordStore | None = field(default=None, compare=False)
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -54,18 +56,18 @@ def export_in_workers(
 ) -> None:
     """Fill the shards of a store that are not done yet, one task each, and mark it complete.
 
-    To be called under the store's lock. A shard whose worker dies on a cluster is given to another
-    one, which writes the same bytes. Processes of this machine share its cores: joblib sets their
-    OMP_NUM_THREADS to cores / workers, unless it is set already.
+    Call it under the store's lock. If a worker of a cluster dies, its shard goes to another one,
+    which writes the same bytes. Processes of this machine share its cores: joblib sets their
+    OMP_NUM_THREADS to cores / workers unless it is set already.
 
     Args:
         advance: called with the number of photographs of each finished shard.
-        workers: processes on this machine; with a scheduler, its own.
+        workers: processes on this machine; ignored with a scheduler.
         scheduler: address of a Dask scheduler, such as "tcp://10.0.0.1:8786".
 
     Raises:
         WorkerError: a process of this machine was killed, or the cluster cannot be reached or gave
-            a shard up.
+            up a shard.
         UnreadablePhotographError, OSError: as ``fill_shards``.
     """
     tasks = (joblib.delayed(_fill_shard)(job, number) for number in store.pending_shards())
@@ -73,7 +75,7 @@ def export_in_workers(
         pool = joblib.Parallel(
             n_jobs=-1 if scheduler else workers,
             batch_size=1,
-            pre_dispatch="all" if scheduler else "2 * n_jobs",  # for workers that come later
+            pre_dispatch="all" if scheduler else "2 * n_jobs",  # for workers that join later
             return_as="generator_unordered",
         )
         try:
@@ -88,9 +90,11 @@ def export_in_workers(
 
 
 def _fill_shard(job: ShardJob, number: int) -> int:
-    """In a worker: fill one shard. Returns how many photographs it has."""
+    """In a worker: fill one shard. Returns the number of its photographs."""
     store, teacher = _prepare(job)
-    fill_shards(teacher, job.folder, store, job.settings, [number], lambda count: None)
+    fill_shards(
+        teacher, job.folder, store, job.settings, [number], lambda count: None, job.keypoints
+    )
     return len(store.shard(number))
 
 
@@ -109,7 +113,7 @@ def _prepare(job: ShardJob) -> tuple[RecordStore, Network]:
     teacher = load(
         settings.model, device=settings.device, precision=settings.precision, weights=job.weights
     )
-    if found := make_schema(teacher, settings).difference(store.schema):
+    if found := make_schema(teacher, settings, job.keypoints).difference(store.schema):
         raise StoreError(
             f"{job.path}: a worker on {socket.gethostname()} would fill it with other values: "
             f"{found}; give all workers the same software and weights, and start them again"
@@ -118,12 +122,12 @@ def _prepare(job: ShardJob) -> tuple[RecordStore, Network]:
 
 
 def _this_machine():
-    """The context in which joblib's work goes to processes of this machine."""
+    """The context in which joblib runs its work in processes of this machine."""
     return joblib.parallel_config("loky", initializer=_end_with, initargs=(os.getpid(),))
 
 
 def _end_with(parent: int) -> None:
-    """In a worker: end when the parent does, also when that was killed and could not say so."""
+    """In a worker: end when the parent does, even if the parent was killed."""
 
     def watch():
         while os.getppid() == parent:
@@ -134,7 +138,7 @@ def _end_with(parent: int) -> None:
 
 
 def _cluster(scheduler: str):
-    """The context in which joblib's work goes to a Dask scheduler."""
+    """The context in which joblib runs its work on a Dask cluster."""
     try:
         from .cluster import cluster
     except ModuleNotFoundError as error:

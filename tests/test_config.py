@@ -33,12 +33,22 @@ def test_what_is_shipped_is_valid():
         ('size = "640x480"', 'size = "640"', r"export\.size: .*640x480"),
         ('size = "640x480"', 'size = "641x480"', "multiples of 8"),
         ("[evaluate]", "[evaluate", "not valid TOML"),
-        ("[evaluate]", "[judge]", "evaluate is missing"),
+        ("[evaluate]", "[judge]", "unknown key judge"),
     ],
 )
 def test_a_wrong_key_is_named(tmp_path, old, new, message):
     with pytest.raises(ValueError, match=message):
         load_settings(edited(tmp_path, old, new))
+
+
+def test_recipes_say_what_they_change(tmp_path):
+    recipes = [*(SHIPPED.parent / "recipes").glob("*.toml")]
+    assert recipes
+    shipped = load_settings(SHIPPED)
+    for recipe in recipes:
+        settings = load_settings(recipe)
+        assert settings.export == shipped.export
+        assert settings.train != shipped.train
 
 
 def test_a_missing_file_is_named(tmp_path):

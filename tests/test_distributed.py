@@ -18,17 +18,18 @@ PROGRAM = """
 import os, signal
 import torch
 import hfnet_distill.student.training as training
+from hfnet_distill.runs import Journal
 from hfnet_distill.student.cli import train_student
 
 def interrupted(*arguments, steps=[]):
     steps.append(1)
     if len(steps) == 10 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGINT)
-    return compute_losses(*arguments)
+    return batch_losses(*arguments)
 
 torch.set_num_threads(1)
-training.Journal.EVERY = 1
-compute_losses, training.compute_losses = training.compute_losses, interrupted
+Journal.EVERY = 1
+batch_losses, training.batch_losses = training.batch_losses, interrupted
 train_student()
 """
 
@@ -44,9 +45,14 @@ def arguments(store, photographs, tmp_path) -> list[str]:  # noqa: F811
         "rotation": 30.0,
         "perspective": 0.2,
         "tilt": 1.0,
-        "detector_weight": 1.0,
-        "correspondence_weight": 0.2,
-        "localization_weight": 0.2,
+        "inside": "true",
+        "full_resolution": "false",
+        "overlap": 0.0,
+        "detector": 1.0,
+        "correspondence": 0.2,
+        "localization": 0.2,
+        "ema": 0.9,
+        "norm_batches": 2,
     }
     before, train = (Path(__file__).parent.parent / "pipeline.toml").read_text().split("[train]")
     for key, value in pinned.items():
@@ -55,7 +61,20 @@ def arguments(store, photographs, tmp_path) -> list[str]:  # noqa: F811
     (tmp_path / "small.toml").write_text(text)
     command = [
         *("--store", store, "--images", photographs, "--config", tmp_path / "small.toml"),
-        *("--learning-rate", 1e-4, "--epochs", 4, "--batch-size", 2, "--crop", "48x32"),
+        *(
+            "--init",
+            "none",
+            "--strategy",
+            "peaks",
+            "--learning-rate",
+            1e-4,
+            "--epochs",
+            4,
+            "--batch-size",
+            2,
+            "--crop",
+            "48x32",
+        ),
         *("--num-workers", 0),
         *("--precision", "float32", "--device", "cpu", "--quiet"),
     ]
@@ -74,9 +93,9 @@ def test_two_processes_take_the_steps_of_one(arguments, run_command, tmp_path, m
     command = [*torchrun, "--nproc-per-node", "2", program, *arguments, "--output", two]
     command = [str(part) for part in command]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250)
-    assert done.stderr.count("interrupted; run the same command again") == 2, done.stderr
+    assert done.stderr.count("interrupted after step 10, all of it is kept") == 2, done.stderr
     assert len(curve(two)) == 10
-    monkeypatch.setattr("hfnet_distill.student.training.Journal.EVERY", 1)
+    monkeypatch.setattr("hfnet_distill.runs.Journal.EVERY", 1)
     run_command(train_student, *arguments, "--output", two, "--resume")
     run_command(train_student, *arguments, "--output", one)
     assert len(curve(one)) == 12
@@ -84,7 +103,7 @@ def test_two_processes_take_the_steps_of_one(arguments, run_command, tmp_path, m
     expected, found = (load_file(run / "last.safetensors") for run in (one, two))
     # Adam divides small gradients by their own size, so roundings grow with the steps.
     for name, tensor in expected.items():
-        assert (found[name] - tensor).abs().max() <= 1e-3 * tensor.abs().max().clamp(min=1), name
+        assert (found[name] - tensor).abs().max() <= 3e-3 * tensor.abs().max().clamp(min=1), name
     assert sorted(path.name for path in two.iterdir()) == sorted(
         path.name for path in one.iterdir()
     )

@@ -10,7 +10,6 @@ from hfnet_distill.data.images import orient_image
 from hfnet_distill.errors import InputError
 
 SIZE = (320, 240)
-UPRIGHT = (SIZE, 1)
 
 
 @pytest.fixture
@@ -26,13 +25,13 @@ def plain():
 def read(tmp_path):
     """``read(arrays, ...)``: the features of an image with these arrays beside others'."""
 
-    def run(arrays, photograph=UPRIGHT, others=()) -> Features:
+    def run(arrays, orientation=1, others=()) -> Features:
         with h5py.File(tmp_path / "f.h5", "w") as file:
             for number, other in enumerate([arrays, *others]):
                 file.create_group(f"v_box/{number}.png")
                 for key, value in other.items():
                     file[f"v_box/{number}.png/{key}"] = value
-            return read_features(file, "v_box/0.png", photograph=photograph)
+            return read_features(file, "v_box/0.png", image_size=SIZE, orientation=orientation)
 
     return run
 
@@ -207,17 +206,17 @@ def test_keypoints_of_a_stored_photograph_are_turned_upright(read, plain, orient
     one = {"keypoints": np.float32([[10, 20]]), "image_size": np.array(size)}
     if orientation in (2, 3, 4):  # the size is the same, turned or not
         with pytest.raises(InputError, match=f"EXIF orientation {orientation}"):
-            read(one, (SIZE, orientation))
+            read(one, orientation)
     else:
-        found = read(one, (SIZE, orientation))
+        found = read(one, orientation)
         np.testing.assert_array_equal(found.keypoints, expected)
     one["image_size"] = np.array(SIZE)
     if orientation > 4:
-        np.testing.assert_array_equal(read(one, (SIZE, orientation)).keypoints, [[10, 20]])
+        np.testing.assert_array_equal(read(one, orientation).keypoints, [[10, 20]])
     del one["image_size"]
     if orientation > 1:
         with pytest.raises(InputError, match="has no image_size"):
-            read(one, (SIZE, orientation))
+            read(one, orientation)
 
 
 def test_coarse_keypoints_are_said_to_be_so(read, plain, caplog):

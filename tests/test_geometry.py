@@ -7,13 +7,15 @@ import torch
 
 from hfnet_distill.data.geometry import (
     CELL_MAP,
+    Homographies,
     MapGeometry,
-    random_homography,
+    is_inside,
     resample_map,
     resize_homography,
     resize_matrix,
     resize_points,
     sample_map,
+    unwarp_points,
     warp_points,
 )
 
@@ -35,7 +37,7 @@ def test_tilt_foreshortens_and_keeps_the_area():
     rng = np.random.default_rng(0)
     tilts = []
     for _ in range(200):
-        H = random_homography(rng, (640, 480), scale=(0.3, 0.3), perspective=0, tilt=3)
+        H = Homographies(scale=(0.3, 0.3), perspective=0, tilt=3).draw(rng, (640, 480))
         stretch = np.linalg.svd(H[:2, :2], compute_uv=False)
         assert stretch.prod() == pytest.approx(0.3**2)
         tilts.append(stretch[0] / stretch[1])
@@ -66,11 +68,38 @@ def test_a_point_on_the_horizon_is_infinitely_far():
     assert not np.isfinite(warp_points([[1, 2]], H)).any()
 
 
+def test_tensors_are_warped_as_arrays_are():
+    rng = np.random.default_rng(0)
+    points, H = rng.uniform(0, 60, (20, 2)), Homographies(tilt=2).draw(rng, (64, 48))
+    batch = torch.from_numpy(np.stack([points, points[::-1]])), torch.from_numpy(np.stack([H, H]))
+    found = warp_points(*batch)
+    np.testing.assert_allclose(found[0], warp_points(points, H))
+    np.testing.assert_allclose(found[1], found[0].flip(0))
+    np.testing.assert_allclose(unwarp_points(found, batch[1]), batch[0], atol=1e-4)
+
+
+def test_an_image_ends_where_its_last_pixels_do():
+    points = np.array([[-0.4, 0], [-0.6, 0], [7.4, 5.4], [7.4, 5.6], [np.nan, 0]])
+    expected = [True, False, True, False, False]
+    assert is_inside(points, (8, 6)).tolist() == expected
+    assert is_inside(torch.from_numpy(points), (8, 6)).tolist() == expected
+
+
+def test_views_that_may_leave_the_photograph_keep_their_form():
+    rng, corners = np.random.default_rng(3), [[0, 0], [639, 0], [639, 479], [0, 479]]
+    form = Homographies(scale=(1.2, 1.2), rotation=0, perspective=0, inside=False)
+    for _ in range(20):  # larger than the photograph on either axis: it sees all of it
+        low, _, high, _ = warp_points(corners, form.draw(rng, (640, 480)))
+        np.testing.assert_allclose(high - low, [1.2 * 639, 1.2 * 479])
+        assert (low <= 0).all()
+        assert (high >= [639, 479]).all()
+
+
 def test_random_views_stay_inside_the_photograph():
     rng = np.random.default_rng(3)
     corners = [[0, 0], [639, 0], [639, 479], [0, 479]]
     for _ in range(100):
-        H = random_homography(rng, (640, 480), scale=(0.7, 1.0), rotation=180)
+        H = Homographies(scale=(0.7, 1.0), rotation=180).draw(rng, (640, 480))
         inside = warp_points(corners, H)
         assert (inside >= -1e-6).all()
         assert (inside <= np.array([639, 479]) + 1e-6).all()
@@ -78,7 +107,7 @@ def test_random_views_stay_inside_the_photograph():
 
 def test_a_view_that_cannot_fit_is_refused():
     with pytest.raises(ValueError, match="no view fits"):
-        random_homography(np.random.default_rng(0), (640, 480), scale=(500, 500))
+        Homographies(scale=(500, 500)).draw(np.random.default_rng(0), (640, 480))
 
 
 @pytest.mark.parametrize("geometry", [CELL_MAP, MapGeometry(1, 9)])

@@ -5,16 +5,13 @@ import pytest
 
 from hfnet_distill.data.features import Features
 from hfnet_distill.data.geometry import warp_points
-from hfnet_distill.evaluation.homography import (
+from hfnet_distill.evaluation.intervals import Statistics
+from hfnet_distill.evaluation.tasks.homography import (
     ESTIMATORS,
-    auc_statistic,
-    error_auc,
+    Matching,
     match_pair,
-    matching_statistics,
-    summarize_matching,
     visible_offsets,
 )
-from hfnet_distill.evaluation.matching import euclidean_distances, match_mutual, match_nearest
 
 H_0TO1 = np.array([[0.9, 0.1, 12.0], [-0.05, 1.1, -7.0], [1e-4, -2e-4, 1.0]])
 SIZE = (320, 240)
@@ -34,6 +31,11 @@ def make_pair(count=200, wrong=0, seed=0):
     return view0, Features(SIZE, keypoints1[order], scores, descriptors[order]), order
 
 
+def summarize(pairs):
+    groups = list(range(len(pairs)))
+    return Statistics(groups, Matching.pair_statistics(None, groups, pairs)).values()
+
+
 def test_every_estimator_finds_the_homography_among_wrong_matches():
     view0, view1, order = make_pair(wrong=60)
     pair = match_pair(view0, view1, H_0TO1)
@@ -48,12 +50,12 @@ def test_numbers_of_known_pairs():
     right = match_pair(*make_pair()[:2], H_0TO1)
     none = match_pair(*make_pair(count=3)[:2], H_0TO1)
     assert set(none.corner_errors.values()) == {np.inf}
-    numbers = summarize_matching([right, none])
-    assert numbers["homography"]["magsac"]["accuracy@1px"] == 0.5
-    assert numbers["homography"]["ransac"]["auc@5px"] == pytest.approx(0.5, abs=0.01)
-    assert numbers["mean_matching_accuracy"]["@1px"] == 1
+    numbers = summarize([right, none])
+    assert numbers["homography.magsac.accuracy@1px"] == 0.5
+    assert numbers["homography.ransac.auc@5px"] == pytest.approx(0.5, abs=0.01)
+    assert numbers["mean_matching_accuracy.@1px"] == 1
     assert numbers["mean_matches"] == 101.5
-    assert numbers["repeatability"]["@1px"] == 1
+    assert numbers["repeatability.@1px"] == 1
 
 
 def test_no_keypoints():
@@ -62,7 +64,7 @@ def test_no_keypoints():
     )
     pair = match_pair(empty, make_pair()[1], H_0TO1)
     assert pair.matches.shape == (0, 2)
-    assert summarize_matching([pair])["mean_matching_accuracy"]["@3px"] == 0
+    assert summarize([pair])["mean_matching_accuracy.@3px"] == 0
 
 
 def test_features_without_descriptors_are_refused():
@@ -70,31 +72,6 @@ def test_features_without_descriptors_are_refused():
     bare = Features(SIZE, view0.keypoints, view0.scores, None)
     with pytest.raises(ValueError, match="needs descriptors in both views"):
         match_pair(bare, view1, H_0TO1)
-
-
-def test_area_under_the_recall_by_hand():
-    # Recall rises to 1/2 at 1 px, to 1 at 2 px and stays there until 4 px.
-    assert error_auc(np.array([2.0, 1.0]), 4) == pytest.approx((0.25 + 0.75 + 2) / 4)
-    assert error_auc(np.array([np.inf, 9.0]), 4) == 0
-
-
-def test_areas_of_drawn_sequences():
-    rng = np.random.default_rng(0)
-    errors = [rng.exponential(3, 5) for _ in range(6)] + [np.full(5, np.inf)]
-    statistic = auc_statistic(errors, 5)
-    for weights in rng.multinomial(7, np.full(7, 1 / 7), 10):
-        drawn = [error for group, w in zip(errors, weights, strict=True) for error in [group] * w]
-        assert statistic(weights) == pytest.approx(error_auc(np.concatenate(drawn), 5), abs=1e-12)
-
-
-def test_statistics_of_all_sequences_are_the_numbers():
-    pairs = [(f"s{seed}", match_pair(*make_pair(40, 25, seed)[:2], H_0TO1)) for seed in range(4)]
-    numbers = summarize_matching([pair for _, pair in pairs])
-    for key, statistic in matching_statistics(pairs).of.items():
-        value = numbers
-        for part in key.split("."):
-            value = value[part]
-        assert statistic(np.ones(4, np.int64)) == pytest.approx(value, abs=1e-12), key
 
 
 def test_offsets_of_visible_keypoints_by_hand():
@@ -106,17 +83,3 @@ def test_offsets_of_visible_keypoints_by_hand():
     offsets, visible = visible_offsets(view0, view1, shift)
     assert visible.tolist() == [True, False, True]
     np.testing.assert_allclose(offsets, [0, 2.5])
-
-
-@pytest.mark.parametrize("binary", [False, True])
-def test_mutual_neighbours_blockwise(binary, monkeypatch):
-    rng = np.random.default_rng(0)
-    descriptors0, descriptors1 = rng.normal(size=(70, 24)), rng.normal(size=(90, 24))
-    if binary:
-        descriptors0, descriptors1 = descriptors0 > 0, descriptors1 > 0
-    whole = euclidean_distances(*(d.astype(np.float32) for d in (descriptors0, descriptors1)))
-    expected, _ = match_nearest(whole)
-    monkeypatch.setattr("hfnet_distill.evaluation.matching.BLOCK", 16)
-    np.testing.assert_array_equal(match_mutual(descriptors0, descriptors1), expected)
-    with pytest.raises(ValueError, match="cannot match"):
-        match_mutual(descriptors0, descriptors1[:, :8])

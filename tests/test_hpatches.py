@@ -78,17 +78,17 @@ def test_missing_homography(root):
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("1 0 0\n0 1 0\n", r"shape \(2, 3\)"),
-        ("1 0 0\n0 1\n0 0 1", "inhomogeneous"),
-        ("1 0 0\n0 1 nan\n0 0 1", "nan"),
-        ("1 0 0\n0 1 x\n0 0 1", "'x'"),
-        ("1 0 0\n1 0 0\n0 0 1", r"\[1.0, 0.0, 0.0\], \[1.0, 0.0, 0.0\]"),
-        ("", r"shape \(0,\)"),
+        ("1 0 0\n0 1 0\n", "2 lines; expected three rows of three finite numbers"),
+        ("1 0 0\n0 1\n0 0 1", "expected lines of 3 finite numbers, found '0 1'"),
+        ("1 0 0\n0 1 nan\n0 0 1", "found '0 1 nan'"),
+        ("1 0 0\n0 1 x\n0 0 1", "found '0 1 x'"),
+        ("1 0 0\n1 0 0\n0 0 1", r"\[1.0, 0.0, 0.0\], \[1.0, 0.0, 0.0\].* an invertible"),
+        ("", "is empty; expected three rows"),
     ],
 )
 def test_damaged_homography(root, text, found):
     (root / "v_dome" / "H_1_2").write_text(text)
-    with pytest.raises(ValueError, match=f"H_1_2: .*{found}.*expected three rows of three finite"):
+    with pytest.raises(ValueError, match=f"H_1_2: .*{found}"):
         HPatches(root)
 
 

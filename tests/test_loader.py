@@ -5,6 +5,7 @@ import pickle
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_batches_are_pinned_for_a_gpu(store, photographs, monkeypatch):  # noqa:
 class Reading(Dataset):
     """Reads a whole store per item; says how much of the process's own memory that took."""
 
-    targets = ()
+    targets = SimpleNamespace(stores=())
 
     def __init__(self, store: RecordStore):  # noqa: F811
         self.store = store
@@ -112,7 +113,7 @@ def test_workers_share_the_file(large_store):
 class Interrupted(Dataset):
     """Items that arrive although Ctrl-C is pressed while they are made."""
 
-    targets = ()
+    targets = SimpleNamespace(stores=())
 
     def __getitem__(self, key):
         os.kill(os.getpid(), signal.SIGINT)

@@ -7,17 +7,26 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from hfnet_distill.data.cells import cell_centres, from_pixels, with_nothing
+from hfnet_distill.errors import InputError
+from hfnet_distill.networks.base import StudentOutput
 from hfnet_distill.student.losses import (
+    LOSSES,
     UncertaintyWeights,
+    active_losses,
+    compute_losses,
+    contrast_loss,
     correspondence_loss,
     descriptor_loss,
     detector_loss,
     global_descriptor_loss,
-    keypoint_loss,
     localization_loss,
+    occupancy_loss,
+    place_loss,
+    register_loss,
+    similarity_loss,
     weighted_mean,
 )
-from hfnet_distill.student.views import cell_centres
 
 
 class Recorded:
@@ -55,8 +64,9 @@ def test_losses_of_maps(recorded, masked):
 
 
 def test_loss_of_hard_keypoints(recorded):
-    found = keypoint_loss(recorded.map("pred/logits"), recorded["keypoint_map"])
-    check(found, recorded["loss_detector_hard"])
+    pixels = from_pixels(recorded["keypoint_map"].float())
+    labels = with_nothing(pixels * (pixels.cumsum(1) == 1))  # of several in a cell the first
+    check(detector_loss(recorded.map("pred/logits"), labels), recorded["loss_detector_hard"])
 
 
 def test_loss_of_global_descriptors(recorded):
@@ -158,3 +168,98 @@ def test_corresponding_points_are_told_from_all_others():
     nothing = shift.clone()
     nothing[:, 0, 2] = 1000
     assert correspondence_loss((maps, maps), points, weights, nothing).tolist() == [0, 0]
+
+
+def test_occupied_and_where_are_what_one_softmax_is_made_of():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 65, 3, 4)
+    target = with_nothing(torch.rand(2, 64, 3, 4) / 40)
+    mask = torch.rand(2, 3, 4) > 0.3
+    mass = (1 - target[:, 64]) * mask
+    for chosen, share in (
+        (None, (1 - target[:, 64]).mean((1, 2))),
+        (mask, mass.sum((1, 2)) / mask.sum((1, 2))),
+    ):
+        parts = occupancy_loss(logits, target, chosen) + share * place_loss(logits, target, chosen)
+        torch.testing.assert_close(parts, detector_loss(logits, target, chosen))
+
+
+def test_where_counts_keypoints_not_cells():
+    logits = torch.zeros(1, 65, 1, 3)
+    logits[0, 5, 0, 0] = 100.0
+    target = torch.zeros(1, 65, 1, 3)
+    target[0, 5, 0, 0], target[0, 9, 0, 1] = 0.8, 0.2  # the third cell has none
+    target[0, 64] = 1 - target[0, :64].sum(0)
+    expected = 0.2 * math.log(64)
+    assert place_loss(logits, target).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_student_that_chooses_as_its_teacher_has_no_similarity_loss():
+    torch.manual_seed(0)
+    teacher = F.normalize(torch.randn(2, 6, 16), dim=2)
+    weights = torch.rand(2, 6)
+    assert similarity_loss(teacher, teacher, weights).abs().max() < 1e-5
+    mistaken = teacher.roll(1, 1).requires_grad_()
+    loss = similarity_loss(mistaken, teacher, weights)
+    assert (loss > 5).all()
+    loss.sum().backward()
+    assert mistaken.grad.isfinite().all()
+    # A point that is not there neither counts nor can be chosen.
+    weights[:, 3:] = 0
+    fewer = similarity_loss(teacher[:, :3].roll(1, 1), teacher[:, :3], weights[:, :3])
+    padded = torch.cat([teacher[:, :3].roll(1, 1), teacher[:, 3:]], 1)
+    torch.testing.assert_close(similarity_loss(padded, teacher, weights), fewer)
+
+
+def test_what_no_view_saw_is_not_localized():
+    views = logits_of((20, 21, 0.6), (50, 40, 0.8)), logits_of((22, 21, 0.6), (50, 41, 0.8))
+    still, seen = torch.eye(3, dtype=torch.float64)[None], torch.ones(1, 6, 8, dtype=torch.bool)
+    assert localization_loss(views, still).item() == pytest.approx(1.5, abs=0.01)
+    assert localization_loss(views, still, (seen, seen)).item() == pytest.approx(1.5, abs=0.01)
+    hidden = seen.clone()
+    hidden[:, 5, 6] = False  # where (50, 40) is
+    assert localization_loss(views, still, (seen, hidden)).item() == pytest.approx(2, abs=0.01)
+
+
+def test_a_loss_of_ones_own_is_a_function_and_a_line(monkeypatch):
+    monkeypatch.setattr("hfnet_distill.student.losses.LOSSES", dict(LOSSES))
+
+    @register_loss("entropy")
+    def entropy(said, lesson):
+        logits = said.score_logits
+        return -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean((1, 2))
+
+    weights = {"detector": 1.0, "where": 0.0, "entropy": 0.5, "correspondence": 1.0}
+    assert active_losses(weights, {"local"}) == ["detector", "entropy"]
+    assert active_losses(weights, {"local", "pair"}) == ["detector", "correspondence", "entropy"]
+    said = StudentOutput(torch.zeros(2, 65, 3, 4), None, None)
+    found = compute_losses(["entropy"], said, None)
+    assert found["entropy"].item() == pytest.approx(math.log(65))
+    with pytest.raises(InputError, match="no loss is named entropie; there are detector, "):
+        active_losses({"entropie": 1.0}, {"local"})
+    with pytest.raises(InputError, match="a loss named entropy exists already"):
+        register_loss("entropy")(entropy)
+
+
+def test_a_keypoint_is_found_among_those_of_the_batch():
+    # Two photographs with two keypoints each, at cells' centres, all descriptors at right angles.
+    maps = torch.eye(4).view(4, 2, 1, 2).transpose(0, 1).contiguous()
+    points = cell_centres((1, 2)).float().expand(2, -1, -1)
+    weights = torch.ones(2, 2)
+    loss = contrast_loss((maps, maps), (points, points), weights, temperature=0.1)
+    # Against the correct one: three others of the other view, and three of its own.
+    expected = math.log(1 + 6 * math.exp(-10))
+    assert loss.tolist() == pytest.approx([expected, expected], rel=0.02)
+    wrong = contrast_loss((maps, maps.flip(0)), (points, points), weights, temperature=0.1)
+    assert (wrong > 9).all()
+    # One that is not there is no negative; its own loss does not count.
+    weights[1, 1] = 0
+    fewer = contrast_loss((maps, maps), (points, points), weights, temperature=0.1)
+    expected = math.log(1 + 4 * math.exp(-10))
+    assert fewer.tolist() == pytest.approx([expected, expected], rel=0.02)
+    # Two that are nearly one need not be told apart.
+    weights[:] = 1
+    close = points.clone()
+    close[:, 1] = close[:, 0] + 2
+    loss = contrast_loss((maps[:1], maps[:1]), (close[:1], close[:1]), weights[:1])
+    assert loss.item() == pytest.approx(0, abs=1e-6)

@@ -1,44 +1,16 @@
+"""Nearest neighbours that choose each other, against SiLK's own and against the whole matrix."""
+
 import numpy as np
 import pytest
 
-from hfnet_distill.evaluation.matching import (
-    cosine_distances,
-    dot_distances,
-    double_softmax_distances,
-    euclidean_distances,
-    match_nearest,
-)
-
-DISTANCES = {
-    "dot": dot_distances,
-    "cosine": cosine_distances,
-    "l2": euclidean_distances,
-    "double_softmax_t0.1": lambda d0, d1: double_softmax_distances(d0, d1, temperature=0.1),
-}
-RUNS = {
-    "mnn": ("dot", {}),
-    "ratio_0.6": ("cosine", {"max_ratio": 0.6}),
-    "ratio_0.9": ("cosine", {"max_ratio": 0.9}),
-    "double_softmax_t0.1_0.9": ("double_softmax_t0.1", {"max_distance": 0.9}),
-    "double_softmax_t0.1_0.6": ("double_softmax_t0.1", {"max_distance": 0.6}),
-    "l2_mnn": ("l2", {}),
-    "dot_max_distance_0.2": ("dot", {"max_distance": 0.2}),
-    "nn_no_cross_check": ("dot", {"mutual": False}),
-}
+from hfnet_distill.evaluation.matching import match_both_ways, match_mutual
 
 
 def check(recorded, features):
+    """Of unit descriptors the smallest L2 distance is the largest dot product."""
     descriptors = [recorded[f"{features}/desc_{i}"].astype(np.float32) for i in (0, 1)]
-    distances = {name: function(*descriptors) for name, function in DISTANCES.items()}
-    for name, ours in distances.items():
-        theirs = recorded[f"{features}/dist_{name}_sub8"]
-        np.testing.assert_allclose(ours[::8, ::8], theirs, atol=1e-5)
-    for run, (name, settings) in RUNS.items():
-        matches, lengths = match_nearest(distances[name], **settings)
-        np.testing.assert_array_equal(matches, recorded[f"{features}/{run}/matches"])
-        if not run.startswith("ratio"):  # SiLK returns infinities there
-            theirs = recorded[f"{features}/{run}/returned_distances"]
-            np.testing.assert_allclose(lengths, theirs, atol=1e-5)
+    found = match_mutual(*descriptors)
+    np.testing.assert_array_equal(found, recorded[f"{features}/l2_mnn/matches"])
 
 
 def test_excerpt(excerpt):
@@ -50,22 +22,56 @@ def test_full_reference(golden, features):
     check(golden("silk_matching"), features)
 
 
-def test_by_hand():
-    distances = np.array([[0.1, 0.5, 0.9], [0.2, 0.6, 0.7], [0.8, 0.3, 0.4]])
-    matches, lengths = match_nearest(distances)
-    assert matches.tolist() == [[0, 0], [2, 1]]  # row 1 wants column 0, which prefers row 0
-    assert lengths.tolist() == [0.1, 0.3]
-    assert match_nearest(distances, mutual=False)[0].tolist() == [[0, 0], [1, 0], [2, 1]]
-    assert match_nearest(distances, max_ratio=0.7)[0].tolist() == [[0, 0]]  # 0.3 / 0.4 = 0.75
-    assert match_nearest(distances, max_distance=0.3)[0].tolist() == [[0, 0]]
+@pytest.mark.parametrize("binary", [False, True])
+def test_mutual_neighbours_blockwise(binary, monkeypatch):
+    rng = np.random.default_rng(0)
+    descriptors0, descriptors1 = rng.normal(size=(70, 24)), rng.normal(size=(90, 24))
+    if binary:
+        descriptors0, descriptors1 = descriptors0 > 0, descriptors1 > 0
+    distances = ((descriptors0[:, None].astype(float) - descriptors1[None]) ** 2).sum(2)
+    to1, to0 = distances.argmin(1), distances.argmin(0)
+    rows = np.flatnonzero(to0[to1] == np.arange(70))
+    monkeypatch.setattr("hfnet_distill.evaluation.matching.BLOCK", 16)
+    found = match_mutual(descriptors0, descriptors1)
+    np.testing.assert_array_equal(found, np.stack([rows, to1[rows]], axis=1))
+    with pytest.raises(ValueError, match="cannot match"):
+        match_mutual(descriptors0, descriptors1[:, :8])
 
 
-@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
-def test_nothing_to_match(shape):
-    matches, lengths = match_nearest(np.zeros(shape, np.float32))
-    assert matches.shape == (0, 2)
-    assert lengths.shape == (0,)
+@pytest.mark.parametrize(("num0", "num1"), [(0, 3), (3, 0)])
+def test_nothing_to_match(num0, num1):
+    assert match_mutual(np.zeros((num0, 4)), np.zeros((num1, 4))).shape == (0, 2)
 
 
-def test_one_column_has_no_second():
-    assert match_nearest(np.array([[0.4], [0.3]]), max_ratio=0.5)[0].tolist() == [[1, 0]]
+def test_equal_descriptors_match_the_first_with_ratio_one():
+    descriptors = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+    twins = np.repeat(descriptors / np.linalg.norm(descriptors), 37, axis=0)
+    (indices, ratios), _ = match_both_ways(twins[:5], twins)
+    assert indices.tolist() == [0] * 5
+    assert ratios.tolist() == [1] * 5
+
+
+def test_a_single_candidate_has_no_ratio():
+    (indices, ratios), _ = match_both_ways(np.eye(3, dtype=np.float32), np.ones((1, 3), np.float32))
+    assert indices.tolist() == [0, 0, 0]
+    assert ratios.tolist() == [1, 1, 1]
+
+
+def test_binary_descriptors_use_hamming_distance():
+    rows0 = np.array([[1, 1, 1, 1, 0, 0]], bool)
+    rows1 = np.array([[1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 1, 0]], bool)
+    (indices, ratios), _ = match_both_ways(rows0, rows1)
+    assert indices.tolist() == [1]
+    assert ratios == pytest.approx([2 / 3])
+
+
+@pytest.mark.parametrize(
+    ("rows0", "rows1"),
+    [
+        (np.ones((2, 4), np.float32), np.ones((2, 5), np.float32)),
+        (np.ones((2, 4), np.float32), np.ones((2, 4), bool)),
+    ],
+)
+def test_unlike_descriptors_are_refused(rows0, rows1):
+    with pytest.raises(ValueError, match="extract both views alike"):
+        match_both_ways(rows0, rows1)

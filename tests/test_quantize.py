@@ -122,11 +122,11 @@ def stores(request, run_command, photographs, tmp_path):
 def test_a_record_comes_back_in_floats(stores):
     exact, near = (store.record("walk/5.png") for store in stores)
     assert stores[1].read("walk/5.png", "descriptor_map").dtype == np.int8
-    assert near.descriptor_map.dtype == near.score_map.dtype == np.float32
-    np.testing.assert_allclose(near.descriptor_map, exact.descriptor_map, atol=3e-3)
-    np.testing.assert_allclose(near.score_map, exact.score_map, atol=8e-3)
-    np.testing.assert_array_equal(near.keypoints, exact.keypoints)
-    np.testing.assert_allclose(near.descriptors, exact.descriptors, atol=3e-3)
+    assert near["descriptor_map"].dtype == near["score_map"].dtype == np.float32
+    np.testing.assert_allclose(near["descriptor_map"], exact["descriptor_map"], atol=3e-3)
+    np.testing.assert_allclose(near["score_map"], exact["score_map"], atol=8e-3)
+    np.testing.assert_array_equal(near["keypoints"], exact["keypoints"])
+    np.testing.assert_allclose(near["descriptors"], exact["descriptors"], atol=3e-3)
     assert stores[1].corrupt_records(0) == []
 
 

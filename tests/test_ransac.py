@@ -1,12 +1,19 @@
 """The replayed RANSAC against OpenCV's own: not near it, but the same to the last bit."""
 
+import os
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
 
-from hfnet_distill.data.geometry import random_homography, warp_points
+from hfnet_distill.data.geometry import Homographies, warp_points
 from hfnet_distill.evaluation import ransac
 from hfnet_distill.evaluation.ransac import find_homography
+
+pytest.importorskip("numba")
+replay = pytest.importorskip("hfnet_distill.evaluation.replay")
 
 
 def ask_opencv(points0, points1):
@@ -17,7 +24,7 @@ def draw_matches(seed, num=300, share_correct=0.3, noise=1.0):
     """Points (num, 2) float32 of two views, the first of them matched right."""
     rng = np.random.default_rng(seed)
     points0 = rng.uniform(0, 640, (num, 2))
-    points1 = warp_points(points0, random_homography(rng, (640, 480)))
+    points1 = warp_points(points0, Homographies().draw(rng, (640, 480)))
     points1 += noise * rng.standard_normal(points1.shape)
     wrong = round(num * share_correct)
     points1[wrong:] = rng.uniform(0, 640, (num - wrong, 2))
@@ -27,8 +34,8 @@ def draw_matches(seed, num=300, share_correct=0.3, noise=1.0):
 @pytest.fixture
 def unasked(monkeypatch):
     """OpenCV's RANSAC must not be needed."""
-    assert ransac._replays_this_opencv()
-    monkeypatch.delattr(ransac, "_ask_opencv")
+    assert ransac._find_replay() is replay.replay
+    monkeypatch.delattr(ransac, "ask_opencv")
 
 
 @pytest.mark.parametrize("share_correct", [0, 0.05, 0.15, 0.4, 0.9])
@@ -82,25 +89,23 @@ def test_another_opencv_is_noticed_and_asked(monkeypatch, name, other):
     points = draw_matches(5)
     expected = ask_opencv(*points)
     with monkeypatch.context() as patch:
-        patch.setattr(ransac, name, other)
-        patch.setattr(ransac, "_ask_opencv", ask_opencv)
-        assert not ransac._replays_this_opencv.__wrapped__()
-    monkeypatch.setattr(ransac, "_replays_this_opencv", lambda: False)
-    monkeypatch.delattr(ransac, "_replay")
+        patch.setattr(replay, name, other)
+        assert ransac._find_replay.__wrapped__() is None
+    monkeypatch.setattr(ransac, "_find_replay", lambda: None)
     np.testing.assert_array_equal(find_homography(*points), expected)
 
 
 def test_draws_are_the_generators():
     """OpenCV's multiplication with carry; four numbers each, none twice in a subset."""
-    state, rows = np.array([ransac.SEED], np.uint64), np.empty(4, np.intp)
-    number = ransac.SEED
+    state, rows = np.array([replay.SEED], np.uint64), np.empty(4, np.intp)
+    number = replay.SEED
     for _ in range(2000):
         subset = []
         while len(subset) < 4:
             number = (number % 2**32 * 4164903690 + (number >> 32)) % 2**64
             if number % 2**32 % 40 not in subset:
                 subset.append(number % 2**32 % 40)
-        ransac._draw(state, 40, rows)
+        replay._draw(state, 40, rows)
         assert rows.tolist() == subset
 
 
@@ -111,13 +116,31 @@ def test_inliers_are_between_the_bounds():
     pixels = np.concatenate([points0, points1], axis=1).T.copy()
     exact = pixels.astype(np.float64)
     largest = np.abs(exact).max(axis=1)
-    state, rows = np.array([ransac.SEED], np.uint64), np.empty(4, np.intp)
+    state, rows = np.array([replay.SEED], np.uint64), np.empty(4, np.intp)
     iteration, certain = 0, 0
     while iteration < 1500:
-        iteration, fewest, most = ransac._next_likely(
+        iteration, fewest, most = replay._next_likely(
             pixels, exact, largest, state, rows, iteration, 2000, -1
         )
-        found = np.count_nonzero(ransac._inliers(points0, points1, rows, pixels))
+        found = np.count_nonzero(replay._inliers(points0, points1, rows, pixels))
         assert fewest <= found <= most
         certain += fewest == most
     assert certain > 500
+
+
+def test_without_numba_opencv_is_asked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hfnet_distill.evaluation.replay", None)
+    assert ransac._find_replay.__wrapped__() is None
+
+
+def test_nothing_is_written_beside_the_installation(tmp_path):
+    """Compiled code goes to the user's cache folder; where that cannot be, nowhere."""
+    code = "from hfnet_distill.evaluation.replay import replays_this_opencv as f; assert f()"
+    beside = os.path.dirname(replay.__file__)
+    before = sorted(os.listdir(f"{beside}/__pycache__"))
+    (tmp_path / "file").touch()
+    for cache in (tmp_path / "cache", tmp_path / "file"):
+        environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert list((tmp_path / "cache").rglob("*.nbc"))
+    assert sorted(os.listdir(f"{beside}/__pycache__")) == before

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from hfnet_distill.data.geometry import MapGeometry
+from hfnet_distill.errors import InputError
 from hfnet_distill.networks.silk import (
     SiLK,
     SiLKConfig,
@@ -164,3 +165,8 @@ def test_files_that_are_no_checkpoints(tmp_path):
 def test_image_too_small():
     with pytest.raises(ValueError, match="30x6 pixels: this SiLK needs more than 6"):
         run(SiLK(MICRO), np.zeros((6, 30), np.uint8))
+
+
+def test_a_size_without_a_cell_inside_the_border_is_refused():
+    with pytest.raises(InputError, match="--size 16x16: silk says nothing of the outermost 9"):
+        SiLK.open().fields(["score_map"], (16, 16), 10)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -16,14 +17,17 @@ from hfnet_distill.checkpoints import read_tensors, write_tensors
 from hfnet_distill.config import load_settings, override
 from hfnet_distill.data.images import fit_image, read_image
 from hfnet_distill.data.stores.store import Field, RecordStore, Schema
-from hfnet_distill.errors import CheckpointError
+from hfnet_distill.errors import CheckpointError, InputError
 from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
-from hfnet_distill.networks.registry import load_checkpoint, save_checkpoint
+from hfnet_distill.networks.light import CONFIGS, Light
+from hfnet_distill.networks.registry import checkpoint_path, load_checkpoint, save_checkpoint
 from hfnet_distill.networks.vlad import VLAD
+from hfnet_distill.student.averaging import estimate_norms
 from hfnet_distill.student.cli import train_student
 from hfnet_distill.student.loader import Batches, DistillationDataset
 from hfnet_distill.student.targets import choose_targets
-from hfnet_distill.student.training import compute_losses, one_cycle
+from hfnet_distill.student.training import batch_losses, one_cycle
+from hfnet_distill.student.training import train as train_on
 from hfnet_distill.teacher_export.cli import export_teacher
 
 SIZE = (64, 48)
@@ -50,7 +54,7 @@ def train(run_command, store, photographs, tmp_path):
             *(part for path in stores for part in ("--store", path)),
             *("--images", images, "--output", tmp_path / output, "--crop", "48x32"),
             *("--batch-size", "2", "--num-workers", "0", "--precision", "float32"),
-            *("--device", "cpu", "--quiet", *arguments),
+            *("--device", "cpu", "--quiet", "--init", "none", *arguments),
             code=code,
         )
 
@@ -84,9 +88,9 @@ def write_global_store(path: Path, names: list[str], size=SIZE, fields=None) -> 
 
 
 def make_dataset(store, photographs, **options) -> DistillationDataset:
-    targets = choose_targets([RecordStore.open(store)])
+    targets = choose_targets([RecordStore.open(store)], "cells", "peaks")
     names = RecordStore.open(store).names
-    return DistillationDataset(photographs, names, targets, size=SIZE, **options)
+    return DistillationDataset(photographs, names, targets, **options)
 
 
 def test_image_and_targets_are_of_the_same_crop(store, photographs):
@@ -144,7 +148,9 @@ def test_one_batch_can_be_learned_by_heart(store, photographs):
     optimizer = torch.optim.Adam(student.parameters(), 3e-3)
     entropy = -(batch["score_map"].float() * batch["score_map"].float().clamp(1e-7).log()).sum(1)
     for step in range(60):
-        losses = compute_losses(student, batch, dataset.targets, settings, torch.device("cpu"))
+        losses = batch_losses(
+            student, batch, dataset, ["detector", "descriptor"], settings, torch.device("cpu")
+        )
         if step == 0:
             first = losses
         optimizer.zero_grad()
@@ -178,11 +184,11 @@ def test_a_resumed_run_gives_the_same_numbers(train, tmp_path, monkeypatch):
         steps += 1
         if steps == 4:
             os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C in the middle of a step
-        return compute_losses(*arguments)
+        return batch_losses(*arguments)
 
-    monkeypatch.setattr("hfnet_distill.student.training.compute_losses", interrupt)
+    monkeypatch.setattr("hfnet_distill.student.training.batch_losses", interrupt)
     output = train("--epochs", 3, code=1)
-    assert "run the same command again" in output
+    assert "interrupted after step 3, all of it is kept in" in output
     assert read_tensors(tmp_path / "run" / "resume.safetensors")[1]["step"] == 4 - 1
     monkeypatch.undo()
     train("--epochs", 3, "--resume")
@@ -193,6 +199,95 @@ def test_a_resumed_run_gives_the_same_numbers(train, tmp_path, monkeypatch):
             assert torch.equal(whole[key], halves[key]), key
 
 
+def test_sigterm_leaves_a_checkpoint_too(train, tmp_path, monkeypatch):
+    def terminate(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return batch_losses(*arguments)
+
+    monkeypatch.setattr("hfnet_distill.student.training.batch_losses", terminate)
+    assert "interrupted after step 1, all of it is kept" in train("--epochs", 3, code=1)
+    assert read_tensors(tmp_path / "run" / "resume.safetensors")[1]["step"] == 1
+
+
+def test_resume_starts_where_there_is_no_run(train, tmp_path):
+    train("--epochs", 1, "--resume")
+    lines = (tmp_path / "run" / "log.jsonl").read_text()
+    train("--epochs", 1, "--resume")  # nothing is left to do
+    assert (tmp_path / "run" / "log.jsonl").read_text() == lines
+
+
+def test_the_result_is_the_average_with_statistics_of_its_own(train, tmp_path):
+    text = (Path(__file__).parent.parent / "pipeline.toml").read_text()
+    plain = re.sub(r"(?m)^(ema|norm_batches) = \S+", r"\1 = 0", text)
+    assert plain != text
+    (tmp_path / "plain.toml").write_text(plain)
+    train("--epochs", 2, output="averaged")
+    train("--epochs", 2, "--config", tmp_path / "plain.toml", output="plain")
+    resume, result, other = (
+        load_file(tmp_path / name)
+        for name in (
+            "averaged/resume.safetensors",
+            "averaged/last.safetensors",
+            "plain/last.safetensors",
+        )
+    )
+    weight, mean = "stem.conv.weight", "stem.norm.running_mean"
+    torch.testing.assert_close(resume[f"student/{weight}"], other[weight])  # the same training
+    assert not torch.equal(result[weight], other[weight])
+    assert torch.equal(resume[f"average/{weight}"], result[weight])
+    assert not torch.allclose(result[mean], other[mean], rtol=0.1)
+
+
+def test_the_statistics_of_a_network_are_those_of_what_it_saw():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(2)).eval()
+    batches = [torch.randn(4, 2, 5, 5) * 3 + 1 for _ in range(3)]
+    estimate_norms(network, iter(batches), 2)
+    seen = torch.stack(batches[:2])
+    torch.testing.assert_close(network[0].running_mean, seen.mean((0, 1, 3, 4)))
+    torch.testing.assert_close(network[0].running_var, seen.var((1, 3, 4)).mean(0))
+    assert not network.training
+    assert network[0].momentum == 0.1
+
+
+def test_the_packaged_student_is_where_training_starts(store, photographs, tmp_path):
+    default = load_checkpoint(checkpoint_path("default"))[0]
+    settings = override(
+        load_settings().train,
+        epochs=1,
+        batch_size=2,
+        crop=(48, 32),
+        num_workers=0,
+        device="cpu",
+        learning_rate=1e-12,
+        precision="float32",
+    )
+    run = train_on([store], photographs, tmp_path / "run", settings, quiet=True)
+    assert run == tmp_path / "run"
+    student, info = load_checkpoint(run / "best.safetensors")
+    assert info["init"] == default.weights
+    torch.testing.assert_close(student.detector_head[1].weight, default.detector_head[1].weight)
+    narrow = {"hfnet": {**settings.networks["hfnet"], "width": 0.5}}
+    other = override(settings, networks=narrow)
+    run = train_on([store], photographs, tmp_path / "narrow", other, quiet=True)
+    assert load_checkpoint(run / "best.safetensors")[1]["init"] == ""
+
+
+def test_settings_of_the_network_are_its_own(store, photographs, tmp_path):
+    settings = load_settings().train
+    wrong = override(settings, networks={"hfnet": {"widht": 0.5}})
+    with pytest.raises(InputError, match=r"\[train.networks.hfnet\]: .*widht"):
+        train_on([store], photographs, tmp_path / "run", wrong, quiet=True)
+    with pytest.raises(InputError, match="no loss is named detektor"):
+        train_on(
+            [store],
+            photographs,
+            tmp_path / "run",
+            override(settings, loss_weights={"detektor": 1.0}, crop=(48, 32)),
+            quiet=True,
+        )
+
+
 def test_the_strategies_that_compare_points(run_command, train, photographs, tmp_path):
     sparse = tmp_path / "sparse.zarr"
     run_command(
@@ -201,26 +296,47 @@ def test_the_strategies_that_compare_points(run_command, train, photographs, tmp
         *("sparse", "--top-k", 20, "--size", "64x48", "--quiet", "--device", "cpu"),
     )
     train("--epochs", 1, "--strategy", "sparse", output="sparse", stores=(sparse,))
+    train("--epochs", 1, output="keypoints", stores=(sparse,))
     train("--epochs", 1, "--strategy", "upsample", output="upsample")
-    for run in ("sparse", "upsample"):
+    for run in ("sparse", "keypoints", "upsample"):
         assert load_checkpoint(tmp_path / run / "best.safetensors")[0].config.descriptor_dim == 256
     assert "has no keypoints" in train("--strategy", "sparse", output="none", code=1)
+
+
+def test_another_network_and_every_loss(run_command, train, photographs, tmp_path):
+    sparse = tmp_path / "sparse.zarr"
+    run_command(
+        export_teacher,
+        *("--model", "superpoint", "--images", photographs, "--store", sparse, "--fields"),
+        *("sparse", "--max-num-keypoints", 20, "--size", "64x48", "--quiet", "--device", "cpu"),
+    )
+    text = (Path(__file__).parent.parent / "recipes" / "small.toml").read_text()
+    text = re.sub(r"(?m)^(\w+) = 0\.0$", r"\1 = 1.0", text)  # losses that are left out
+    text = text.replace('"small"', '"nano"')
+    (tmp_path / "all.toml").write_text(text)
+    train("--config", tmp_path / "all.toml", "--epochs", 1, stores=(sparse,))
+    student, info = load_checkpoint(tmp_path / "run" / "best.safetensors")
+    assert type(student) is Light
+    assert student.config == replace(CONFIGS["nano"], descriptor_dim=256)
+    assert info["network"] == "light"
+    line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert line.keys() >= {"detector", "occupied", "where", "descriptor", "similarity"}
 
 
 def test_a_run_is_not_overwritten_or_mixed(train):
     train("--epochs", 1)
     assert "holds a run already; go on with --resume" in train("--epochs", 1, code=1)
     output = train("--epochs", 1, "--resume", "--seed", 5, code=1)
-    assert "started with other settings" in output
+    assert "cannot resume: settings.seed is 0 there and 5 here" in output
 
 
 def test_a_loss_that_is_no_number_stops_the_run(train, tmp_path, monkeypatch):
     def explode(*arguments):
-        return {name: loss * torch.nan for name, loss in compute_losses(*arguments).items()}
+        return {name: loss * torch.nan for name, loss in batch_losses(*arguments).items()}
 
     train("--epochs", 1)
     before = (tmp_path / "run" / "last.safetensors").read_bytes()
-    monkeypatch.setattr("hfnet_distill.student.training.compute_losses", explode)
+    monkeypatch.setattr("hfnet_distill.student.training.batch_losses", explode)
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     (tmp_path / "copy" / "resume.safetensors").unlink()
     output = train("--epochs", 1, "--resume", output="copy", code=1)
@@ -239,7 +355,10 @@ def test_a_global_store_beside_a_local_one(train, store, tmp_path):
 
 def test_learned_loss_weights_and_nothing_to_validate_on(train, tmp_path):
     text = (Path(__file__).parent.parent / "pipeline.toml").read_text()
-    for old, new in (('"fixed" ', '"uncertainty" '), ("validation = 0.04", "validation = 0.0")):
+    for old, new in (
+        ('weighting = "fixed"', 'weighting = "uncertainty"'),
+        ("validation = 0.04", "validation = 0.0"),
+    ):
         assert old in text
         text = text.replace(old, new, 1)
     (tmp_path / "learned.toml").write_text(text)

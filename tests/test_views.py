@@ -1,16 +1,19 @@
 """Views: what a teacher's maps say of a crop, and of a part seen through a homography."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from hfnet_distill.data.geometry import warp_points
+from hfnet_distill.data.cells import cell_centres, from_pixels, to_pixels
+from hfnet_distill.data.geometry import Homographies, unwarp_points, warp_points
 from hfnet_distill.student.views import (
-    cell_centres,
-    cell_peaks,
-    random_crop,
-    random_view,
+    ViewSampler,
+    cells_seen,
+    scatter_keypoints,
+    shared_part,
     to_cells,
     view_descriptors,
     view_scores,
@@ -42,7 +45,8 @@ def test_each_view_sees_the_maps_of_its_own_photograph():
 
 def test_a_keypoint_is_where_the_view_shows_it():
     rng = np.random.default_rng(0)
-    H = random_view(rng, (64, 48), (32, 24), zoom=(0.8, 1.2), rotation=30, perspective=0.2, tilt=1)
+    form = Homographies(scale=(0.8, 1.2), rotation=30, perspective=0.2)
+    (H,) = ViewSampler(1.0, form).draw(rng, (64, 48), (32, 24), 1)
     inside = warp_points([[15.5, 11.5]], H).round()
     column, row = inside[0].astype(int)
     score_map = torch.zeros(1, 1, 48, 64)
@@ -54,16 +58,6 @@ def test_a_keypoint_is_where_the_view_shows_it():
     y, x = torch.meshgrid(torch.arange(24), torch.arange(32), indexing="ij")
     centre = [[(seen * x).sum() / 0.9, (seen * y).sum() / 0.9]]
     np.testing.assert_allclose(centre, warp_points(inside, np.linalg.inv(H)), atol=1e-3)
-
-
-def test_the_peak_of_a_cell_is_its_likeliest_pixel():
-    logits = torch.zeros(1, 65, 2, 3)
-    logits[:, 64] = 9.0  # "no keypoint", whatever else
-    logits[0, 8 * 5 + 2, 1, 0] = 1.0
-    logits[0, 7, 0, 2] = 1.0
-    peaks = cell_peaks(logits)
-    assert peaks.dtype == torch.float64
-    assert peaks[0].tolist() == [[0, 0], [8, 0], [23, 0], [2, 13], [8, 8], [16, 8]]
 
 
 def test_many_keypoints_in_one_cell_share_it():
@@ -90,16 +84,106 @@ def test_probabilities_of_pixels_become_a_distribution(border):
     torch.testing.assert_close(cells[0, [63, 0, 64], 3, 5], expected, rtol=1e-3, atol=1e-6)
 
 
+INSIDE = Homographies(scale=(0.5, 1.8), rotation=45, perspective=0.25, tilt=2.5)
+ANYWHERE = replace(INSIDE, inside=False)
+SIZE, CROP = (640, 480), (320, 240)
+
+
 def test_views_lie_inside_the_photograph():
     rng = np.random.default_rng(0)
     corners = np.array([[0, 0], [31, 0], [31, 23], [0, 23]])
-    for _ in range(50):
-        for H in (
-            random_crop(rng, (64, 48), (32, 24)),
-            random_view(
-                rng, (64, 48), (32, 24), zoom=(0.7, 3), rotation=45, perspective=0.3, tilt=3
-            ),
-        ):
+    form = Homographies(scale=(0.7, 3), rotation=45, perspective=0.3, tilt=3)
+    for _ in range(25):
+        for H in ViewSampler(0.5, form).draw(rng, (64, 48), (32, 24), 2):
             seen = warp_points(corners, H)
             assert (seen > -1).all()
             assert (seen < [64, 48]).all()
+
+
+def measure(homographies: Homographies, overlap: float) -> dict[str, float]:
+    """What 600 photographs' views are like under the settings that are shipped."""
+    rng, sampler = np.random.default_rng(0), ViewSampler(0.6, homographies, overlap)
+    centre = np.array([159.5, 119.5]) + np.array([[0, 0], [1e-3, 0], [0, 1e-3]])
+    scales, tilts, shared = [], [], []
+    for _ in range(600):
+        views = [*sampler.draw(rng, SIZE, CROP, 2)]
+        shared.append(shared_part(*views, CROP))
+        (H,) = ViewSampler(1.0, replace(homographies, perspective=0)).draw(rng, SIZE, CROP, 1)
+        steps = warp_points(centre, H)
+        stretch = np.linalg.svd((steps[1:] - steps[0]) / 1e-3, compute_uv=False)
+        scales.append(np.sqrt(stretch.prod()) / 2)  # of the photograph's sides
+        tilts.append(stretch[0] / stretch[1])
+    shared, tilts = np.array(shared), np.array(tilts)
+    return {
+        "scale": float(np.mean(scales)),
+        "tilted": float((tilts > 2).mean()),
+        "apart": float((shared == 0).mean()),
+        "half": float((shared >= 0.5).mean()),
+    }
+
+
+def test_rejection_makes_strong_views_rare_and_places_after_forms_do_not():
+    rejected, placed = measure(INSIDE, 0.0), measure(ANYWHERE, 0.5)
+    drawn = (0.25 + 0.9) / 2, 1 - np.log(2) / np.log(2.5)  # what the settings ask for
+    assert rejected["scale"] < drawn[0] - 0.08
+    assert rejected["tilted"] < 0.85 * drawn[1]
+    assert placed["scale"] == pytest.approx(drawn[0], abs=0.02)
+    assert placed["tilted"] == pytest.approx(drawn[1], abs=0.04)
+    assert rejected["apart"] > 0.03
+    assert rejected["half"] < 0.7
+    assert placed["apart"] == 0
+    assert placed["half"] > 0.98
+
+
+def test_a_close_up_shares_all_with_the_view_around_it():
+    close = np.array([[0.5, 0, 80], [0, 0.5, 60], [0, 0, 1.0]])
+    assert shared_part(np.eye(3), close, CROP) == 1
+    beside = np.array([[1, 0, 160], [0, 1, 0], [0, 0, 1.0]])
+    assert shared_part(np.eye(3), beside, CROP) == pytest.approx(0.5)
+
+
+def test_cells_that_show_what_lies_beyond_the_photograph_are_known():
+    views = torch.cat([shift(-8, 0), shift(48, 24), shift(0, 0)])
+    seen = cells_seen(views, (3, 4), (64, 48))
+    assert seen[0].tolist() == [[False, True, True, True]] * 3
+    assert seen[1].tolist() == [[True, True, False, False]] * 3
+    assert seen[2].all()
+    inner = cells_seen(shift(0, 0), (6, 8), (64, 48), border=9)
+    assert inner[0].float().sum() == 2 * 4  # 9 pixels reach into the second cell on each side
+    assert inner[0, 2:4, 2:6].all()
+
+
+def test_keypoints_are_scattered_as_maps_are():
+    rng = np.random.default_rng(0)
+    pixels = torch.zeros(2, 1, 48, 64)
+    keypoints = torch.from_numpy(rng.integers([2, 2], [62, 46], (2, 30, 2)))
+    probability = torch.rand(2, 30) * 0.2 + 0.1
+    for image, points, likely in zip(pixels, keypoints, probability, strict=True):
+        for (x, y), p in zip(points.tolist(), likely.tolist(), strict=True):
+            image[0, y, x] += p
+    cells = torch.cat([from_pixels(pixels[:, 0]), torch.zeros(2, 1, 6, 8)], 1)
+    views = torch.from_numpy(
+        np.stack([next(iter(ViewSampler(1.0, INSIDE).draw(rng, (64, 48), (32, 24), 1)))] * 2)
+    )
+    expected = view_scores(cells, views, (3, 4))
+    points = unwarp_points(keypoints, views)
+    torch.testing.assert_close(
+        scatter_keypoints(points, probability, (3, 4)), expected, atol=1e-5, rtol=0
+    )
+
+
+def test_keypoints_far_outside_or_on_the_horizon_are_nowhere():
+    points = torch.tensor([[[1e9, 3], [torch.nan, 4], [-torch.inf, 1], [-0.5, 2.25], [9.5, 4]]])
+    cells = scatter_keypoints(points, torch.tensor([[1.0, 1, 1, 0.8, 0.4]]), (1, 2))
+    found = to_pixels(cells)[0]
+    assert found.sum() == pytest.approx(0.4 + 0.4)  # half of the fourth lies off the left edge
+    assert found[2, 0] == pytest.approx(0.3)
+    assert found[3, 0] == pytest.approx(0.1)
+    assert found[4, 9:11].tolist() == pytest.approx([0.2, 0.2])
+
+
+def test_a_sure_keypoint_stays_surer_than_a_faint_one():
+    cells = scatter_keypoints(
+        torch.tensor([[[3.0, 3], [11, 3]]]), torch.tensor([[0.9, 0.1]]), (1, 2)
+    )
+    torch.testing.assert_close(cells[0, 64, 0], torch.tensor([0.1, 0.9]))

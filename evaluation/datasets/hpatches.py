@@ -1,38 +1,43 @@
 """Homography sequences in the HPatches layout (Balntas et al., CVPR 2017) as pairs of views.
 
-A sequence is a folder ``i_*`` (the light changes) or ``v_*`` (the viewpoint changes) with the
-images ``1`` to ``6`` and text files ``H_1_2`` to ``H_1_6``: 3x3, pixels of image 1 to image k.
-View 0 is always image 1.
+A sequence is a folder ``i_*`` (the light changes) or ``v_*`` (the viewpoint changes) with images
+``1``, ``2``, ..., six in HPatches, and text files ``H_1_2``, ... (``.txt`` may stand behind): 3x3,
+pixels of image 1 to image k, at any scale. View 0 is always image 1. Other files are nobody's
+business.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
 
 from ...data.images import SUFFIXES
+from ...errors import InputError, NotFoundError
 from . import register_dataset
 from .base import HomographyDataset, HomographyPair
+from .texts import read_lines, to_numbers
 
 __all__ = ["HPatches"]
 
 PREFIXES = {"all": ("i_", "v_"), "illumination": ("i_",), "viewpoint": ("v_",)}
 """The name of each split and how the folders of its sequences begin."""
+HOMOGRAPHY = re.compile(r"H_1_(\d+)(?:\.txt)?")
 
 
 @register_dataset("hpatches")
 class HPatches(HomographyDataset):
-    """All pairs of a folder in the HPatches layout, five for each sequence.
+    """All pairs of a folder in the HPatches layout, of any number of views.
 
     Every homography is read and every image looked for at once, so that a damaged folder is noticed
     before hours of extraction and not after.
 
     Attributes:
-        pairs: images 2 to 6 against image 1, by sequences in alphabetical order.
+        pairs: the other images against image 1, by sequences in alphabetical order.
         images: by names such as ``v_dogman/1.ppm``.
 
     Raises:
-        FileNotFoundError: the root, its sequences, an image or a homography is missing.
-        ValueError: an unknown split, a folder that is neither ``i_*`` nor ``v_*``, two files for
+        NotFoundError: the root, its sequences, an image or a homography is missing.
+        InputError: an unknown split, a folder that is neither ``i_*`` nor ``v_*``, two files for
             one image, or a homography that is not 3x3, finite and invertible.
     """
 
@@ -40,34 +45,32 @@ class HPatches(HomographyDataset):
 
     def __init__(self, root: str | Path, split: str = "all"):
         if split not in PREFIXES:
-            raise ValueError(f"unknown split {split!r}; expected one of {', '.join(PREFIXES)}")
+            raise InputError(f"unknown split {split!r}; expected one of {', '.join(PREFIXES)}")
         root = Path(root)
         if not root.is_dir():
-            raise FileNotFoundError(f"{root}: no such folder; expected the root of HPatches")
+            raise NotFoundError(f"{root}: no such folder; expected the root of HPatches")
         folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
         for folder in folders:
             if not folder.name.startswith(PREFIXES["all"]):
-                raise ValueError(
+                raise InputError(
                     f"{folder}: not a sequence; expected only folders named i_* (illumination) or "
                     "v_* (viewpoint); move it elsewhere"
                 )
         self.sequences = [f.name for f in folders if f.name.startswith(PREFIXES[split])]
         if not self.sequences:
             wanted = " or ".join(f"{prefix}*" for prefix in PREFIXES[split])
-            raise FileNotFoundError(
+            raise NotFoundError(
                 f"{root}: no sequences for split {split!r}; expected folders {wanted}, each with "
-                "images 1 to 6 and H_1_2 to H_1_6"
+                "images 1, 2, ... and H_1_2, ..."
             )
         self.split, self.images, self.pairs = split, {}, []
         for name in self.sequences:
-            paths = [_find_image(root / name, number) for number in range(1, 7)]
-            names = [f"{name}/{path.name}" for path in paths]
-            self.images |= dict(zip(names, paths, strict=True))
+            images, homographies = _find_views(root / name)
+            names = {k: f"{name}/{path.name}" for k, path in images.items()}
+            self.images |= {names[k]: path for k, path in images.items()}
             self.pairs += [
-                HomographyPair(
-                    name, names[0], names[k - 1], _read_homography(root / name / f"H_1_{k}")
-                )
-                for k in range(2, 7)
+                HomographyPair(name, names[1], names[k], _read_homography(path))
+                for k, path in homographies.items()
             ]
 
     def splits(self) -> dict[str, list[str]]:
@@ -78,32 +81,44 @@ class HPatches(HomographyDataset):
         }
 
 
-def _find_image(folder: Path, number: int) -> Path:
-    found = [p for p in sorted(folder.glob(f"{number}.*")) if p.suffix.lower() in SUFFIXES]
-    if not found:
-        raise FileNotFoundError(
-            f"{folder}: image {number} is missing; expected {number}.ppm, .png, .jpg or alike"
-        )
-    if len(found) > 1:
-        raise ValueError(
-            f"{folder}: image {number} is there {len(found)} times, as "
-            f"{' and '.join(p.name for p in found)}; keep one"
-        )
-    return found[0]
+def _find_views(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
+    """The images 1, 2, ... of a sequence, and the homographies to 2, ..., by number."""
+    images: dict[int, list[Path]] = {}
+    homographies: dict[int, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if match := HOMOGRAPHY.fullmatch(path.name):
+            homographies.setdefault(int(match[1]), []).append(path)
+        elif path.stem.isdecimal() and path.suffix.lower() in SUFFIXES:
+            images.setdefault(int(path.stem), []).append(path)
+    homographies.pop(1, None)
+    for k in sorted({1} | homographies.keys() | images.keys()):
+        if k not in images:
+            raise NotFoundError(
+                f"{folder}: image {k} is missing; expected {k}.ppm, .png, .jpg or alike"
+            )
+        if k != 1 and k not in homographies:
+            raise NotFoundError(
+                f"{folder / f'H_1_{k}'}: missing; expected the 3x3 homography from image 1 to "
+                f"{images[k][0].name} as text"
+            )
+        for found in (images[k], homographies.get(k, [])):
+            if len(found) > 1:
+                raise InputError(
+                    f"{folder}: {'image' if found is images[k] else 'homography'} {k} is there "
+                    f"{len(found)} times, as {' and '.join(p.name for p in found)}; keep one"
+                )
+    if not homographies:
+        raise NotFoundError(f"{folder}: has one image; expected images 1, 2, ... and H_1_2, ...")
+    only = {k: found[0] for k, found in sorted(images.items())}
+    return only, {k: found[0] for k, found in sorted(homographies.items())}
 
 
 def _read_homography(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; expected the 3x3 homography as text")
-    expected = "expected three rows of three finite numbers, an invertible homography"
-    try:
-        H = np.array(
-            [line.split() for line in path.read_text().splitlines() if line.strip()], float
-        )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; {expected}") from None
-    if H.shape != (3, 3):
-        raise ValueError(f"{path}: found numbers of shape {H.shape}; {expected}")
-    if not np.isfinite(H).all() or np.linalg.det(H) == 0:
-        raise ValueError(f"{path}: found {H.tolist()}; {expected}")
+    expected = "three rows of three finite numbers, an invertible homography"
+    lines = read_lines(path, expected)
+    if len(lines) != 3:
+        raise InputError(f"{path}: {len(lines)} lines; expected {expected}")
+    H = to_numbers(lines, path, 3)
+    if np.linalg.det(H) == 0:
+        raise InputError(f"{path}: found {H.tolist()}; expected {expected}")
     return H

@@ -1,14 +1,17 @@
 """Relative poses of calibrated cameras, from two layouts with camera-to-world poses in metres.
 
 * KITTI odometry (Geiger et al., CVPR 2012): ``sequences/00/image_0/*.png`` (or ``image_2``, in
-  colour), ``sequences/00/calib.txt`` with ``P0`` to ``P3``, and ``poses/00.txt`` with twelve
-  numbers a line, the 3x4 matrix of camera 0 row by row. A sequence without poses is left out.
+  colour), in the order in which one counts, ``sequences/00/calib.txt`` with ``P0`` to ``P3``, and
+  ``poses/00.txt`` with twelve numbers a line, the 3x4 matrix of camera 0 row by row. A sequence
+  without poses is left out.
 * TUM RGB-D (Sturm et al., IROS 2012): ``rgb.txt`` (timestamp, file), ``groundtruth.txt``
   (timestamp tx ty tz qx qy qz qw) and ``calibration.txt`` or ``camera.txt``: fx fy cx cy and, for
-  photographs that are not rectified, OpenCV's distortion k1 k2 p1 p2 k3. TUM ships no such file;
-  its web page lists the numbers in that order, and freiburg 1 and 2 are not rectified. The root is
-  one such folder or holds several. A photograph takes the pose of the nearest timestamp within
-  0.02 s, and is left out if there is none.
+  photographs that are not rectified, OpenCV's distortion k1 k2 p1 p2 k3, or the 3x3 camera matrix.
+  TUM ships no such file; its web page lists the numbers in that order, and freiburg 1 and 2 are not
+  rectified. A file is named from the folder of ``rgb.txt``, or absolutely: where it was written,
+  another machine's path, what lies under the end of the path is taken. The root is one such folder
+  or holds several. A photograph takes the pose of the nearest timestamp within 0.02 s, and is left
+  out if there is none.
 
 Both count pixels as ``data.geometry`` does: the centre of the top-left pixel is (0, 0).
 
@@ -22,10 +25,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ...data.images import list_images
+from ...data.images import list_images, natural_order
+from ...errors import InputError, NotFoundError
 from ..motions import rotation_angle, to_4x4
 from . import register_dataset
 from .base import Camera, PoseDataset, PosePair
+from .texts import BESIDE_NUMBERS, read_lines, to_numbers
 
 __all__ = ["KittiTum"]
 
@@ -44,20 +49,20 @@ class KittiTum(PoseDataset):
         images: in the order of the pairs.
 
     Raises:
-        FileNotFoundError: the root, or a file that a layout must have, is missing.
-        ValueError: a folder of another layout, numbers that do not fit, or no pairs.
+        NotFoundError: the root, or a file that a layout must have, is missing.
+        InputError: a folder of another layout, numbers that do not fit, or no pairs.
     """
 
     def __init__(self, root: str | Path, split: str = "all"):
         root = Path(root)
         if not root.is_dir():
-            raise FileNotFoundError(f"{root}: no such folder; expected KITTI's or TUM's layout")
+            raise NotFoundError(f"{root}: no such folder; expected KITTI's or TUM's layout")
         tum = [path.parent for path in sorted([*root.glob("rgb.txt"), *root.glob("*/rgb.txt")])]
         kitti = sorted(
             p.stem for p in root.glob("poses/*.txt") if (root / "sequences" / p.stem).is_dir()
         )
         if bool(tum) == bool(kitti):
-            raise ValueError(
+            raise InputError(
                 f"{root}: {'both' if tum else 'neither'} of two layouts; expected either "
                 "sequences/00/ with poses/00.txt (KITTI odometry), or rgb.txt, groundtruth.txt and "
                 "calibration.txt in it or in each of its folders (TUM RGB-D)"
@@ -68,7 +73,7 @@ class KittiTum(PoseDataset):
         self.cameras = {name: camera for name, (camera, _, _) in read.items()}
         self.pairs = _choose_pairs({name: (names, T) for name, (_, names, T) in read.items()})
         if not self.pairs:
-            raise ValueError(
+            raise InputError(
                 f"{root}: no pairs among {sum(len(names) for _, names, _ in read.values())} "
                 f"photographs with a pose; expected some {' or '.join(map(str, STRIDES))} frames "
                 f"apart with at least {MIN_BASELINE} m and at most {MAX_ROTATION:.0f} degrees "
@@ -77,7 +82,7 @@ class KittiTum(PoseDataset):
         names = dict.fromkeys(n for pair in self.pairs for n in (pair.name0, pair.name1))
         self.images = {name: root / name for name in names}
         if missing := [path for path in self.images.values() if not path.is_file()]:
-            raise FileNotFoundError(f"{missing[0]}: missing, though the sequence names it")
+            raise NotFoundError(f"{missing[0]}: missing, though the sequence names it")
 
 
 def _read_kitti(root: Path, sequence: str) -> tuple[Camera, list[str], np.ndarray]:
@@ -85,17 +90,23 @@ def _read_kitti(root: Path, sequence: str) -> tuple[Camera, list[str], np.ndarra
     folder = root / "sequences" / sequence
     number = next((k for k in (0, 2) if (folder / f"image_{k}").is_dir()), None)
     if number is None:
-        raise FileNotFoundError(f"{folder}: has neither image_0 nor image_2 with its photographs")
-    lines = _read_lines(folder / "calib.txt", "P0: and twelve numbers, to P3:")
-    line = next((line for line in lines if line[0] == f"P{number}:"), None)
+        raise NotFoundError(f"{folder}: has neither image_0 nor image_2 with its photographs")
+    path = folder / "calib.txt"
+    lines = read_lines(path, "P0: and twelve numbers, to P3:")
+    key = f"P{number}:"
+    line = next((line for line in lines if line.startswith(key)), None)
     if line is None:
-        raise ValueError(f"{folder / 'calib.txt'}: has no line P{number}:, of image_{number}")
-    P = _to_numbers([line[1:]], folder / "calib.txt", 12).reshape(3, 4)
+        raise InputError(f"{path}: has no line {key}, of image_{number}")
+    P = to_numbers([line.removeprefix(key)], path, 12).reshape(3, 4)
+    _check_matrix(P[:, :3], path)
     path = root / "poses" / f"{sequence}.txt"
-    poses = _to_numbers(_read_lines(path, "twelve numbers a line"), path, 12).reshape(-1, 3, 4)
-    images = list_images(folder / f"image_{number}")
+    poses = to_numbers(read_lines(path, "twelve numbers a line"), path, 12).reshape(-1, 3, 4)
+    R = poses[..., :3]
+    if not np.allclose(R @ R.swapaxes(1, 2), np.eye(3), atol=0.01):
+        raise InputError(f"{path}: holds no rotations; expected 3x4 matrices row by row")
+    images = sorted(list_images(folder / f"image_{number}"), key=natural_order)
     if len(images) != len(poses):
-        raise ValueError(
+        raise InputError(
             f"{path}: {len(poses)} poses for {len(images)} photographs in image_{number}; expected "
             "one line for each"
         )
@@ -108,60 +119,66 @@ def _read_kitti(root: Path, sequence: str) -> tuple[Camera, list[str], np.ndarra
 
 def _read_tum(root: Path, folder: Path) -> tuple[Camera, list[str], np.ndarray]:
     """As ``_read_kitti``, of the photographs that have a pose."""
-    lines = _read_lines(folder / "rgb.txt", "a timestamp and a file a line")
-    times = _to_numbers([line[:1] for line in lines], folder / "rgb.txt", 1)[:, 0]
+    listed = folder / "rgb.txt"
+    lines = [line.split(None, 1) for line in read_lines(listed, "a timestamp and a file a line")]
     if any(len(line) != 2 for line in lines):
-        raise ValueError(f"{folder / 'rgb.txt'}: expected a timestamp and a file on each line")
+        raise InputError(f"{listed}: expected a timestamp and a file on each line")
+    times = to_numbers([line[0] for line in lines], listed, 1)[:, 0]
     path = folder / "groundtruth.txt"
-    truth = _to_numbers(_read_lines(path, "timestamp tx ty tz qx qy qz qw a line"), path, 8)
+    truth = to_numbers(read_lines(path, "timestamp tx ty tz qx qy qz qw a line"), path, 8)
+    if not truth[:, 4:].any(axis=1).all():
+        raise InputError(f"{path}: a quaternion qx qy qz qw of zeros; leave its line out")
     truth = truth[np.argsort(truth[:, 0], kind="stable")]
     after = np.searchsorted(truth[:, 0], times).clip(1, len(truth) - 1)
     rows = after - (times - truth[after - 1, 0] <= truth[after, 0] - times)
     known = np.flatnonzero(np.abs(truth[rows, 0] - times) <= MAX_LAG)
-    names = [(folder / lines[row][1]).relative_to(root).as_posix() for row in known]
+    names = [_find_listed(root, folder, lines[row][1]) for row in known]
     R = _from_quaternions(truth[rows[known], 4:])
     return _read_camera(folder), names, to_4x4(R, truth[rows[known], 1:4])
+
+
+def _find_listed(root: Path, folder: Path, listed: str) -> str:
+    """A photograph that ``rgb.txt`` names, relative to the root where it lies in it."""
+    path = Path(listed)
+    if path.is_absolute() and not path.is_file():
+        tails = (folder.joinpath(*path.parts[i:]) for i in range(1, len(path.parts)))
+        path = next((tail for tail in tails if tail.is_file()), path)
+    path = folder / path
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def _read_camera(folder: Path) -> Camera:
     paths = [folder / "calibration.txt", folder / "camera.txt"]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"{paths[0]}: missing; write the camera of TUM's web page there as fx fy cx cy, with "
             "k1 k2 p1 p2 k3 behind where photographs are not rectified (freiburg 1 and 2)"
         )
-    words = [word for line in _read_lines(path, "fx fy cx cy") for word in line]
-    if len(words) not in (4, 9):
-        raise ValueError(
-            f"{path}: found {len(words)} numbers; expected fx fy cx cy, or these and k1 k2 p1 p2 k3"
+    expected = "fx fy cx cy, or these and k1 k2 p1 p2 k3, or a 3x3 matrix"
+    lines = read_lines(path, expected)
+    text = " ".join(lines)
+    count = len([word for word in BESIDE_NUMBERS.split(text) if word])
+    if count not in (4, 9):
+        raise InputError(f"{path}: found {count} numbers; expected {expected}")
+    numbers = to_numbers([text], path, count)[0]
+    if count == 9 and (len(lines) == 3 or (numbers[[3, 6, 7, 8]] == (0, 0, 0, 1)).all()):
+        K, distortion = numbers.reshape(3, 3), np.zeros(5)
+    else:
+        fx, fy, cx, cy = numbers[:4]
+        K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+        distortion = numbers[4:] if count == 9 else np.zeros(5)
+    _check_matrix(K, path)
+    return Camera(K, distortion)
+
+
+def _check_matrix(K: np.ndarray, path: Path) -> None:
+    """Refuse what is no camera matrix (3, 3)."""
+    if not (K[0, 0] > 0 and K[1, 1] > 0 and K[1, 0] == 0 and (K[2] == (0, 0, 1)).all()):
+        raise InputError(
+            f"{path}: {K.tolist()} is no camera matrix; expected fx 0 cx, 0 fy cy, 0 0 1 with "
+            "focal lengths fx and fy above 0"
         )
-    fx, fy, cx, cy, *distortion = _to_numbers([words], path, len(words))[0]
-    return Camera(
-        np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), np.array(distortion or np.zeros(5))
-    )
-
-
-def _read_lines(path: Path, expected: str) -> list[list[str]]:
-    """The words of each line that is neither empty nor a comment."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; expected {expected}")
-    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line and not line[0].startswith("#")]
-    if not lines:
-        raise ValueError(f"{path}: is empty; expected {expected}")
-    return lines
-
-
-def _to_numbers(lines: list[list[str]], path: Path, count: int) -> np.ndarray:
-    """Lines of ``count`` words as float64 (N, count)."""
-    try:
-        numbers = np.array(lines, np.float64)
-    except ValueError:
-        numbers = np.zeros((0, 0))
-    if numbers.shape != (len(lines), count) or not np.isfinite(numbers).all():
-        raise ValueError(f"{path}: expected lines of {count} finite numbers")
-    return numbers
 
 
 def _from_quaternions(quaternions: np.ndarray) -> np.ndarray:

@@ -13,10 +13,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ...data.geometry import random_homography, resize_matrix
+from ...data.geometry import Homographies, resize_matrix
 from ...data.images import crop_to_shape, read_image, view_through
 
 __all__ = ["render_sequences"]
+
+FRONTAL = Homographies(scale=(0.75, 0.9), rotation=5, perspective=0.05)
+"""How the first view of a sequence is taken."""
+SLANTED = Homographies(scale=(0.5, 0.9), rotation=30, perspective=0.3)
+"""How the others are, where the viewpoint changes."""
 
 
 def render_sequences(
@@ -76,13 +81,10 @@ def _render_sequence(rng, photo: Path, folder: Path, kind: str, size, views: int
     image = crop_to_shape(read_image(photo, channels=3), size)
     # Views are drawn in a base image of their own size, and looked up in the photograph's pixels.
     H_base_to_photo = resize_matrix(size, (image.shape[1], image.shape[0]))
-    frontal = random_homography(rng, size, scale=(0.75, 0.9), rotation=5, perspective=0.05)
+    frontal = FRONTAL.draw(rng, size)
     to_base = [frontal] * (views + 1)
     if kind == "v":
-        to_base[1:] = [
-            random_homography(rng, size, scale=(0.5, 0.9), rotation=30, perspective=0.3)
-            for _ in range(views)
-        ]
+        to_base[1:] = [SLANTED.draw(rng, size) for _ in range(views)]
     strength = 0.35 if kind == "v" else 1.0
     folder.mkdir()
     for k, H_view_to_base in enumerate(to_base, start=1):

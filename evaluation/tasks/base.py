@@ -54,6 +54,13 @@ class Task:
         self.dataset, self.settings = dataset, settings
 
     @property
+    def own_settings(self) -> dict[str, Any]:
+        """What it sets itself, by the names of settings, for the report."""
+        if not self.shorter_side:
+            return {}
+        return {"longest_side": None, "shorter_side": self.shorter_side}
+
+    @property
     def num_steps(self) -> int:
         """How often ``score`` advances."""
         raise NotImplementedError

@@ -20,6 +20,7 @@ from scipy.spatial.distance import cdist
 
 from ...data.features import Features
 from ...data.geometry import warp_points
+from ...errors import InputError
 from ..intervals import Statistic, average_precision_statistic, mean_statistic
 from ..matching import match_both_ways
 from ..ransac import THRESHOLD, find_homography
@@ -119,10 +120,10 @@ def score_pair(features0: Features, features1: Features, H_0to1: np.ndarray) -> 
             ``features1.image_size``.
 
     Raises:
-        ValueError: descriptors in one view only, of different widths, or binary against real ones.
+        InputError: descriptors in one view only, of different widths, or binary against real ones.
     """
     if (features0.descriptors is None) != (features1.descriptors is None):
-        raise ValueError("only one of the two views has descriptors; extract both views alike")
+        raise InputError("only one of the two views has descriptors; extract both views alike")
     points0, points1 = features0.keypoints, features1.keypoints
     warped0 = warp_points(points0, H_0to1)
     warped1 = warp_points(points1, np.linalg.inv(H_0to1))

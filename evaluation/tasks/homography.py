@@ -31,6 +31,7 @@ from scipy.spatial import cKDTree
 
 from ...data.features import Features
 from ...data.geometry import resize_homography, warp_points
+from ...errors import InputError
 from ..datasets.base import HomographyDataset, HomographyPair
 from ..features import ImageFeatures
 from ..intervals import Statistic, Statistics, auc_statistic, mean_statistic
@@ -112,7 +113,7 @@ class HomographyTask(PairTask):
 
     dataset_type = HomographyDataset
     legend = (
-        'Image 1 on the left. <span class="correct">Green</span>: within 3 px of the true position. '
+        'Image 1 on the left. <span class="correct">Green</span>: within 3 px of the truth. '
         '<span class="wrong">Red</span>: wrong. <span class="plain">Yellow</span>: not matched, or '
         "not visible in the other view. The pairs are those that the first model matched best and "
         "worst, at most two of a sequence."
@@ -258,10 +259,10 @@ def match_pair(features0: Features, features1: Features, H_0to1: np.ndarray) -> 
             ``features1.image_size``.
 
     Raises:
-        ValueError: a view without descriptors, or descriptors of another kind in each.
+        InputError: a view without descriptors, or descriptors of another kind in each.
     """
     if features0.descriptors is None or features1.descriptors is None:
-        raise ValueError("matching needs descriptors in both views; extract them, or use hfnet")
+        raise InputError("matching needs descriptors in both views; extract them, or use hfnet")
     matches = match_mutual(features0.descriptors, features1.descriptors)
     points0, points1 = features0.keypoints[matches[:, 0]], features1.keypoints[matches[:, 1]]
     misses = warp_points(points0, H_0to1) - points1
@@ -342,7 +343,7 @@ class Matching(HomographyTask):
         Column("matches", "mean_matches", is_ranked=False, digits=0),
     )
     measures = (
-        "mutual nearest neighbours; the share of pairs whose homography is correct to 1, 3 and 5 px "
+        "mutual nearest neighbours; the share of pairs whose homography errs below 1, 3 and 5 px "
         "by three estimators, MMA the share of matches correct to 3 px, and the matches of a pair"
     )
     score_pair = staticmethod(match_pair)
@@ -400,7 +401,7 @@ class SiLK(Matching):
     )
     measures = (
         "mutual nearest neighbours, as in SiLK's Table 2: Rep the share of keypoints repeated to "
-        "1 and 3 px, Homography the share of pairs correct to 1, 3 and 5 px by OpenCV's RANSAC, AUC "
-        "the area under it, MMA the share of correct matches, the keypoints of an image and the "
+        "1 and 3 px, Homography the share of pairs below 1, 3 and 5 px by OpenCV's RANSAC, AUC the "
+        "area under it, MMA the share of correct matches, the keypoints of an image and the "
         "matches of a pair"
     )

@@ -17,6 +17,7 @@ import poselib
 
 from ...data.features import Features
 from ...data.geometry import resize_matrix
+from ...errors import InputError
 from ..datasets.base import Camera, PoseDataset, PosePair
 from ..features import ImageFeatures
 from ..intervals import Statistic, auc_statistic, mean_statistic, median_statistic
@@ -54,10 +55,10 @@ def score_pose(
         camera0, camera1: the cameras at the size of the views.
 
     Raises:
-        ValueError: a view without descriptors.
+        InputError: a view without descriptors.
     """
     if features0.descriptors is None or features1.descriptors is None:
-        raise ValueError("the model gives no descriptors; relative poses need matches")
+        raise InputError("the model gives no descriptors; relative poses need matches")
     matches = match_mutual(features0.descriptors, features1.descriptors)
     points0, points1 = features0.keypoints[matches[:, 0]], features1.keypoints[matches[:, 1]]
     estimated = estimate_pose(points0, points1, camera0, camera1)

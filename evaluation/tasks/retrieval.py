@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...errors import InputError
 from ..datasets.base import RetrievalDataset
 from ..features import ImageFeatures
 from ..intervals import Statistics, mean_statistic
@@ -106,7 +107,7 @@ class Retrieval(Task):
         """Ask all queries.
 
         Raises:
-            ValueError: a photograph without a global descriptor, or one that is not finite, zero,
+            InputError: a photograph without a global descriptor, or one that is not finite, zero,
                 or not as long as the others.
         """
         rows, seconds = [], []
@@ -178,16 +179,16 @@ def _caption(correct: np.ndarray) -> str:
 def _check_descriptor(image: ImageFeatures, name: str, rows: list[np.ndarray]) -> np.ndarray:
     row = image.features.global_descriptor
     if row is None:
-        raise ValueError(
+        raise InputError(
             f"{name}: the model gives no global descriptor; evaluate retrieval with netvlad, with "
             "a student trained from a second --store of global descriptors, or with "
             "features:FILE.h5 that holds global_descriptor"
         )
     if rows and len(row) != len(rows[0]):
-        raise ValueError(
+        raise InputError(
             f"{name}: a global descriptor of {len(row)} numbers, the others have {len(rows[0])}; "
             "extract all photographs alike"
         )
     if not np.isfinite(row).all() or not row.any():
-        raise ValueError(f"{name}: its global descriptor is zero or not finite; extract it anew")
+        raise InputError(f"{name}: its global descriptor is zero or not finite; extract it anew")
     return row

@@ -6,22 +6,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 
-from hfnet_distill.config import PredictSettings
+from hfnet_distill.config import load_settings, override
 from hfnet_distill.data.features import Features
-from hfnet_distill.evaluation import poses as module
 from hfnet_distill.evaluation.datasets import kitti_tum
 from hfnet_distill.evaluation.datasets.base import Camera
 from hfnet_distill.evaluation.datasets.kitti_tum import KittiTum
-from hfnet_distill.evaluation.extractors import make_extractor
-from hfnet_distill.evaluation.poses import (
-    estimate_pose,
-    judge_poses,
-    pose_error,
-    summarize_poses,
-)
+from hfnet_distill.evaluation.features import FeatureFile, NetworkFeatures
+from hfnet_distill.evaluation.matching import match_mutual
+from hfnet_distill.evaluation.tasks.relative_pose import RelativePose, estimate_pose, pose_error
 from hfnet_distill.evaluation.views import load_view
+from hfnet_distill.networks.registry import load
 
 SIZE = (320, 240)
 K = np.array([[300.0, 0, 155], [0, 290, 124], [0, 0, 1]])
@@ -120,31 +115,34 @@ def write_tum(folder, distortion=()):
 
 @pytest.fixture
 def sift():
-    settings = PredictSettings(
-        threshold=0, nms_radius=2, border=4, refine_radius=0, precision="float32"
-    )
-    return make_extractor("sift", settings, num_keypoints=800, device=torch.device("cpu"))
+    return NetworkFeatures(load("sift"), override(load_settings().predict, nms_radius=2), 800)
 
 
-def judge(dataset, extractor, longest=0):
+def run(dataset, model, folder, longest=0):
+    """The task and what it knows of the pairs."""
+    task = RelativePose(dataset, override(load_settings().evaluate, longest_side=longest))
+    file = FeatureFile(folder / "features.h5", {}, overwrite=True)
+    file.extract(model, dataset.images, task.load_view, lambda: None)
     calls = []
-    judged = judge_poses(dataset, extractor, longest=longest, advance=lambda: calls.append(1))
-    assert len(calls) == len(dataset.images)
-    return judged
+    scored = task.score((file, file), lambda: calls.append(1))
+    assert len(calls) == task.num_steps == len(dataset.pairs)
+    return task, scored
 
 
-def check_recovered(judged):
-    assert len(judged.errors) == 6
-    assert judged.errors.max() < 1
-    row = summarize_poses("sift", judged)
-    assert list(row) == [
-        *("model", "split", "auc@5", "auc@10", "auc@20", "median_error_deg", "mean_matches"),
-        "intervals",
-    ]
-    assert row["auc@5"] > 0.9
-    assert row["auc@20"] > 0.97
-    assert row["median_error_deg"] < 0.5
-    assert row["mean_matches"] > 100
+def errors_of(scored):
+    return np.array([score.error for score in scored.scores])
+
+
+def check_recovered(task, scored):
+    assert len(scored.scores) == 6
+    assert errors_of(scored).max() < 1
+    (statistics,) = task.statistics(scored).values()
+    numbers = statistics.values()
+    assert list(numbers) == ["auc@5", "auc@10", "auc@20", "median_error_deg", "mean_matches"]
+    assert numbers["auc@5"] > 0.9
+    assert numbers["auc@20"] > 0.97
+    assert numbers["median_error_deg"] < 0.5
+    assert numbers["mean_matches"] > 100
 
 
 def test_kitti(tmp_path, sift):
@@ -155,9 +153,10 @@ def test_kitti(tmp_path, sift):
     R, t = MOTIONS[3]
     expected = np.column_stack([R.T, -R.T @ t])
     np.testing.assert_allclose(dataset.pairs[1].T_0to1[:3], expected, atol=1e-12)
-    judged = judge(dataset, sift)
-    check_recovered(judged)
-    np.testing.assert_array_equal(judged.errors, judge(dataset, sift).errors)
+    task, scored = run(dataset, sift, tmp_path)
+    check_recovered(task, scored)
+    again = run(dataset, sift, tmp_path)[1]
+    np.testing.assert_array_equal(errors_of(scored), errors_of(again))
 
 
 def test_a_camera_beside_the_one_that_has_poses(tmp_path):
@@ -168,7 +167,7 @@ def test_a_camera_beside_the_one_that_has_poses(tmp_path):
 
 
 def test_views_of_another_size(tmp_path, sift):
-    check_recovered(judge(KittiTum(write_kitti(tmp_path)), sift, longest=250))
+    check_recovered(*run(KittiTum(write_kitti(tmp_path)), sift, tmp_path, longest=250))
 
 
 def test_tum(tmp_path, sift):
@@ -180,17 +179,18 @@ def test_tum(tmp_path, sift):
     R, t = MOTIONS[1]
     expected = np.column_stack([R.T, -R.T @ t])
     np.testing.assert_allclose(dataset.pairs[0].T_0to1[:3], expected, atol=1e-9)
-    check_recovered(judge(dataset, sift))
+    check_recovered(*run(dataset, sift, tmp_path))
 
 
 def test_photographs_that_are_not_rectified(tmp_path, sift):
     distortion = (0.26, -0.95, -0.005, 0.003, 1.16)  # alike freiburg 1
     dataset = KittiTum(write_tum(tmp_path, distortion))
-    judged = judge(dataset, sift, longest=300)
-    check_recovered(judged)
+    task, scored = run(dataset, sift, tmp_path, longest=300)
+    check_recovered(task, scored)
     camera = dataset.cameras[dataset.sequences[0]]
     object.__setattr__(camera, "distortion", np.zeros(5))
-    assert np.median(judge(dataset, sift).errors) > 5 * np.median(judged.errors)
+    without = run(dataset, sift, tmp_path)[1]
+    assert np.median(errors_of(without)) > 5 * np.median(errors_of(scored))
 
 
 def test_the_pixel_centre_is_that_of_the_house(tmp_path, sift):
@@ -202,7 +202,7 @@ def test_the_pixel_centre_is_that_of_the_house(tmp_path, sift):
         sift.extract(load_view(dataset.images[name], longest=0), name)
         for name in (pair.name0, pair.name1)
     ]
-    matches = module.match_mutual(found[0].descriptors, found[1].descriptors)
+    matches = match_mutual(found[0].descriptors, found[1].descriptors)
     points = [f.keypoints[m] for f, m in zip(found, matches.T, strict=True)]
     T = pair.T_0to1
     E = np.cross(np.eye(3), T[:3, 3]) @ T[:3, :3]
@@ -319,5 +319,5 @@ def test_a_model_without_descriptors(tmp_path):
         def extract(self, view, name):
             return Features(view.size, np.zeros((0, 2), np.float32), np.zeros(0, np.float32))
 
-    with pytest.raises(ValueError, match=r"000000\.png: the model gives no descriptors"):
-        judge(KittiTum(write_kitti(tmp_path)), Blind())
+    with pytest.raises(ValueError, match="the model gives no descriptors"):
+        run(KittiTum(write_kitti(tmp_path)), Blind(), tmp_path)

@@ -1,4 +1,4 @@
-"""Place recognition: what the folder may hold, the ranking, recall, the pictures."""
+"""Retrieval: what the folder may hold, the ranking, recall, the pictures."""
 
 import shutil
 from pathlib import Path
@@ -7,25 +7,19 @@ import cv2
 import numpy as np
 import pytest
 
+from hfnet_distill.config import load_settings, override
 from hfnet_distill.data.features import Features
-from hfnet_distill.evaluation import places as module
 from hfnet_distill.evaluation.datasets.retrieval import Retrieval
-from hfnet_distill.evaluation.figures import RIGHT, WRONG
-from hfnet_distill.evaluation.places import (
-    draw_places,
-    judge_places,
-    mark_positives,
-    recall_at,
-    search_nearest,
-    summarize_places,
-)
+from hfnet_distill.evaluation.features import FeatureFile
+from hfnet_distill.evaluation.report.pictures import CORRECT, WRONG
+from hfnet_distill.evaluation.tasks import retrieval as module
+from hfnet_distill.evaluation.tasks.retrieval import mark_positives, search_nearest
 
 
 class MeanBrightness:
     """A global descriptor that points where the brightness of a photograph says."""
 
     channels = 1
-    origin = "test"
 
     def __init__(self, **replaced):
         self.replaced = replaced
@@ -58,11 +52,14 @@ def root(tmp_path):
     return tmp_path
 
 
-def judge(root, **replaced):
-    """What the model answers; ``replaced``: global descriptors of photographs, by their stem."""
-    return judge_places(
-        Retrieval(root), MeanBrightness(**replaced), longest=0, advance=lambda: None
-    )
+def ask(root, pictures=6, **replaced):
+    """The task, what the model answers, and its files; ``replaced``: global descriptors by stem."""
+    settings = override(load_settings().evaluate, longest_side=0, pictures=pictures)
+    task = module.Retrieval(Retrieval(root), settings)
+    file = FeatureFile(root / "features.h5", {}, overwrite=True)
+    model = MeanBrightness(**replaced)
+    file.extract(model, task.dataset.images, task.load_view, lambda: None)
+    return task, task.score((file, file), lambda: None), (file, file)
 
 
 def test_the_folder(root):
@@ -78,28 +75,25 @@ def test_the_folder(root):
 
 
 def test_recall_by_hand(root):
-    judged = judge(root)
-    assert judged.hits[:, :2].tolist() == [[1, 0], [3, 2], [3, 2]]
-    assert judged.hits.shape == (3, 6)
-    row = summarize_places("mean", judged)
-    assert row.pop("seconds_per_query") > 0
-    assert row.pop("intervals")["recall@5"] == (1, 1)
-    assert row == {
-        "model": "mean",
-        "split": "all",
+    task, hits, _ = ask(root)
+    assert hits.rows[:, :2].tolist() == [[1, 0], [3, 2], [3, 2]]
+    assert hits.rows.shape == (3, 6)
+    (statistics,) = task.statistics(hits).values()
+    assert statistics.values() == {
         "recall@1": 2 / 3,
         "recall@5": 1,
         "recall@10": 1,
         "recall@20": 1,
-        "index_bytes": 6 * 2 * 4,
-        "global_dim": 2,
     }
+    assert statistics.intervals()["recall@5"] == (1, 1)
+    facts = task.facts(hits)
+    assert facts.pop("seconds_per_query") > 0
+    assert facts == {"index_bytes": 6 * 2 * 4, "global_dim": 2}
 
 
-def test_recall_of_known_hits():
-    right = mark_positives(np.array([[4, 2, 0], [1, 0, 3]]), [frozenset({0}), frozenset({0, 5})])
-    assert right.tolist() == [[False, False, True], [False, True, False]]
-    assert [recall_at(right, k) for k in (1, 2, 3, 20)] == [0, 0.5, 1, 1]
+def test_positives_among_the_hits():
+    found = mark_positives(np.array([[4, 2, 0], [1, 0, 3]]), [frozenset({0}), frozenset({0, 5})])
+    assert found.tolist() == [[False, False, True], [False, True, False]]
 
 
 def test_the_search_is_a_stable_sort_whatever_the_block(monkeypatch):
@@ -116,27 +110,31 @@ def test_the_search_is_a_stable_sort_whatever_the_block(monkeypatch):
             )
 
 
+def draw(root, pictures):
+    task, hits, sides = ask(root, pictures=pictures)
+    return hits, task.draw({"mean": hits}, {"mean": sides}, lambda: None)
+
+
 def test_pictures(root):
-    judged = judge(root)
-    drawings = draw_places("mean", judged, 2)
+    hits, drawings = draw(root, 2)
     assert [drawing.title for drawing in drawings] == ["queries/a.png", "queries/c.png"]
     assert drawings[0].caption == "the first positive is hit 1"
     image = drawings[1].image
     slot = image.shape[1] // 6
     frames = [tuple(image[1, slot * number + 1].tolist()) for number in range(6)]
     assert frames[0] == (255, 255, 255)
-    assert frames[1:] == [RIGHT if row == 4 else WRONG for row in judged.hits[2, :5]]
-    assert len(draw_places("mean", judged, 99)) == 3
-    assert draw_places("mean", judged, 0) == []
+    assert frames[1:] == [CORRECT if row == 4 else WRONG for row in hits.rows[2, :5]]
+    assert len(draw(root, 99)[1]) == 3
+    assert draw(root, 0)[1] == []
 
 
 def test_a_small_database_has_a_small_picture(root):
     for number in (1, 2):
         shutil.rmtree(root / "database" / f"hall{number}")
     (root / "ground_truth.csv").write_text("query,positives\na,00\n")
-    judged = judge(root)
-    assert judged.hits.shape == (1, 2)
-    assert draw_places("mean", judged, 1)[0].image.shape[2] == 3
+    hits, drawings = draw(root, 1)
+    assert hits.rows.shape == (1, 2)
+    assert drawings[0].image.shape[2] == 3
 
 
 @pytest.mark.parametrize("part", ["database", "queries", "ground_truth.csv"])
@@ -150,7 +148,7 @@ def test_a_missing_part(root, part):
     ("lines", "error", "message"),
     [
         ("", ValueError, "no column positives and query, found an empty file"),
-        ("query;positives\na;00\n", ValueError, "found query;positives; expected the first line"),
+        ("query|positives\na|00\n", ValueError, r"found query\|positives; expected the first line"),
         ("query,positives\nd,00\n", FileNotFoundError, "line 2: queries/ has no photograph 'd'"),
         ("query,positives\na,00 9\n", FileNotFoundError, "database/ has no photograph '9'"),
         ("query,positives\na,00\na.png,01\n", ValueError, "line 3: queries/a.png has a row alr"),
@@ -165,7 +163,7 @@ def test_a_ground_truth_that_does_not_fit(root, lines, error, message):
 
 def test_a_ground_truth_that_is_no_text(root):
     (root / "ground_truth.csv").write_bytes(b"query,positives\n\xff\xfe,\n")
-    with pytest.raises(ValueError, match="not a CSV file in UTF-8"):
+    with pytest.raises(ValueError, match="not a text in UTF-8"):
         Retrieval(root)
 
 
@@ -189,12 +187,12 @@ def test_an_ambiguous_name(root):
 def test_an_unreadable_photograph(root):
     (root / "queries" / "a.png").write_text("no photograph")
     with pytest.raises(ValueError, match=r"a\.png: not a readable photograph"):
-        judge(root)
+        ask(root)
 
 
 def test_a_model_without_global_descriptors(root):
     with pytest.raises(ValueError, match=r"hall1/11.png: the model gives no global descriptor; "):
-        judge(root, **{"11": None})
+        ask(root, **{"11": None})
 
 
 @pytest.mark.parametrize(
@@ -207,4 +205,4 @@ def test_a_model_without_global_descriptors(root):
 )
 def test_a_descriptor_that_does_not_fit(root, descriptor, message):
     with pytest.raises(ValueError, match=f"queries/b.png: .*{message}"):
-        judge(root, b=np.array(descriptor, np.float32))
+        ask(root, b=np.array(descriptor, np.float32))

@@ -1,4 +1,4 @@
-"""The judge against HF-Net's own numbers, and against numbers worked out by hand.
+"""The six numbers against HF-Net's own, and against numbers worked out by hand.
 
 HF-Net calls image k of a sequence 1 and image 1 of it 2; here they are view 1 and view 0.
 """
@@ -11,21 +11,17 @@ import numpy as np
 import pytest
 
 from hfnet_distill.data.features import Features
-from hfnet_distill.evaluation.metrics import (
-    descriptor_ap,
-    detector_ap,
-    homography_accuracy,
-    localization_error,
-    match_descriptors,
-    matching_score,
-    repeatability,
-    score_pair,
-    score_scenes,
-    summarize,
-)
+from hfnet_distill.evaluation.intervals import Statistics
 from hfnet_distill.evaluation.ransac import find_homography
+from hfnet_distill.evaluation.tasks.hfnet import HFNet, score_pair
 
 FULL = ["superpoint", "sift", "orb"]
+
+
+def summarize(pairs):
+    """The six numbers of pairs, each a sequence of its own."""
+    groups = list(range(len(pairs)))
+    return Statistics(groups, HFNet.pair_statistics(None, groups, pairs)).values()
 
 
 def features_of(vectors, name):
@@ -65,8 +61,12 @@ def check_pairs(pairs, vectors):
             view.matches.correct[view.visible], vectors[f"ref/pair{i:02d}/tp"]
         )
         assert (view.offsets[view.visible] < 3).sum() == vectors["ref/num_gt"][i]
-        assert matching_score([pair]) == pytest.approx(vectors["ref/matching_score"][i], abs=1e-6)
-        assert repeatability([pair]) == pytest.approx(vectors["ref/repeatability"][i], abs=1e-6)
+        assert summarize([pair])["matching_score"] == pytest.approx(
+            vectors["ref/matching_score"][i], abs=1e-6
+        )
+        assert summarize([pair])["repeatability"] == pytest.approx(
+            vectors["ref/repeatability"][i], abs=1e-6
+        )
         error_H = vectors["ref/error_H"][i]
         assert (pair.corner_error < 3) == (error_H < 3)
         if error_H < 50:
@@ -175,19 +175,22 @@ def test_numbers_by_hand():
     assert pair.view0.matches.correct.tolist() == [True, True, True, True, True, False]
     assert pair.view0.offsets == pytest.approx([0, 1, 0, 0, 0, 5])
     assert pair.view1.offsets == pytest.approx([0, 1, 0, 0, 0, 5])
-    assert matching_score([pair]) == pytest.approx(5 / 6)
-    assert repeatability([pair]) == pytest.approx(10 / 12)
-    assert localization_error([pair]) == pytest.approx((0 + 1 + 0 + 0 + 0) / 5)
-    assert homography_accuracy([pair]) == 1
+    numbers = summarize([pair])
+    assert numbers["matching_score"] == pytest.approx(5 / 6)
+    assert numbers["repeatability"] == pytest.approx(10 / 12)
+    assert numbers["localization_error"] == pytest.approx((0 + 1 + 0 + 0 + 0) / 5)
+    assert numbers["homography_accuracy"] == 1
     # Five right answers, then a wrong one; the curve's first point is left out: 4 of 5.
-    assert descriptor_ap([pair]) == pytest.approx(4 / 5)
+    assert numbers["descriptor_ap"] == pytest.approx(4 / 5)
     # Ten right answers, then two wrong ones; twelve relevant; the first is left out.
-    assert detector_ap([pair]) == pytest.approx(9 / 12)
+    assert numbers["detector_ap"] == pytest.approx(9 / 12)
 
 
 def test_descriptor_ap_with_the_outlier_first():
     # Precision 0, 1/2, 2/3, 3/4, 4/5, 5/6; its maximum from the right is 5/6 everywhere.
-    assert descriptor_ap([square_and_outlier(outlier_first=True)]) == pytest.approx(5 / 6)
+    assert summarize([square_and_outlier(outlier_first=True)])["descriptor_ap"] == pytest.approx(
+        5 / 6
+    )
 
 
 def test_keypoint_that_leaves_the_other_image_is_not_counted():
@@ -199,11 +202,11 @@ def test_keypoint_that_leaves_the_other_image_is_not_counted():
     )
     assert shifted.view0.visible.tolist() == [True, False]
     assert shifted.view1.visible.tolist() == [True, True]
-    assert matching_score([shifted]) == pytest.approx((1 / 1 + 1 / 2) / 2)
-    assert repeatability([pair, shifted]) == pytest.approx((10 / 12 + 2 / 3) / 2)
+    assert summarize([shifted])["matching_score"] == pytest.approx((1 / 1 + 1 / 2) / 2)
+    assert summarize([pair, shifted])["repeatability"] == pytest.approx((10 / 12 + 2 / 3) / 2)
     assert shifted.H_0to1_estimated is None
     assert shifted.corner_error == math.inf
-    assert homography_accuracy([pair, shifted]) == 1 / 2
+    assert summarize([pair, shifted])["homography_accuracy"] == 1 / 2
 
 
 def features_at(keypoints, descriptors=True):
@@ -242,49 +245,3 @@ def test_descriptors_in_one_view_only_are_refused():
 
 def test_nothing_to_score():
     assert all(math.isnan(number) for number in summarize([]).values())
-
-
-def test_equal_descriptors_match_the_first_with_ratio_one():
-    descriptors = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
-    twins = np.repeat(descriptors / np.linalg.norm(descriptors), 37, axis=0)
-    (indices, ratios), _ = match_descriptors(twins[:5], twins)
-    assert indices.tolist() == [0] * 5
-    assert ratios.tolist() == [1] * 5
-
-
-def test_a_single_candidate_has_no_ratio():
-    (indices, ratios), _ = match_descriptors(
-        np.eye(3, dtype=np.float32), np.ones((1, 3), np.float32)
-    )
-    assert indices.tolist() == [0, 0, 0]
-    assert ratios.tolist() == [1, 1, 1]
-
-
-def test_binary_descriptors_use_hamming_distance():
-    rows0 = np.array([[1, 1, 1, 1, 0, 0]], bool)
-    rows1 = np.array([[1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 1, 0]], bool)
-    (indices, ratios), _ = match_descriptors(rows0, rows1)
-    assert indices.tolist() == [1]
-    assert ratios == pytest.approx([2 / 3])
-
-
-@pytest.mark.parametrize(
-    ("rows0", "rows1"),
-    [
-        (np.ones((2, 4), np.float32), np.ones((2, 5), np.float32)),
-        (np.ones((2, 4), np.float32), np.ones((2, 4), bool)),
-    ],
-)
-def test_unlike_descriptors_are_refused(rows0, rows1):
-    with pytest.raises(ValueError, match="extract both views alike"):
-        match_descriptors(rows0, rows1)
-
-
-def test_scenes_in_workers_are_those_in_this_process(excerpt):
-    vectors = dict(excerpt("metrics_orb"))
-    names = [vectors["pair_image2"][0], vectors["pair_image1"][0]]
-    pair = (*(features_of(vectors, n) for n in names), vectors["pair_homography_2to1"][0])
-    scenes = [[pair] * (number % 2 + 1) for number in range(8)]
-    found = [list(score_scenes(scenes, workers)) for workers in (1, 3)]
-    assert [len(scene) for scene in found[1]] == [len(scene) for scene in scenes]
-    assert [summarize(scene) for scene in found[0]] == [summarize(scene) for scene in found[1]]

@@ -5,25 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from hfnet_distill.evaluation import statistics as module
-from hfnet_distill.evaluation.metrics import (
-    Matches,
-    PairScores,
-    ViewScores,
-    descriptor_ap,
-    detector_ap,
-    matching_score,
-    summarize,
-)
-from hfnet_distill.evaluation.statistics import (
-    ap_statistic,
+from hfnet_distill.evaluation import comparison
+from hfnet_distill.evaluation.comparison import by_group, compare
+from hfnet_distill.evaluation.intervals import (
+    Statistics,
+    auc_statistic,
+    average_precision_statistic,
     bootstrap_interval,
-    by_sequence,
-    compare,
-    intervals,
+    draw_weights,
     mean_statistic,
-    pair_statistics,
+    median_statistic,
 )
+from hfnet_distill.evaluation.tasks.hfnet import HFNet, Matches, PairScores, ViewScores
 
 SIX = [
     *("matching_score", "homography_accuracy", "descriptor_ap"),
@@ -53,35 +46,41 @@ def make_pairs(sequences, *, per_sequence=3, keypoints=40, seed=0):
     return pairs
 
 
+def statistics_of(pairs):
+    """The six numbers of (sequence, pair)."""
+    names = list(dict.fromkeys(sequence for sequence, _ in pairs))
+    groups = [names.index(sequence) for sequence, _ in pairs]
+    return Statistics(names, HFNet.pair_statistics(None, groups, [pair for _, pair in pairs]))
+
+
 def repeat(pairs, weights):
     """The pairs of sequences s0, s1, ... as often as each was drawn."""
-    return [pair for sequence, pair in pairs for _ in range(weights[int(sequence[1:])])]
+    return [("drawn", pair) for name, pair in pairs for _ in range(weights[int(name[1:])])]
 
 
-def test_every_number_is_resampled_as_metrics_would():
-    """The statistics equal ``summarize`` over the drawn pairs, one by one."""
+def test_a_draw_is_a_set_of_pairs():
+    """A draw gives the number of the drawn pairs, as if there were no others."""
     pairs = make_pairs(5)
     rng = np.random.default_rng(1)
     pairs.append(("s2", PairScores(*(make_view(rng, 9, 1, matched=False),) * 2, None, math.inf)))
     pairs.append(("s3", PairScores(make_view(rng, 0, 1), make_view(rng, 4, 1), None, math.inf)))
-    statistics = pair_statistics(pairs)
-    assert statistics.names == ["s0", "s1", "s2", "s3", "s4"]
+    statistics = statistics_of(pairs)
+    assert statistics.groups == ["s0", "s1", "s2", "s3", "s4"]
     assert list(statistics.of) == SIX
-    draws = module._draw_weights(5, 20, seed=3)
+    draws = draw_weights(5, 20, seed=3)
     drawn = [[statistic(weights) for statistic in statistics.of.values()] for weights in draws]
-    expected = [list(summarize(repeat(pairs, weights)).values()) for weights in draws]
+    expected = [list(statistics_of(repeat(pairs, w)).values().values()) for w in draws]
     np.testing.assert_allclose(drawn, expected, rtol=1e-12)
 
 
 def test_intervals_hold_the_numbers():
     pairs = make_pairs(20)
-    statistics = pair_statistics(pairs)
-    found, numbers = intervals(statistics), summarize([pair for _, pair in pairs])
-    assert found == intervals(statistics)
-    assert found != intervals(statistics, seed=1)
+    statistics = statistics_of(pairs)
+    found, numbers = statistics.intervals(), statistics.values()
+    assert found == statistics.intervals()
     for name, (low, high) in found.items():
         assert low < numbers[name] < high, name
-    wide = intervals(pair_statistics(make_pairs(5)))
+    wide = statistics_of(make_pairs(5)).intervals()
     assert sum(high - low for low, high in wide.values()) > sum(
         high - low for low, high in found.values()
     )
@@ -90,20 +89,20 @@ def test_intervals_hold_the_numbers():
 def test_the_interval_of_a_mean_is_that_of_theory():
     rng = np.random.default_rng(0)
     values = rng.normal(5, 2, 400)
-    low, high = bootstrap_interval(mean_statistic(values[:, None]), 400, resamples=4000)
+    low, high = bootstrap_interval(means(values), 400, resamples=4000)
     spread = 1.96 * values.std() / 20
     np.testing.assert_allclose([low, high], values.mean() + [-spread, spread], atol=0.02)
 
 
 def test_copies_within_a_sequence_do_not_narrow_its_interval():
     values = np.random.default_rng(0).normal(size=12)
-    once = bootstrap_interval(mean_statistic(values[:, None]), 12)
-    often = bootstrap_interval(mean_statistic(np.repeat(values[:, None], 50, axis=1)), 12)
+    once = bootstrap_interval(means(values), 12)
+    often = bootstrap_interval(mean_statistic(np.repeat(range(12), 50), np.repeat(values, 50)), 12)
     np.testing.assert_allclose(once, often)
 
 
 def test_sequences_of_different_length_weigh_by_their_pairs():
-    statistic = mean_statistic([[1, 1, 1], [], [0]])
+    statistic = mean_statistic([0, 0, 0, 2], [1, 1, 1, 0])
     assert statistic(np.array([1, 1, 1])) == 0.75
     assert statistic(np.array([1, 0, 2])) == 0.6
     assert math.isnan(statistic(np.array([0, 3, 0])))
@@ -111,7 +110,7 @@ def test_sequences_of_different_length_weigh_by_their_pairs():
 
 def test_average_precision_by_hand():
     # Best first: right, wrong, right; the first point of the curve does not count.
-    statistic = ap_statistic(
+    statistic = average_precision_statistic(
         np.array([1, 0, 0]),
         np.array([True, True, False]),
         np.array([0.3, 0.1, 0.2]),
@@ -125,22 +124,48 @@ def test_average_precision_by_hand():
 
 def test_one_sequence_has_no_interval():
     for pairs in (make_pairs(1), []):
-        found = intervals(pair_statistics(pairs))
+        found = statistics_of(pairs).intervals()
         assert all(math.isnan(bound) for both in found.values() for bound in both)
 
 
 def test_numbers_of_each_sequence():
     pairs = make_pairs(3)
-    statistics = pair_statistics(pairs)
-    for number in (matching_score, descriptor_ap, detector_ap):
-        found = by_sequence(statistics.of[number.__name__], 3)
-        expected = [number([pair for _, pair in pairs[row : row + 3]]) for row in (0, 3, 6)]
-        np.testing.assert_allclose(found, expected, rtol=1e-12)
+    for key, statistic in statistics_of(pairs).of.items():
+        expected = [statistics_of(pairs[row : row + 3]).values()[key] for row in (0, 3, 6)]
+        np.testing.assert_allclose(by_group(statistic, 3), expected, rtol=1e-12)
+
+
+def test_area_under_the_recall_by_hand():
+    once = np.ones(2, np.int64)
+    # Recall rises to 1/2 at 1 px, to 1 at 2 px and stays there until 4 px.
+    assert auc_statistic([0, 1], [2.0, 1.0], 4)(once) == pytest.approx((0.25 + 0.75 + 2) / 4)
+    assert auc_statistic([0, 1], [np.inf, 9.0], 4)(once) == 0
+
+
+def trapezoids(errors, threshold):
+    """The area as SuperGlue's code finds it."""
+    errors = np.sort(errors)
+    recall = np.arange(1, len(errors) + 1) / len(errors)
+    last = np.searchsorted(errors, threshold)
+    x = np.concatenate([[0.0], errors[:last], [threshold]])
+    y = np.concatenate([[0.0], recall[:last], [recall[last - 1] if last else 0.0]])
+    return np.trapezoid(y, x) / threshold
+
+
+def test_areas_and_medians_of_drawn_sequences():
+    rng = np.random.default_rng(0)
+    errors = np.concatenate([rng.exponential(3, 30), np.full(5, np.inf)])
+    groups = np.repeat(np.arange(7), 5)
+    auc, median = auc_statistic(groups, errors, 5), median_statistic(groups, errors)
+    for weights in rng.multinomial(7, np.full(7, 1 / 7), 10):
+        drawn = np.repeat(errors, weights[groups])
+        assert auc(weights) == pytest.approx(trapezoids(drawn, 5), abs=1e-12)
+        assert median(weights) == np.median(drawn)
 
 
 def means(values):
     """The statistic of one value per sequence, and how many sequences."""
-    return mean_statistic(np.array(values, np.float64)[:, None])
+    return mean_statistic(range(len(values)), values)
 
 
 def test_exact_p_value_by_hand():
@@ -156,7 +181,7 @@ def test_drawn_flips_agree_with_all_flips(monkeypatch):
     rng = np.random.default_rng(0)
     a, b = means(rng.normal(0.4, 1, 13)), means(rng.normal(0, 1, 13))
     exact = compare(a, b, 13).p_value
-    monkeypatch.setattr(module, "EXACT", 0)
+    monkeypatch.setattr(comparison, "EXACT", 0)
     assert compare(a, b, 13).p_value == pytest.approx(exact, abs=0.015)
 
 
@@ -176,14 +201,15 @@ def test_a_clear_difference_and_none():
 def test_the_difference_is_that_of_the_table():
     """An average precision of all sequences together is not the mean of theirs."""
     pairs_a, pairs_b = make_pairs(6, seed=1), make_pairs(6, seed=2)
-    of_a, of_b = (pair_statistics(pairs).of["descriptor_ap"] for pairs in (pairs_a, pairs_b))
-    expected = [descriptor_ap([pair for _, pair in pairs]) for pairs in (pairs_a, pairs_b)]
-    assert compare(of_a, of_b, 6).difference == pytest.approx(expected[0] - expected[1], abs=1e-12)
+    both = [statistics_of(pairs) for pairs in (pairs_a, pairs_b)]
+    found = compare(*(statistics.of["descriptor_ap"] for statistics in both), 6)
+    of_a, of_b = (statistics.values()["descriptor_ap"] for statistics in both)
+    assert found.difference == pytest.approx(of_a - of_b, abs=1e-12)
 
 
 def test_comparison_leaves_out_what_was_not_measured():
-    measured, none = mean_statistic([[1.0], [5.0], [2.0]]), mean_statistic([[], [], []])
-    assert compare(measured, mean_statistic([[0.0], [3.0], []]), 3).sequences == 2
+    measured, none = means([1, 5, 2]), mean_statistic([], [])
+    assert compare(measured, mean_statistic([0, 1], [0, 3]), 3).sequences == 2
     nothing = compare(measured, none, 3)
     assert nothing.sequences == 0
     assert math.isnan(nothing.p_value)

@@ -1,0 +1,266 @@
+"""Models and a dataset -> numbers and pictures, in two loops: extract and keep, then score."""
+
+import json
+import math
+import platform
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from ..config import PredictSettings, Settings, load_settings, override
+from ..console import progress
+from ..errors import InputError
+from ..files import write_atomically
+from ..networks.base import Network
+from ..networks.registry import load
+from .comparison import compare_models
+from .datasets import DATASETS
+from .datasets.base import Dataset
+from .features import FeatureFile, FeaturesOfOthers, Model, NetworkFeatures, file_name
+from .report.page import render_page
+from .report.tables import comparison_table, results_table
+from .tasks import TASKS
+from .tasks.base import Sides, Task
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    dataset: str | Dataset,
+    models: Sequence[str] | Mapping[str, Network],
+    output: str | Path,
+    *,
+    root: str | Path | None = None,
+    protocol: str | None = None,
+    num_keypoints: int | None = None,
+    nms_radius: int | None = None,
+    split: str | None = None,
+    precision: str | None = None,
+    compare: Sequence[tuple[str, str]] = (),
+    against: str | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    settings: Settings | None = None,
+    overwrite: bool = False,
+    command: str = "",
+    show: Callable[[str], None] = lambda text: None,
+    quiet: bool = True,
+) -> Path:
+    """Evaluate models on a dataset.
+
+    Features are extracted once and kept in ``output/features/MODEL.h5``. What is there already is
+    used again: from an evaluation that was broken off, or from one of another protocol.
+
+    Args:
+        dataset: a registered name, or a dataset.
+        models: names as ``networks.registry.load`` takes them, or ``features:FILE.h5``, a file in
+            hloc's layout; or name -> network.
+        output: the folder of the report, made where it is missing.
+        root: the dataset's folder, where ``dataset`` is a name.
+        protocol: the name of a task.
+        num_keypoints, nms_radius, split, precision: rule over what a protocol is published with,
+            and that over ``settings``.
+        compare: pairs of models; which of their differences are real.
+        against: a further model. Of each pair of views, the features of view 0 are each model's and
+            those of view 1 this one's; of a retrieval, the database is each model's.
+        weights: of teachers that name none, where they are not in their usual place.
+        device: auto, cpu, cuda or cuda:N.
+        settings: pipeline.toml where there are none.
+        overwrite: extract features anew, also where the file has some.
+        command: that repeats it, for the report.
+        show: called with the tables, before anything can go wrong with pictures.
+
+    Returns:
+        ``output``, with ``report.json``, ``table.md``, ``index.html`` and ``features/``.
+
+    Raises:
+        InputError, NotFoundError: an unknown name, a dataset that is not as expected, a model
+            without what the task needs, or a file of features made with other settings.
+    """
+    settings, output = settings or load_settings(), Path(output)
+    kind = DATASETS.find(dataset) if isinstance(dataset, str) else type(dataset)
+    rules = _find_task(kind, protocol or kind.task or settings.evaluate.protocol)
+    wanted = override(settings.evaluate, protocol=rules.name, num_keypoints=rules.num_keypoints)
+    wanted = override(wanted, num_keypoints=num_keypoints, split=split)
+    predict = override(settings.predict, nms_radius=rules.nms_radius)
+    predict = override(predict, nms_radius=nms_radius, precision=precision)
+    if wanted.split not in kind.SPLITS:
+        raise InputError(
+            f"split {wanted.split}: the dataset {kind.name} has no such split; expected "
+            f"{' or '.join(kind.SPLITS)}"
+        )
+    pairings = {model: (model, model) for model in models}
+    if against:
+        pairings |= {f"{model} against {against}": (model, against) for model in models}
+    if strangers := [name for pair in compare for name in pair if name not in pairings]:
+        raise InputError(
+            f"--compare {strangers[0]}: not among the models; name it with --model, too"
+        )
+    task = rules(kind(root, wanted.split) if isinstance(dataset, str) else dataset, wanted)
+    _check_writable(output)
+    opened = {
+        name: _open_model(
+            models[name] if isinstance(models, Mapping) and name in models else name,
+            predict,
+            wanted.num_keypoints,
+            device=device,
+            weights=weights,
+        )
+        for name in dict.fromkeys(name for pair in pairings.values() for name in pair)
+    }
+    files = {
+        name: _extract(task, name, model, output / "features", overwrite=overwrite, quiet=quiet)
+        for name, model in opened.items()
+    }
+    sides = {row: (files[name0], files[name1]) for row, (name0, name1) in pairings.items()}
+    scored = {row: _score(task, row, pair, quiet=quiet) for row, pair in sides.items()}
+    report = {
+        "protocol": rules.name,
+        "dataset": {"name": kind.name, "root": str(root), **task.dataset.size},
+        "settings": {**wanted.model_dump(), **predict.model_dump(), **task.own_settings},
+        "models": [{"model": name, "origin": model.origin} for name, model in opened.items()],
+        **_summarize(task, scored, compare),
+        "command": command,
+        "software": _software(),
+    }
+    splits = list(dict.fromkeys(result["split"] for result in report["results"]))
+    show("\n\n".join(_tables(report, task, splits[:1])))
+    (output / "index.html").unlink(missing_ok=True)  # an earlier report's
+    text = json.dumps(_without_nan(report), indent=2, allow_nan=False)
+    write_atomically(output / "report.json", f"{text}\n".encode())
+    tables = "\n\n".join(_tables(report, task, splits))
+    write_atomically(output / "table.md", f"{tables}\n".encode())
+    with progress("draw", wanted.pictures * len(scored), quiet=quiet) as advance:
+        drawings = task.draw(scored, sides, advance)
+    write_atomically(output / "index.html", render_page(report, task, drawings).encode())
+    return output
+
+
+def _find_task(kind: type[Dataset], name: str) -> type[Task]:
+    """The task of that name, if it can be asked of datasets of that kind."""
+    rules = TASKS.find(name)
+    if not issubclass(kind, rules.dataset_type):
+        fitting = [n for n in TASKS.names() if issubclass(kind, TASKS.find(n).dataset_type)]
+        raise InputError(
+            f"protocol {name}: not for the dataset {kind.name}; expected {' or '.join(fitting)}"
+        )
+    return rules
+
+
+def _check_writable(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"--output {output}: cannot be written ({error.strerror}); name another folder"
+        ) from error
+
+
+def _open_model(
+    model: str | Network,
+    predict: PredictSettings,
+    num_keypoints: int,
+    *,
+    device: str,
+    weights: str | None,
+) -> Model:
+    if isinstance(model, str):
+        kind, _, path = model.partition(":")
+        if kind == "features":
+            return FeaturesOfOthers(Path(path), num_keypoints)
+        model = load(model, device=device, precision=predict.precision, weights=weights)
+    return NetworkFeatures(model, predict, num_keypoints)
+
+
+def _extract(
+    task: Task, name: str, model: Model, folder: Path, *, overwrite: bool, quiet: bool
+) -> FeatureFile:
+    settings = {
+        **model.settings,
+        "longest_side": 0 if task.shorter_side else task.settings.longest_side,
+        "shorter_side": task.shorter_side,
+    }
+    overwrite |= isinstance(model, FeaturesOfOthers)  # they may have changed, and are soon copied
+    file = FeatureFile(folder / file_name(name), settings, overwrite=overwrite)
+    images = task.dataset.images
+    with progress(f"extract {name}", len(images), quiet=quiet) as advance:
+        file.extract(model, images, task.load_view, advance)
+    return file
+
+
+def _score(task: Task, row: str, sides: Sides, *, quiet: bool) -> Any:
+    with progress(f"score {row}", task.num_steps, quiet=quiet) as advance:
+        try:
+            return task.score(sides, advance)
+        except InputError as error:
+            raise InputError(f"--model {row}: {error}") from error
+
+
+def _summarize(
+    task: Task, scored: Mapping[str, Any], compare: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+    """The part of the report that holds numbers."""
+    statistics = {row: task.statistics(found) for row, found in scored.items()}
+    ranked = [column for column in task.columns if column.is_ranked]
+    return {
+        "results": [
+            {
+                "model": row,
+                "split": split,
+                **task.facts(scored[row]),
+                **_nest(numbers.values()),
+                "intervals": numbers.intervals(),
+            }
+            for row, splits in statistics.items()
+            for split, numbers in splits.items()
+        ],
+        "curves": {row: task.curves(found) for row, found in scored.items()},
+        "comparisons": [
+            compare_models((a, b), (statistics[a], statistics[b]), ranked) for a, b in compare
+        ],
+    }
+
+
+def _nest(values: Mapping[str, float]) -> dict[str, Any]:
+    """``{"a.b": 1}`` as ``{"a": {"b": 1}}``."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        inner = nested
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    return nested
+
+
+def _tables(report: dict, task: Task, splits: Sequence[str]) -> list[str]:
+    """Results and comparisons of some splits in Markdown."""
+    return [
+        *(results_table(report["results"], task.columns, split) for split in splits),
+        *(comparison_table(c, split) for c in report["comparisons"] for split in splits),
+    ]
+
+
+def _software() -> dict[str, str]:
+    packages = ("hfnet-distill", "torch", "numpy", "poselib")
+    return {
+        **{name: version(name) for name in packages},
+        "opencv": cv2.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no nan: null says that there was nothing to measure."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,224 @@
+"""A training's run folder: what it was made with, what it wrote down, and how it goes on.
+
+    run.json             what the run was made with; a resumed one must be made with the same
+    resume.safetensors   all that going on needs: weights, the optimizer's state, the step
+    log.jsonl            a line for some steps or a validation
+    tensorboard/         the same as curves
+
+The weights that a run is for lie beside them under names of the training's own.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .checkpoints import load_training, read_description, save_training
+from .errors import AlreadyExistsError, InputError, TrainingError
+from .files import write_atomically
+
+__all__ = ["Journal", "RunFolder", "first_difference"]
+
+Batch = TypeVar("Batch")
+
+
+class RunFolder:
+    """The folder of one training.
+
+    Args:
+        path: made where it does not exist.
+        info: what the run is made with, for JSON.
+        resume: go on with the run that is there, or start where there is none.
+        may_change: top-level keys of ``info["settings"]`` that a resumed run may have otherwise.
+        writes: whether this process writes, of several that train together.
+
+    Raises:
+        AlreadyExistsError: the folder holds a run and ``resume`` was not asked for.
+        InputError: the run to resume was made with other data or settings; names the first.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        info: Mapping[str, Any],
+        *,
+        resume: bool,
+        may_change: Iterable[str] = (),
+        writes: bool = True,
+    ):
+        self.path, self.writes = Path(path), writes
+        self.info: dict[str, Any] = json.loads(json.dumps(info))
+        self._resume_file = self.path / "resume.safetensors"
+        made_with = self.path / "run.json"
+        if self.holds_a_run and not resume:
+            raise AlreadyExistsError(
+                f"{path}: holds a run already; go on with --resume or choose another --output"
+            )
+        if self.holds_a_run and made_with.is_file():
+            ours, theirs = (
+                _without(made, may_change)
+                for made in (self.info, json.loads(made_with.read_text("utf-8")))
+            )
+            if different := first_difference(ours, theirs):
+                raise InputError(
+                    f"{path}: cannot resume: {different}; repeat the command that started the run, "
+                    "or choose another --output"
+                )
+        if writes:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(made_with, json.dumps(self.info, indent=2).encode())
+
+    @property
+    def holds_a_run(self) -> bool:
+        """Whether there are weights here; a run broken off before its first ones left nothing."""
+        return any(self.path.glob("*.safetensors"))
+
+    @property
+    def steps_done(self) -> int:
+        """The step that training goes on from."""
+        return read_description(self._resume_file)["step"] if self._resume_file.exists() else 0
+
+    def load(
+        self, modules: dict[str, nn.Module], optimizer: Optimizer, state: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Put modules and optimizer back as they were saved, and return their state.
+
+        Args:
+            state: of the first step, returned where there is nothing to go on from.
+        """
+        if not self._resume_file.exists():
+            return state
+        return load_training(self._resume_file, modules, optimizer)
+
+    def save(
+        self, modules: dict[str, nn.Module], optimizer: Optimizer, state: dict[str, Any]
+    ) -> None:
+        """Write everything that ``load`` needs; ``state`` has the ``step``."""
+        if self.writes:
+            save_training(self._resume_file, modules, optimizer, state)
+
+    def journal(self, start: int) -> "Journal":
+        """What this run writes down from step ``start`` on."""
+        return Journal(self.path if self.writes else None, start)
+
+    def interrupted(self, step: int) -> KeyboardInterrupt:
+        """What to raise when a run was asked to stop and ``save`` was called."""
+        return KeyboardInterrupt(
+            f"interrupted after step {step}, all of it is kept in {self.path}; the same command "
+            "with --resume goes on"
+        )
+
+    def not_a_number(self, step: int, found: float) -> TrainingError:
+        """What to raise where a loss, or a gradient's length, is not finite."""
+        kept = "the checkpoints there are sound" if self.holds_a_run else "nothing was written yet"
+        return TrainingError(
+            f"{self.path}: the loss became {found:g} at step {step}; {kept}: train again with a "
+            "lower learning_rate"
+        )
+
+
+class Journal:
+    """Lines of JSON and TensorBoard's curves; nothing where ``folder`` is None.
+
+    Lines of steps after ``start``, which a run that was broken off will take again, are dropped.
+    """
+
+    EVERY = 20
+    """Steps of which a line has the means."""
+
+    def __init__(self, folder: Path | None, start: int):
+        self._file = self._board = None
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            path = folder / "log.jsonl"
+            _drop_lines_after(path, start)
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._start_line()
+
+    def timed(self, batches: Iterable[Batch], count: Callable[[Batch], int]) -> Iterator[Batch]:
+        """The batches, noting how long each was waited for.
+
+        Args:
+            count: how many images a batch has.
+        """
+        iterator = iter(batches)
+        while True:
+            start = time.monotonic()
+            batch = next(iterator, None)
+            self._waited += time.monotonic() - start
+            if batch is None:
+                return
+            self._images += count(batch)
+            yield batch
+
+    def step(self, step: int, values: Mapping[str, Tensor], rate: float) -> None:
+        """Note a step's values, detached scalars, and its learning rate."""
+        for (
+            name,
+            value,
+        ) in values.items():  # numbers only when a line is written: a GPU need not wait
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._steps += 1
+        if step % self.EVERY:
+            return
+        seconds = time.monotonic() - self._since
+        line = {name: float(value) / self._steps for name, value in self._sums.items()}
+        line |= {"learning_rate": rate, "images_per_s": self._images / seconds}
+        self.write("train", step, {**line, "wait": self._waited / seconds})
+
+    def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Write a line of values of a step under a kind, such as ``validation``."""
+        self._start_line()
+        if self._file is None:
+            return
+        rounded = {name: float(f"{value:.5g}") for name, value in values.items()}
+        self._file.write(json.dumps({"kind": kind, "step": step, **rounded}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def _start_line(self) -> None:
+        self._since, self._waited, self._images = time.monotonic(), 0.0, 0
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+
+
+def first_difference(ours: Mapping, theirs: Mapping, prefix: str = "") -> str | None:
+    """The first key in which two nested mappings differ, in words, or None."""
+    for key in [*ours, *(key for key in theirs if key not in ours)]:
+        mine, its = ours.get(key, "nothing"), theirs.get(key, "nothing")
+        if isinstance(mine, Mapping) and isinstance(its, Mapping):
+            if found := first_difference(mine, its, f"{prefix}{key}."):
+                return found
+        elif mine != its:
+            return f"{prefix}{key} is {its} there and {mine} here"
+    return None
+
+
+def _without(info: dict[str, Any], may_change: Iterable[str]) -> dict[str, Any]:
+    settings = {k: v for k, v in info.get("settings", {}).items() if k not in set(may_change)}
+    return {**info, "settings": settings}
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    # A line that a power cut tore is of a step that will be taken again.
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if kept != lines:
+        write_atomically(path, "".join(kept).encode())

@@ -1,0 +1,53 @@
+"""The pages of documentation: links lead somewhere, commands have the flags that are shown."""
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("networks/packaged/*.md")]
+STAGES = {
+    "export-teacher": "teacher_export",
+    "train-teacher": "teacher_export",
+    "train-student": "student",
+    "evaluate": "evaluation",
+    "extract-features": "deployment",
+    "export-onnx": "deployment",
+    "live-features": "deployment",
+}
+"""Command -> the stage that has it in its ``cli.py``."""
+
+
+def _anchors(page: Path) -> set[str]:
+    """Those that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in _anchors(target), link
+
+
+def _flags(command: str) -> set[str]:
+    module = import_module(f"hfnet_distill.{STAGES[command]}.cli")
+    parameters = getattr(module, command.replace("-", "_")).params
+    return {"--help", "--version", *(flag for p in parameters for flag in p.opts)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_have_the_flags_that_are_shown(page):
+    text = re.sub(r"\\\n\s*", " ", page.read_text("utf-8"))  # a command on several lines
+    for line in text.splitlines():
+        shown = re.search(rf"(?<![\w/-])({'|'.join(STAGES)}) (.*)", re.sub(r"\s# .*", "", line))
+        if shown:
+            arguments = re.split(r"[`;|]", shown[2])[0]
+            assert set(re.findall(r"--[a-z0-9-]+", arguments)) <= _flags(shown[1]), line
