@@ -216,3 +216,44 @@ def extract_features(
         matching.write_database(
             features, folder, colmap, chosen, single_camera=single_camera, **how
         )
+
+
+@click.command()
+@click.option("--model", default="default", show_default=True, help="What sees.")
+@click.option("--source", default="0", show_default=True, help="A camera, a video or a folder.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Also write a video, .mp4."
+)
+@click.option("--max-num-keypoints", type=click.IntRange(1), default=500, show_default=True)
+@click.option("--longest-side", type=click.IntRange(32), default=640, show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="Stop after so many frames.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+@user_errors
+def live_features(
+    model: str,
+    source: str,
+    output: Path | None,
+    max_num_keypoints: int,
+    longest_side: int,
+    limit: int | None,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Watch a network: keypoints, tracks, frames per second, the earlier place that it resembles.
+
+    Keys: space pauses, + and - double and halve the keypoints, q ends. Without a display, --output
+    takes the picture's place.
+    """
+    from ..networks.registry import load
+    from .live import show
+
+    show(
+        load(model, device=device),
+        source,
+        output,
+        max_num_keypoints=max_num_keypoints,
+        longest_side=longest_side,
+        limit=limit,
+        quiet=quiet,
+    )
