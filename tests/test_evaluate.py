@@ -320,10 +320,9 @@ def test_a_features_file_that_lacks_an_image(run_command, sequences, tmp_path):
 
 
 def test_a_features_file_that_is_none(run_command, sequences, tmp_path):
-    path = tmp_path / "sift.h5"
-    path.write_text("no HDF5")
+    (path := tmp_path / "sift.h5").write_text("no HDF5")
     output = run(run_command, sequences, tmp_path / "report", f"features:{path}", code=1)
-    assert "not an HDF5 file" in output
+    assert "sift.h5: not an HDF5 file" in output
 
 
 def test_a_homography_that_is_not_3x3(run_command, sequences, tmp_path):
@@ -513,7 +512,8 @@ class ToyTask(PairTask):
     def score_pair(features0, features1):
         return min(len(features0.keypoints), len(features1.keypoints))
 
-    def pair_statistics(self, groups, scores):
+    @staticmethod
+    def pair_statistics(groups, scores):
         return {"fewest.keypoints": mean_statistic(groups, scores)}
 
 
@@ -530,6 +530,12 @@ def test_a_dataset_and_a_task_of_ones_own(run_command, sequences, tmp_path):
     assert "| all | both |" in output
     (row,) = results_of(tmp_path / "report")
     assert 0 < row["fewest"]["keypoints"] <= 300
+    settings = load_settings()
+    two = settings.evaluate.model_copy(update={"workers": 2})
+    settings = settings.model_copy(update={"evaluate": two})
+    dataset = ToyDataset(tmp_path)
+    evaluate_function(dataset, ["sift"], tmp_path / "two", protocol="toy", settings=settings)
+    assert results_of(tmp_path / "two") == [row]
     output = run_command(*command, "--protocol", "retrieval", code=1)
     assert "protocol retrieval: not for the dataset toy; expected hfnet or matching or" in output
     output = run_command(*command, "--split", "viewpoint", code=1)

@@ -1,7 +1,7 @@
 """Renders homography sequences in the HPatches layout from ordinary photographs.
 
 Every view is a virtual camera that looks at a part of one photograph, with a homography of its
-own, so that the truth is exact; then come light, colour, blur, noise and JPEG of a real camera.
+own, so that the truth is exact; then come light, color, blur, noise and JPEG of a real camera.
 """
 
 import os
@@ -41,9 +41,9 @@ def render_sequences(
     before one is used again. The same photographs, seed and arguments give the same files.
 
     Args:
-        photo_paths: colour or gray; best larger than ``size``.
+        photo_paths: color or gray; best larger than ``size``.
         output: the folder to make. In it a folder for each sequence, with ``1.ppm``, ... and
-            ``H_1_2``, ...: pixels (x, y) of image 1 to image k, the centre of the top-left pixel at
+            ``H_1_2``, ...: pixels (x, y) of image 1 to image k, the center of the top-left pixel at
             (0, 0). It appears only when all is rendered.
         size: (width, height) of the images.
         views: images beside image 1; HPatches has 5.
@@ -112,7 +112,7 @@ def _expose(rng: np.random.Generator, view: np.ndarray, strength: float) -> np.n
     height, width = view.shape[:2]
     pixels = (view.astype(np.float32) / 255) ** np.exp(draw(0.7))  # gamma
     pixels = (pixels - 0.5) * np.exp(draw(0.5)) + 0.5 + draw(0.1)  # contrast, brightness
-    pixels *= np.exp(draw(0.2, 3))  # colour of the light
+    pixels *= np.exp(draw(0.2, 3))  # color of the light
     shading = np.exp(draw(0.5, (3, 4))).astype(np.float32)
     pixels *= cv2.resize(shading, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
     pixels = cv2.GaussianBlur(pixels.astype(np.float32), (0, 0), 0.3 + abs(draw(1.0)))
