@@ -115,7 +115,7 @@ def evaluate(
     report = {
         "protocol": rules.name,
         "dataset": {"name": kind.name, "root": root and str(root), **task.dataset.size},
-        "settings": {**wanted.model_dump(), **predict.model_dump(), **task.own_settings},
+        "settings": {**wanted.model_dump(), **_as_written(predict), **task.own_settings},
         "models": [{"model": name, "origin": model.origin} for name, model in opened.items()],
         **_summarize(task, scored, compare),
         "command": command,
@@ -254,6 +254,11 @@ def _tables(report: dict, task: Task, splits: Sequence[str]) -> list[str]:
         *(results_table(report["results"], task.columns, split) for split in splits),
         *(comparison_table(c, split) for c in report["comparisons"] for split in splits),
     ]
+
+
+def _as_written(predict: PredictSettings) -> dict[str, Any]:
+    """[predict] as it is written in pipeline.toml."""
+    return {key: "auto" if v is None else v for key, v in predict.model_dump().items()}
 
 
 def _software() -> dict[str, str]:
