@@ -81,6 +81,8 @@ def evaluate(
         InputError, NotFoundError: an unknown name, a dataset that is not as expected, a model
             without what the task needs, or a file of features made with other settings.
     """
+    if not models:
+        raise InputError("no models: name at least one")
     settings, output = settings or load_settings(), Path(output)
     kind = DATASETS.find(dataset) if isinstance(dataset, str) else type(dataset)
     rules = _find_task(kind, protocol or kind.task or settings.evaluate.protocol)
