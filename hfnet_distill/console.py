@@ -69,7 +69,7 @@ def user_errors(command: Callable) -> Callable:
         except BrokenPipeError:
             raise  # whoever read the output has seen enough; click ends without a word
         except DistillError as error:
-            _refuse(str(error), traceback)
+            _refuse(_of_worker(error) or str(error), traceback)
         except OSError as error:
             if error.errno is None:
                 raise
@@ -111,7 +111,14 @@ def _known(error: Exception) -> str | None:
         return "memory ran out; lower --batch-size, --size or the number of workers"
     if re.match(r"DataLoader worker .* is killed by signal", str(error)):
         return "a loader's process was killed, perhaps because memory ran out; lower --num-workers"
-    # PyTorch passes an error of a loader's process on as the text of its traceback.
+    return _of_worker(error)
+
+
+def _of_worker(error: Exception) -> str | None:
+    """The sentence of an error of a loader's process, which PyTorch hides in a traceback.
+
+    None where it was not raised on purpose.
+    """
     pattern = r"Caught (\w+) in DataLoader worker process.*\n[\w.]+: (.*)"
     found = re.match(pattern, str(error), re.DOTALL)
     purposely = found and isinstance(getattr(errors, found[1], None), type)

@@ -418,7 +418,7 @@ def make_student(
 
 def _start_from_packaged(student: Student, quiet: bool) -> str:
     """Start a student from the first packaged one that fits, if any does; its SHA-256."""
-    for name in sorted(packaged_names(), key=lambda name: name != "default"):
+    for name in packaged_names():
         other = load_checkpoint(checkpoint_path(name))[0]
         if type(other) is not type(student):
             continue
