@@ -65,6 +65,11 @@ MEGABYTE = 10**6
     help="The best so many keypoints of each image.",
 )
 @click.option("--nms-radius", type=int, help="Pixels around a keypoint that stay free of others.")
+@click.option(
+    "--matcher",
+    type=click.Choice(["nearest", "lightglue"]),
+    help="How views are matched; lightglue is for aliked:n16 and its students.",
+)
 @click.option("--split", metavar="NAME", help="Of hpatches: all, illumination, viewpoint.")
 @click.option("--weights", type=click.Path(), help="A teacher's weights, if kept elsewhere.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))

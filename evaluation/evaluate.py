@@ -21,6 +21,7 @@ from .comparison import compare_models
 from .datasets import DATASETS
 from .datasets.base import Dataset
 from .features import FeatureFile, FeaturesOfOthers, Model, NetworkFeatures, file_name
+from .matching import Matcher
 from .report.page import render_page
 from .report.tables import comparison_table, results_table
 from .tasks import TASKS
@@ -39,6 +40,7 @@ def evaluate(
     num_keypoints: int | None = None,
     nms_radius: int | None = None,
     split: str | None = None,
+    matcher: str | None = None,
     precision: str | None = None,
     compare: Sequence[tuple[str, str]] = (),
     against: str | None = None,
@@ -62,8 +64,8 @@ def evaluate(
         output: the folder of the report, made where it is missing.
         root: the dataset's folder, where ``dataset`` is a name.
         protocol: the name of a task.
-        num_keypoints, nms_radius, split, precision: rule over what a protocol is published with,
-            and that over ``settings``.
+        num_keypoints, nms_radius, split, matcher, precision: rule over what a protocol is published
+            with, and that over ``settings``.
         compare: pairs of models; which of their differences are real.
         against: a further model. Of each pair of views, the features of view 0 are each model's and
             those of view 1 this one's; of a retrieval, the database is each model's.
@@ -87,7 +89,7 @@ def evaluate(
     kind = DATASETS.find(dataset) if isinstance(dataset, str) else type(dataset)
     rules = _find_task(kind, protocol or kind.task or settings.evaluate.protocol)
     wanted = override(settings.evaluate, protocol=rules.name, num_keypoints=rules.num_keypoints)
-    wanted = override(wanted, num_keypoints=num_keypoints, split=split)
+    wanted = override(wanted, num_keypoints=num_keypoints, split=split, matcher=matcher)
     predict = override(settings.predict, nms_radius=rules.nms_radius)
     predict = override(predict, nms_radius=nms_radius, precision=precision)
     pairings = {model: (model, model) for model in models}
@@ -97,6 +99,13 @@ def evaluate(
         if name not in pairings:
             raise InputError(f"--compare {name}: not among the models; name it with --model, too")
     task = rules(_open_dataset(kind, dataset, root, wanted.split), wanted)
+    if wanted.matcher != task.matcher.name and not task.takes_matcher:
+        fitting = [n for n in TASKS.names() if TASKS.find(n).takes_matcher]
+        raise InputError(
+            f"matcher {wanted.matcher}: the protocol {rules.name} matches in its own way; expected "
+            f"{' or '.join(fitting)}"
+        )
+    task.matcher = Matcher(wanted.matcher, device)
     _check_writable(output)
     opened = {
         name: _open_model(

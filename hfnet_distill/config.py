@@ -170,6 +170,7 @@ class EvaluateSettings(_Section):
     longest_side: NotNegative
     split: str
     pictures: NotNegative
+    matcher: Literal["nearest", "lightglue"]
     workers: Count
 
 

@@ -14,6 +14,7 @@ from ...config import EvaluateSettings
 from ..datasets.base import Dataset
 from ..features import FeatureFile, ImageFeatures
 from ..intervals import Statistic, Statistics
+from ..matching import NEAREST, Matcher
 from ..report.pictures import Drawing
 from ..report.tables import Column
 from ..views import View, load_view
@@ -37,6 +38,8 @@ class Task:
         num_keypoints, nms_radius: that it is published with, or None. They override pipeline.toml,
             and flags override them.
         shorter_side: pixels that views get at their shorter side; 0 for [evaluate] longest_side.
+        takes_matcher: whether [evaluate] matcher may be other than nearest.
+        matcher: how views are matched, set by ``evaluate``.
     """
 
     name: ClassVar[str]
@@ -49,6 +52,8 @@ class Task:
     num_keypoints: ClassVar[int | None] = None
     nms_radius: ClassVar[int | None] = None
     shorter_side: ClassVar[int] = 0
+    takes_matcher: ClassVar[bool] = False
+    matcher: Matcher = NEAREST
 
     def __init__(self, dataset: Dataset, settings: EvaluateSettings):
         self.dataset, self.settings = dataset, settings
@@ -120,7 +125,10 @@ class PairTask(Task):
 
     @staticmethod
     def score_pair(features0, features1, *truth) -> Any:
-        """What is to be known of a pair; a function that another process can find by its name."""
+        """What is to be known of a pair; a function that another process can find by its name.
+
+        Where ``takes_matcher``, a ``Matcher`` is its last argument.
+        """
         raise NotImplementedError
 
     @staticmethod
@@ -130,6 +138,7 @@ class PairTask(Task):
 
     def score(self, sides: Sides, advance: Callable[[], None]) -> ScoredPairs:
         counts: dict[tuple, int] = {}
+        matcher = (self.matcher,) if self.takes_matcher else ()
 
         def jobs() -> Iterator[tuple]:
             for pair in self.dataset.pairs:
@@ -138,7 +147,7 @@ class PairTask(Task):
                 for side, name, view in zip(sides, names, views, strict=True):
                     counts[side.path, name] = len(view.features.keypoints)
                 features = [view.features for view in views]
-                yield (*features, *self.truth(pair, *views))
+                yield (*features, *self.truth(pair, *views), *matcher)
 
         scores = []
         for score in score_pairs(self.score_pair, jobs(), self.settings.workers):
