@@ -24,7 +24,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from . import errors
 from .errors import DistillError
 
 __all__ = [
@@ -69,11 +68,12 @@ def user_errors(command: Callable) -> Callable:
         except BrokenPipeError:
             raise  # whoever read the output has seen enough; click ends without a word
         except DistillError as error:
-            _refuse(str(error), traceback)
+            _refuse(_of_worker(str(error)) or str(error), traceback)
         except OSError as error:
-            if error.errno is None:
+            said = _of_worker(str(error)) if error.errno is None else _os_error(error)
+            if said is None:
                 raise
-            _refuse(_os_error(error), traceback)
+            _refuse(said, traceback)
         except Exception as error:
             if (said := _known(error)) is not None:
                 _refuse(said, traceback)
@@ -111,11 +111,13 @@ def _known(error: Exception) -> str | None:
         return "memory ran out; lower --batch-size, --size or the number of workers"
     if re.match(r"DataLoader worker .* is killed by signal", str(error)):
         return "a loader's process was killed, perhaps because memory ran out; lower --num-workers"
-    # PyTorch passes an error of a loader's process on as the text of its traceback.
-    pattern = r"Caught (\w+) in DataLoader worker process.*\n[\w.]+: (.*)"
-    found = re.match(pattern, str(error), re.DOTALL)
-    purposely = found and isinstance(getattr(errors, found[1], None), type)
-    return found[2].strip() if purposely else None
+    return None
+
+
+def _of_worker(text: str) -> str | None:
+    """What an error of a loader's process said, of which PyTorch passes on the whole traceback."""
+    found = re.match(r"Caught \w+ in DataLoader worker process.*\n[\w.]+: (.*)", text, re.DOTALL)
+    return found[1].strip() if found else None
 
 
 def shared_options(command: Callable) -> Callable:
