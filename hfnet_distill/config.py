@@ -253,4 +253,4 @@ def _in_words(error: ValidationError) -> str:
         return f"unknown key {key}; remove it or correct its name"
     if first["type"] == "missing":
         return f"key {key} is missing; copy its line from the pipeline.toml that is shipped"
-    return f"{key}: {first['msg']}, found {first['input']!r}"
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}, found {first['input']!r}"

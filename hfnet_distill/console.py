@@ -1,5 +1,6 @@
 """What the commands share: a border for errors, a progress bar, common options."""
 
+import builtins
 import functools
 import logging
 import re
@@ -24,7 +25,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from . import errors
 from .errors import DistillError
 
 __all__ = [
@@ -71,9 +71,10 @@ def user_errors(command: Callable) -> Callable:
         except DistillError as error:
             _refuse(_of_worker(error) or str(error), traceback)
         except OSError as error:
-            if error.errno is None:
+            said = _of_worker(error) if error.errno is None else _os_error(error)
+            if said is None:
                 raise
-            _refuse(_os_error(error), traceback)
+            _refuse(said, traceback)
         except Exception as error:
             if (said := _known(error)) is not None:
                 _refuse(said, traceback)
@@ -117,12 +118,12 @@ def _known(error: Exception) -> str | None:
 def _of_worker(error: Exception) -> str | None:
     """The sentence of an error of a loader's process, which PyTorch hides in a traceback.
 
-    None where it was not raised on purpose.
+    None where it is a bug: neither raised on purpose nor the operating system's.
     """
     pattern = r"Caught (\w+) in DataLoader worker process.*\n[\w.]+: (.*)"
     found = re.match(pattern, str(error), re.DOTALL)
-    purposely = found and isinstance(getattr(errors, found[1], None), type)
-    return found[2].strip() if purposely else None
+    kind = found and (getattr(errors, found[1], None) or getattr(builtins, found[1], None))
+    return found[2].strip() if kind and issubclass(kind, (DistillError, OSError)) else None
 
 
 def shared_options(command: Callable) -> Callable:
