@@ -1,4 +1,4 @@
-"""What the commands share: a border for errors, a progress bar, common options."""
+"""What the commands share: error messages, a progress bar, common options."""
 
 import builtins
 import functools
@@ -49,9 +49,9 @@ class StorePath(click.ParamType):
 
 
 def user_errors(command: Callable) -> Callable:
-    """Turn what a user can cause into one sentence and exit code 1 (2 for a wrong flag).
+    """Turn errors that a user can cause into one sentence and exit code 1 (2 for a wrong flag).
 
-    That is what the project raises on purpose, what the operating system refuses, and Ctrl-C.
+    These are what the project raises on purpose, errors of the operating system, and Ctrl-C.
     Anything else is a bug and keeps its traceback.
     """
 
@@ -151,9 +151,10 @@ def _os_error(error: OSError) -> str:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C and SIGTERM do not break off what is being done.
+    """Defer Ctrl-C and SIGTERM until the end of a step.
 
-    Yields "was one sent?". Python leaves signals to the main thread; in others the answer is no.
+    Yields a function that says whether one was sent; always no outside the main thread, which alone
+    receives signals.
     """
     sent = []
     before = {}
@@ -184,7 +185,7 @@ def progress(
 ) -> Iterator[Callable[..., None]]:
     """A progress bar with rate and time left; yields ``advance(count=1, note="")``.
 
-    Where standard error is a file, a line every half minute takes the bar's place.
+    If standard error is a file, a line every half minute replaces the bar.
     """
     bar = Progress(
         TextColumn(title),
