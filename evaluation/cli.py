@@ -82,7 +82,9 @@ MEGABYTE = 10**6
 @click.option(
     "--download", is_flag=True, help="First fetch the full HPatches (1.3 GB) into --root."
 )
-@click.option("--sequences", type=click.IntRange(1), default=8, show_default=True, help="How many to render.")
+@click.option(
+    "--sequences", type=click.IntRange(1), default=8, show_default=True, help="How many to render."
+)
 @shared_options
 def evaluate(
     models: tuple[str, ...],

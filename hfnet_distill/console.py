@@ -25,6 +25,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from . import errors
 from .errors import DistillError
 
 __all__ = [
