@@ -1,92 +1,207 @@
-"""What the student's local part and SuperPoint cost: multiply-adds and time of one image.
+"""What features cost a robot: the network alone, and the whole way from a photograph to 1,000.
 
     python benchmarks/networks.py --json networks.json
+    python benchmarks/networks.py --model default --model xfeat:xfeat.pt --model aliked:n16
 
-Each network runs as ``evaluate`` runs it, on one image of noise; they take turns of several runs,
-as for a camera, and what counts is the median. With ``--turn 1`` each run begins with what the
-other network left in the caches. The student is the packaged one without its place descriptor.
+The photograph lies in memory as uint8. Networks run in ONNX Runtime where they can be exported, the
+whole way of students and SuperPoint too; else in PyTorch. Methods take turns, one run each, so that
+whatever else the machine does meets all of them; what counts is the median.
 """
 
 import json
 import statistics
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import cv2
+import numpy as np
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hfnet_distill.config import parse_size
-from hfnet_distill.console import user_errors
-from hfnet_distill.device import autocast, choose_device
-from hfnet_distill.networks.hfnet import HFNet
-from hfnet_distill.networks.registry import checkpoint_path, load_checkpoint
-from hfnet_distill.networks.superpoint import SuperPoint
+from hfnet_distill.config import parse_size, shipped_settings
+from hfnet_distill.console import say, user_errors
+from hfnet_distill.data.images import read_image, to_tensor
+from hfnet_distill.data.keypoints import KeypointChoice
+from hfnet_distill.deployment.onnx import make_graph, to_onnx
+from hfnet_distill.deployment.photographs import photographs_of_sizes
+from hfnet_distill.errors import DistillError
+from hfnet_distill.networks.base import Network
+from hfnet_distill.networks.onnx import make_session
+from hfnet_distill.networks.opencv import OpenCVNetwork
+from hfnet_distill.networks.registry import load
+
+MODELS = ("default", "xfeat", "aliked:t16", "aliked:n16", "superpoint", "sift", "orb")
 
 
-def count_multiply_adds(network: nn.Module, image: torch.Tensor) -> int:
-    """Of the convolutions and products of matrices; two operations each."""
+@dataclass
+class Method:
+    """One way to features, ready to run.
+
+    Attributes:
+        network: runs the network alone; None for a method that is none.
+        whole: runs everything; gives the number of keypoints.
+        runtime: what runs network and whole.
+        multiply_adds: of the network, in PyTorch's count; 0 where there is none.
+    """
+
+    name: str
+    network: Callable[[], object] | None
+    whole: Callable[[], int]
+    runtime: str
+    multiply_adds: int = 0
+
+
+def make_method(name: str, photograph: np.ndarray, choice: KeypointChoice, threads: int) -> Method:
+    """The method that a model's name stands for.
+
+    Args:
+        photograph: (H, W, 3) uint8 red, green, blue.
+    """
+    network = load(name, device="cpu")
+    image = photograph
+    if network.channels == 1:
+        image = cv2.cvtColor(photograph, cv2.COLOR_RGB2GRAY)
+
+    def in_torch() -> int:
+        return len(network.features(to_tensor(image, network.channels)[None], choice)[0].keypoints)
+
+    if isinstance(network, OpenCVNetwork):
+        return Method(name, None, in_torch, f"OpenCV {cv2.__version__}")
+    tensor = to_tensor(image, network.channels)[None]
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(image)
-    return counter.get_total_flops() // 2
+        network.maps(tensor)
+    cost = counter.get_total_flops() // 2
+    try:
+        graphs = [make_graph(network, profile, choice) for profile in ("maps", "sparse")]
+    except DistillError:
+        return _with_a_graph_of_the_network(name, network, tensor, in_torch, threads, cost)
+    maps, sparse = (make_session(to_onnx(graph, {}), threads=threads) for graph in graphs)
+    feeds = [graph.feed(image) for graph in graphs]
+    return Method(
+        name,
+        lambda: maps.run(None, feeds[0]),
+        lambda: len(sparse.run(["keypoints"], feeds[1])[0]),
+        "ONNX Runtime",
+        cost,
+    )
 
 
-def time_once(network: nn.Module, image: torch.Tensor) -> float:
-    """Seconds until the maps are there."""
+def _with_a_graph_of_the_network(
+    name: str, network: Network, tensor: torch.Tensor, in_torch: Callable, threads: int, cost: int
+) -> Method:
+    """A network that chooses its keypoints in a way of its own: that stays in PyTorch."""
+    try:
+        program = torch.onnx.export(
+            network, (tensor,), dynamo=True, opset_version=20, verbose=False
+        )
+        session = make_session(program.model_proto.SerializeToString(), threads=threads)
+    except Exception as error:  # the exporter's and the runtime's have no common class
+        say(f"{name} stays in PyTorch: {str(error).splitlines()[0][:80]}")
+        return Method(name, lambda: network.maps(tensor), in_torch, "PyTorch", cost)
+    entry = session.get_inputs()[0].name
+    array = tensor.numpy()
+    network.run = lambda images: tuple(
+        torch.from_numpy(values) for values in session.run(None, {entry: images.numpy()})
+    )
+    return Method(
+        name,
+        lambda: session.run(None, {entry: array}),
+        in_torch,
+        "ONNX Runtime, choice in PyTorch",
+        cost,
+    )
+
+
+def label(name: str) -> str:
+    """A model's name without the folder of its weights."""
+    kind, colon, source = name.partition(":")
+    return f"{kind}{colon}{Path(source).stem}"
+
+
+def time_once(run: Callable[[], object]) -> float:
+    """Milliseconds."""
     start = time.perf_counter()
-    score_logits, *_ = network(image)
-    score_logits[0, 0, 0, 0].item()  # waits for the device
-    return time.perf_counter() - start
+    run()
+    return 1000 * (time.perf_counter() - start)
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--size", default="640x480", help="Width x height of the image.")
-@click.option("--rounds", default=5, help="Turns of each network.")
-@click.option("--turn", default=5, help="Runs of a turn; before several, one not counted.")
+@click.option("--model", "models", multiple=True, default=MODELS)
+@click.option("--image", type=click.Path(path_type=Path), help="A photograph to run on.")
+@click.option("--size", default="640x480", help="Width x height that it is resized to.")
+@click.option("--max-num-keypoints", default=1000)
+@click.option("--rounds", default=30, help="Turns of each method.")
 @click.option("--threads", default=2)
-@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32")
-@click.option("--device", default="cpu")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Where numbers go.")
 @user_errors
 def main(
+    models: tuple[str, ...],
+    image: Path | None,
     size: str,
+    max_num_keypoints: int,
     rounds: int,
-    turn: int,
     threads: int,
-    precision: str,
-    device: str,
     output: Path | None,
 ) -> None:
-    """Count and measure; takes half a minute."""
-    width, height = parse_size(size)
+    """Measure; takes a minute or two, most of it exporting."""
     torch.set_num_threads(threads)
-    where = choose_device(device)
-    config = load_checkpoint(checkpoint_path("default"))[0].config
-    student = HFNet(replace(config, global_dim=0)).eval()
-    plain = {"student": student, "superpoint": SuperPoint().eval()}
-    image = torch.rand(1, 1, height, width)
-    costs = {name: count_multiply_adds(network, image) for name, network in plain.items()}
-    networks = {**plain, "student": student.for_inference()}
-    for network in networks.values():
-        network.to(where, memory_format=torch.channels_last)
-    seconds = {name: [] for name in networks}
-    with torch.inference_mode(), autocast(where, precision):
-        shown = image.to(where, memory_format=torch.channels_last)
-        for _ in range(rounds):
-            for name, network in networks.items():
-                runs = [time_once(network, shown) for _ in range(turn + (turn > 1))]
-                seconds[name] += runs[-turn:]
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    for name, median in medians.items():
-        click.echo(
-            f"{name}: {costs[name] / 1e9:.2f} G multiply-adds, {median * 1e3:.1f} ms, "
-            f"1 to {costs['superpoint'] / costs[name]:.1f} and "
-            f"1 to {medians['superpoint'] / median:.1f} of superpoint's"
+    cv2.setNumThreads(threads)
+    photograph = (
+        photographs_of_sizes(None, 3)[2] if image is None else read_image(image, channels=3)
+    )
+    photograph = cv2.resize(photograph, parse_size(size), interpolation=cv2.INTER_AREA)
+    choice = KeypointChoice.of(shipped_settings().predict, max_num_keypoints)
+    methods = []
+    for name in models:
+        try:
+            methods.append(make_method(name, photograph, choice, threads))
+            methods[-1].name = label(name)
+        except DistillError as error:
+            say(f"{name} left out: {error}")
+    times: dict[str, dict[str, list[float]]] = {}
+    counts = {method.name: method.whole() for method in methods}  # also warms up
+    for _ in range(rounds):
+        for method in methods:
+            runs = {"whole": method.whole} | ({"network": method.network} if method.network else {})
+            for kind, run in runs.items():
+                times.setdefault(method.name, {}).setdefault(kind, []).append(time_once(run))
+    report = {}
+    peer = next((times[name]["network"] for name in times if name.startswith("xfeat")), None)
+    say("| method | network ms | whole ms | to XFeat's network | whole to it | G | runs in |")
+    say("|---|---|---|---|---|---|---|")
+    for method in methods:
+        own = times[method.name]
+        numbers = {f"{kind}_ms": statistics.median(values) for kind, values in own.items()}
+        if peer is not None:
+            numbers |= {f"{kind}_to_xfeat": _ratio(values, peer) for kind, values in own.items()}
+        numbers["keypoints"] = counts[method.name]
+        numbers["multiply_adds"], numbers["runtime"] = method.multiply_adds, method.runtime
+        report[method.name] = numbers
+        cells = (
+            _cell(numbers, key, digits)
+            for key, digits in (
+                ("network_ms", 1),
+                ("whole_ms", 1),
+                ("network_to_xfeat", 2),
+                ("whole_to_xfeat", 2),
+            )
         )
+        cost = f"{method.multiply_adds / 1e9:.2f}" if method.multiply_adds else "-"
+        say(f"| {method.name} | {' | '.join(cells)} | {cost} | {method.runtime} |")
     if output is not None:
-        output.write_text(json.dumps({"multiply_adds": costs, "seconds": medians}, indent=2))
+        output.write_text(json.dumps(report, indent=2))
+
+
+def _ratio(times: list[float], peers: list[float]) -> float:
+    """The median over rounds: both of a round were measured under the same load."""
+    return statistics.median(one / other for one, other in zip(times, peers, strict=True))
+
+
+def _cell(numbers: dict, key: str, digits: int) -> str:
+    return f"{numbers[key]:.{digits}f}" if key in numbers else "-"
 
 
 if __name__ == "__main__":

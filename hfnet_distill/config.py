@@ -170,6 +170,7 @@ class EvaluateSettings(_Section):
     longest_side: NotNegative
     split: str
     pictures: NotNegative
+    matcher: Literal["nearest", "lightglue"]
     workers: Count
 
 
@@ -205,11 +206,11 @@ def _shipped() -> Path:
 def load_settings(path: str | Path | None = None) -> Settings:
     """Read settings from ``path``, else ``pipeline.toml`` here, else the one that is shipped.
 
-    A table that the file leaves out is as shipped.
+    Tables that the file leaves out are those that are shipped.
 
     Raises:
         NotFoundError: no such file.
-        InputError: not TOML, or a key that is unknown, missing or ill-typed, named.
+        InputError: not TOML, or a key that is unknown, missing or of the wrong type; names it.
     """
     if path is None:
         path = Path("pipeline.toml") if Path("pipeline.toml").is_file() else _shipped()
@@ -233,10 +234,10 @@ Section = TypeVar("Section", bound=_Section)
 
 
 def override(section: Section, **values: Any) -> Section:
-    """The settings with those values replaced that are not None, validated again.
+    """The settings with the values that are not None replaced, validated again.
 
     Raises:
-        InputError: a value that its key does not take, named.
+        InputError: names the key whose value is invalid.
     """
     given = {key: value for key, value in values.items() if value is not None}
     try:
@@ -252,4 +253,4 @@ def _in_words(error: ValidationError) -> str:
         return f"unknown key {key}; remove it or correct its name"
     if first["type"] == "missing":
         return f"key {key} is missing; copy its line from the pipeline.toml that is shipped"
-    return f"{key}: {first['msg']}, found {first['input']!r}"
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}, found {first['input']!r}"

@@ -1,5 +1,6 @@
-"""What the commands share: a border for errors, a progress bar, common options."""
+"""What the commands share: error messages, a progress bar, common options."""
 
+import builtins
 import functools
 import logging
 import re
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import click
 from rich.console import Console
@@ -22,6 +24,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+from . import errors
+from .errors import DistillError
 
 __all__ = [
     "StorePath",
@@ -45,10 +50,14 @@ class StorePath(click.ParamType):
 
 
 def user_errors(command: Callable) -> Callable:
-    """Turn what a user can cause into one sentence and exit code 1 (2 for a wrong flag)."""
+    """Turn errors that a user can cause into one sentence and exit code 1 (2 for a wrong flag).
+
+    These are what the project raises on purpose, errors of the operating system, and Ctrl-C.
+    Anything else is a bug and keeps its traceback.
+    """
 
     @functools.wraps(command)
-    def wrapped(*args, **kwargs):
+    def wrapped(*args, traceback: bool = False, **kwargs):
         logging.captureWarnings(True)
         logging.getLogger(__package__).addHandler(_saying)
         try:
@@ -60,12 +69,18 @@ def user_errors(command: Callable) -> Callable:
             raise click.ClickException(message) from None
         except BrokenPipeError:
             raise  # whoever read the output has seen enough; click ends without a word
-        except KeyError as error:
-            raise click.ClickException(_printable(str(error.args[0]))) from error
+        except DistillError as error:
+            _refuse(_of_worker(error) or str(error), traceback)
         except OSError as error:
-            raise click.ClickException(_printable(_os_error(error))) from error
-        except (ValueError, RuntimeError) as error:
-            raise click.ClickException(_printable(_of_worker(str(error)))) from error
+            said = _of_worker(error) if error.errno is None else _os_error(error)
+            if said is None:
+                raise
+            _refuse(said, traceback)
+        except Exception as error:
+            if (said := _known(error)) is not None:
+                _refuse(said, traceback)
+            say("this is a bug: please report it with the traceback below")
+            raise
 
     return wrapped
 
@@ -85,10 +100,31 @@ def _printable(text: str) -> str:
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _of_worker(text: str) -> str:
-    """What an error of a loader's process says, without the traceback that PyTorch makes of it."""
-    found = re.match(r"Caught \w+ in DataLoader worker process.*\n[\w.]+: (.*)", text, re.DOTALL)
-    return found[1].strip() if found else text
+def _refuse(message: str, traceback: bool) -> NoReturn:
+    """End the command with a sentence, or with the traceback of the error being handled."""
+    if traceback:
+        raise
+    raise click.ClickException(_printable(message))
+
+
+def _known(error: Exception) -> str | None:
+    """What to say of an error that others raise although a user caused it; None for a bug."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return "memory ran out; lower --batch-size, --size or the number of workers"
+    if re.match(r"DataLoader worker .* is killed by signal", str(error)):
+        return "a loader's process was killed, perhaps because memory ran out; lower --num-workers"
+    return _of_worker(error)
+
+
+def _of_worker(error: Exception) -> str | None:
+    """The sentence of an error of a loader's process, which PyTorch hides in a traceback.
+
+    None where it is a bug: neither raised on purpose nor the operating system's.
+    """
+    pattern = r"Caught (\w+) in DataLoader worker process.*\n[\w.]+: (.*)"
+    found = re.match(pattern, str(error), re.DOTALL)
+    kind = found and (getattr(errors, found[1], None) or getattr(builtins, found[1], None))
+    return found[2].strip() if kind and issubclass(kind, (DistillError, OSError)) else None
 
 
 def shared_options(command: Callable) -> Callable:
@@ -98,6 +134,7 @@ def shared_options(command: Callable) -> Callable:
         click.option("--device", help="auto, cpu, cuda or cuda:N."),
         click.option("--config", type=click.Path(), help="Settings; pipeline.toml if not given."),
         click.option("--quiet", is_flag=True, help="No progress bar, only errors and results."),
+        click.option("--traceback", is_flag=True, help="Show where in the code an error arose."),
     )
     command = user_errors(command)
     for option in reversed(options):
@@ -107,7 +144,7 @@ def shared_options(command: Callable) -> Callable:
 
 def _os_error(error: OSError) -> str:
     if error.errno is None or error.strerror is None:
-        return _of_worker(str(error))
+        return str(error)
     where = f"{error.filename}: " if error.filename else ""
     advice = {28: "; free some space and run the same command again"}
     return f"{where}{error.strerror}{advice.get(error.errno, '')}"
@@ -115,9 +152,10 @@ def _os_error(error: OSError) -> str:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C and SIGTERM do not break off what is being done.
+    """Defer Ctrl-C and SIGTERM until the end of a step.
 
-    Yields "was one sent?". Python leaves signals to the main thread; in others the answer is no.
+    Yields a function that says whether one was sent; always no outside the main thread, which alone
+    receives signals.
     """
     sent = []
     before = {}
@@ -148,7 +186,7 @@ def progress(
 ) -> Iterator[Callable[..., None]]:
     """A progress bar with rate and time left; yields ``advance(count=1, note="")``.
 
-    Where standard error is a file, a line every half minute takes the bar's place.
+    If standard error is a file, a line every half minute replaces the bar.
     """
     bar = Progress(
         TextColumn(title),

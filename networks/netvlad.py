@@ -1,4 +1,4 @@
-"""NetVLAD: the network, loading the official weights from MATLAB.
+"""NetVLAD: the network, which loads the official weights from MATLAB.
 
 Arandjelovic, Gronat, Torii, Pajdla, Sivic: NetVLAD: CNN Architecture for Weakly Supervised Place
 Recognition, CVPR 2016: VGG-16 up to conv5_3, soft-assigned residuals to 64 cluster centers,

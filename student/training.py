@@ -282,9 +282,9 @@ def _estimate_norms(student, training, batches: Batches, settings, device) -> No
         part=(rank(), world_size()),
     )
     loader = make_loader(training, following, settings.num_workers)
-    with autocast(device, choose_precision(settings.precision, device)):
-        images = (_images(batch).to(device, non_blocking=True) for batch in loader)
-        estimate_norms(student, images, count)
+    images = (_images(batch).to(device, non_blocking=True) for batch in loader)
+    context = autocast(device, choose_precision(settings.precision, device))
+    estimate_norms(student, images, count, context=context)
 
 
 def one_cycle(progress: float, warmup: float) -> float:
@@ -419,7 +419,7 @@ def make_student(
 
 def _start_from_packaged(student: Student, quiet: bool) -> str:
     """Start a student from the first packaged one that fits, if any does; its SHA-256."""
-    for name in sorted(packaged_names(), key=lambda name: name != "default"):
+    for name in packaged_names():
         other = load_checkpoint(checkpoint_path(name))[0]
         if type(other) is not type(student):
             continue

@@ -15,7 +15,7 @@ homography is estimated by OpenCV's RANSAC, by MAGSAC (Barath et al., CVPR 2019)
   pixels from where the homography takes that of view 0, mean over pairs; a pair without a match
   counts 0 (Dusmanu et al., CVPR 2019).
 
-What each protocol fixes, and where others differ, is in ``docs/protocols.md``.
+What each protocol fixes, and where others differ, is in ``docs/evaluation.md``.
 """
 
 import math
@@ -31,11 +31,10 @@ from scipy.spatial import cKDTree
 
 from ...data.features import Features
 from ...data.geometry import resize_homography, warp_points
-from ...errors import InputError
 from ..datasets.base import HomographyDataset, HomographyPair
 from ..features import ImageFeatures
 from ..intervals import Statistic, Statistics, auc_statistic, mean_statistic
-from ..matching import match_mutual
+from ..matching import NEAREST, Matcher
 from ..ransac import THRESHOLD, find_homography
 from ..report.pictures import Drawing, draw_keypoints, draw_matches
 from ..report.tables import Column
@@ -191,11 +190,8 @@ class HomographyTask(PairTask):
         Half of them are "best", the other half "worst", no two of one sequence in a half; the first
         is "median".
         """
-        pictures, pairs, count = (
-            map(self.picture, scores),
-            self.dataset.pairs,
-            self.settings.pictures,
-        )
+        pairs, count = self.dataset.pairs, self.settings.pictures
+        pictures = [self.picture(score) for score in scores]
         shares = np.array([p.correct.mean() if len(p.correct) else 0.0 for p in pictures])
         ascending = np.argsort(shares, kind="stable").tolist()
         chosen = {ascending[len(ascending) // 2]: "median"}
@@ -250,7 +246,9 @@ class MatchedPair:
     offsets: np.ndarray
 
 
-def match_pair(features0: Features, features1: Features, H_0to1: np.ndarray) -> MatchedPair:
+def match_pair(
+    features0: Features, features1: Features, H_0to1: np.ndarray, matcher: Matcher = NEAREST
+) -> MatchedPair:
     """Match the features of two views and estimate the homography between them.
 
     Args:
@@ -261,9 +259,7 @@ def match_pair(features0: Features, features1: Features, H_0to1: np.ndarray) -> 
     Raises:
         InputError: a view without descriptors, or descriptors of another kind in each.
     """
-    if features0.descriptors is None or features1.descriptors is None:
-        raise InputError("matching needs descriptors in both views; extract them, or use hfnet")
-    matches = match_mutual(features0.descriptors, features1.descriptors)
+    matches = matcher(features0, features1)
     points0, points1 = features0.keypoints[matches[:, 0]], features1.keypoints[matches[:, 1]]
     misses = warp_points(points0, H_0to1) - points1
     estimates = {name: e.estimate(points0, points1) for name, e in ESTIMATORS.items()}
@@ -329,7 +325,7 @@ def _share_within(errors: np.ndarray, threshold: float) -> float:
 
 @register_task("matching")
 class Matching(HomographyTask):
-    """Mutual nearest neighbours, and the homographies that three estimators find from them."""
+    """Matches, and the homographies that three estimators find from them."""
 
     estimators = tuple(ESTIMATORS)
     """Of the report's curves."""
@@ -342,13 +338,19 @@ class Matching(HomographyTask):
         Column("MMA 3 px", "mean_matching_accuracy.@3px"),
         Column("matches", "mean_matches", is_ranked=False, digits=0),
     )
-    measures = (
-        "mutual nearest neighbours; the share of pairs whose homography errs below 1, 3 and 5 px "
-        "by three estimators, MMA the share of matches correct to 3 px, and the matches of a pair"
-    )
+    takes_matcher = True
     score_pair = staticmethod(match_pair)
 
-    def pair_statistics(self, groups, scores: Sequence[MatchedPair]) -> dict[str, Statistic]:
+    @property
+    def measures(self) -> str:
+        return (
+            f"{self.matcher.finds}; the share of pairs whose homography errs below 1, 3 and 5 px "
+            "by three estimators, MMA the share of matches correct to 3 px, and the matches of a "
+            "pair"
+        )
+
+    @staticmethod
+    def pair_statistics(groups, scores: Sequence[MatchedPair]) -> dict[str, Statistic]:
         statistics = {}
         for name in ESTIMATORS:
             errors = [pair.corner_errors[name] for pair in scores]
@@ -389,6 +391,7 @@ class Matching(HomographyTask):
 class SiLK(Matching):
     """As SiLK's Table 2 (Gleize et al., ICCV 2023) was made."""
 
+    takes_matcher = False
     shorter_side, num_keypoints, nms_radius = 480, 10000, 0
     estimators = ("ransac",)
     columns = (
@@ -400,7 +403,7 @@ class SiLK(Matching):
         Column("matches", "mean_matches", is_ranked=False, digits=0),
     )
     measures = (
-        "mutual nearest neighbours, as in SiLK's Table 2: Rep the share of keypoints repeated to "
+        "mutual nearest neighbors, as in SiLK's Table 2: Rep the share of keypoints repeated to "
         "1 and 3 px, Homography the share of pairs below 1, 3 and 5 px by OpenCV's RANSAC, AUC the "
         "area under it, MMA the share of correct matches, the keypoints of an image and the "
         "matches of a pair"

@@ -1,6 +1,6 @@
 """Relative poses: how well matches give the motion of a calibrated camera back.
 
-The motion is estimated by PoseLib (LO-RANSAC) from mutual nearest neighbours, with an epipolar
+The motion is estimated by PoseLib (LO-RANSAC) from the matches of the pair, with an epipolar
 threshold of 1 pixel of the resized views and a fixed seed. A pair's error is the larger one of two
 angles: between the rotations, and between the directions of translation, the latter up to the
 sign; infinity without an estimate. AUC@t is the exact area under the share of pairs with an error
@@ -17,11 +17,10 @@ import poselib
 
 from ...data.features import Features
 from ...data.geometry import resize_matrix
-from ...errors import InputError
 from ..datasets.base import Camera, PoseDataset, PosePair
 from ..features import ImageFeatures
 from ..intervals import Statistic, auc_statistic, mean_statistic, median_statistic
-from ..matching import match_mutual
+from ..matching import NEAREST, Matcher
 from ..motions import rotation_angle, to_4x4
 from ..report.tables import Column
 from . import register_task
@@ -47,6 +46,7 @@ def score_pose(
     T_0to1: np.ndarray,
     camera0: Camera,
     camera1: Camera,
+    matcher: Matcher = NEAREST,
 ) -> ScoredPose:
     """Match two views and estimate the motion between them.
 
@@ -57,9 +57,7 @@ def score_pose(
     Raises:
         InputError: a view without descriptors.
     """
-    if features0.descriptors is None or features1.descriptors is None:
-        raise InputError("the model gives no descriptors; relative poses need matches")
-    matches = match_mutual(features0.descriptors, features1.descriptors)
+    matches = matcher(features0, features1)
     points0, points1 = features0.keypoints[matches[:, 0]], features1.keypoints[matches[:, 1]]
     estimated = estimate_pose(points0, points1, camera0, camera1)
     return ScoredPose(pose_error(estimated, T_0to1), len(matches))
@@ -119,16 +117,20 @@ class RelativePose(PairTask):
     """The area under the recall of pose errors, and their median."""
 
     dataset_type = PoseDataset
-    about = (
-        "mutual nearest neighbours, PoseLib at 1 px; AUC of the larger angle of rotation and "
-        "translation, its median in degrees (less is better), and the matches of a pair"
-    )
+    takes_matcher = True
     columns = (
         *(Column(f"AUC@{t}°", f"auc@{t}") for t in THRESHOLDS),
         Column("median", "median_error_deg", less_is_better=True, digits=2),
         Column("matches", "mean_matches", is_ranked=False, digits=0),
     )
     score_pair = staticmethod(score_pose)
+
+    @property
+    def about(self) -> str:
+        return (
+            f"{self.matcher.finds}, PoseLib at 1 px; AUC of the larger angle of rotation and "
+            "translation, its median in degrees (less is better), and the matches of a pair"
+        )
 
     def truth(
         self, pair: PosePair, view0: ImageFeatures, view1: ImageFeatures
@@ -137,7 +139,8 @@ class RelativePose(PairTask):
         camera = self.dataset.cameras[pair.sequence]
         return pair.T_0to1, *(_resize_camera(camera, view) for view in (view0, view1))
 
-    def pair_statistics(self, groups, scores: Sequence[ScoredPose]) -> dict[str, Statistic]:
+    @staticmethod
+    def pair_statistics(groups, scores: Sequence[ScoredPose]) -> dict[str, Statistic]:
         errors, matches = zip(*scores, strict=True)
         return {
             **{f"auc@{t}": auc_statistic(groups, errors, t) for t in THRESHOLDS},
