@@ -37,7 +37,7 @@ from ..data.cells import (
 )
 from ..data.geometry import CELL_MAP, is_inside, unwarp_points, warp_points
 from ..data.keypoints import find_keypoints
-from ..data.stores.quantize import dequantise, scale_name
+from ..data.stores.quantize import dequantize, scale_name
 from ..data.stores.store import RecordStore
 from ..errors import InputError, StoreError
 from ..networks.registry import network_class, network_names
@@ -191,7 +191,7 @@ class KeypointTarget:
         if self.has_list:
             return {field: np.array(self.store.read(name, field)) for field in SPARSE}
         stored = _read(self.store, name, "score_map")
-        (scores,) = dequantise({n: torch.from_numpy(a) for n, a in stored.items()}).values()
+        (scores,) = dequantize({n: torch.from_numpy(a) for n, a in stored.items()}).values()
         per_cell = len(scores) == CHANNELS
         ((points, likely),) = find_keypoints(
             to_pixels(scores[None]) if per_cell else scores,

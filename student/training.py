@@ -14,7 +14,7 @@ from ..console import deferred_interrupt, progress, say
 from ..data.cells import grid_shape
 from ..data.geometry import Homographies
 from ..data.images import list_images, split_names
-from ..data.stores.quantize import dequantise
+from ..data.stores.quantize import dequantize
 from ..data.stores.store import RecordStore
 from ..device import autocast, choose_device, choose_precision
 from ..errors import CheckpointError, InputError
@@ -227,7 +227,7 @@ def batch_losses(
         else:
             said = student(images)
     lesson = dataset.targets.lesson(
-        dequantise(batch), H_view_to_photo, grid_shape(images.shape[2:])
+        dequantize(batch), H_view_to_photo, grid_shape(images.shape[2:])
     )
     return compute_losses(names, said, lesson)
 

@@ -13,7 +13,7 @@ import torch
 from hfnet_distill.data.geometry import MapGeometry
 from hfnet_distill.data.images import fit_image, read_image
 from hfnet_distill.data.keypoints import KeypointChoice
-from hfnet_distill.data.stores.quantize import quantise_fields
+from hfnet_distill.data.stores.quantize import quantize_fields
 from hfnet_distill.data.stores.store import RecordStore
 from hfnet_distill.errors import StoreError
 from hfnet_distill.networks.registry import load
@@ -120,7 +120,7 @@ def test_help_tells_the_bytes_of_each_field(run_command, silk):
         fields = silk.fields([group], (640, 480), 1000)
         (line,) = (line for line in output.splitlines() if line.split()[:1] == [group])
         assert f"{sum(field.nbytes for field in fields.values()):,}" in line
-    eight_bits = quantise_fields(silk.fields([*silk.usual_fields], (640, 480), 1000))
+    eight_bits = quantize_fields(silk.fields([*silk.usual_fields], (640, 480), 1000))
     assert f"{sum(field.nbytes for field in eight_bits.values()):,}" in output
 
 
