@@ -33,7 +33,7 @@ from .distributed import (
     average_gradients,
     join,
     rank,
-    synchronise_norms,
+    synchronize_norms,
     world_size,
 )
 from .loader import Batches, DistillationDataset, make_loader
@@ -154,7 +154,7 @@ def fit(
         raise InputError("loss_weights: no loss that has a weight above 0 fits what is learned")
     weighting = make_weighting(settings, names).to(device)
     student.to(device, memory_format=torch.channels_last)
-    synchronise_norms(student)
+    synchronize_norms(student)
     modules = {"student": student, "weighting": weighting}
     averaged = WeightAverage(student, settings.ema) if settings.ema else None
     if averaged:
@@ -429,7 +429,7 @@ def _start_from_packaged(student: Student, quiet: bool) -> str:
             continue
         say(
             f"starts from the packaged student {name}, and inherits what its model card says of "
-            "licences; --init none starts from nothing",
+            "licenses; --init none starts from nothing",
             quiet=quiet,
         )
         return other.weights

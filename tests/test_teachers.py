@@ -74,7 +74,7 @@ def test_forms_of_the_descriptor_map(silk, form, shape):
     with torch.inference_mode():
         pixels = silk(image[None]).descriptor_map[0].numpy()
     # Element (1, 2) is cell (2, 3) and covers pixels from (24, 16) on, those of SiLK's map from
-    # (15, 7) on; its centre is a corner.
+    # (15, 7) on; its center is a corner.
     expected = {
         "": pixels[:, 10:12, 18:20].mean((1, 2)),
         ":averaged": pixels[:, 7:15, 15:23].mean((1, 2)),
@@ -251,7 +251,7 @@ def test_places_of_another_local_store(run_command, photographs, local, tmp_path
     assert "settings.dim is 4 there and 3 here" in output
 
 
-def test_what_places_cannot_be_learnt_from(run_command, photographs, local, tmp_path):
+def test_what_places_cannot_be_learned_from(run_command, photographs, local, tmp_path):
     output = learn_places(run_command, local, tmp_path / "places", "--dim", 6, code=1)
     assert "dim 6: 6 photographs have 5 axes at most; lower --dim" in output
     output = learn_places(run_command, local, tmp_path / "places", "--fields", "sparse", code=1)
