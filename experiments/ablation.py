@@ -37,7 +37,7 @@ from hfnet_distill.networks.registry import (
     packaged_names,
     save_checkpoint,
 )
-from hfnet_distill.student.targets import DESCRIPTOR_TARGETS, STRATEGIES, CentreTarget, RandomTarget
+from hfnet_distill.student.targets import DESCRIPTOR_TARGETS, STRATEGIES, CenterTarget, RandomTarget
 from hfnet_distill.student.training import train
 from hfnet_distill.teacher_export.export import export
 
@@ -91,13 +91,13 @@ class WithoutBorder(Misplaced):
 
 
 class WithoutOffset(Misplaced):
-    """A cell's descriptor taken for that of its corner, not of its centre."""
+    """A cell's descriptor taken for that of its corner, not of its center."""
 
     def misplace(self, points, size):
         return points + 3.5
 
 
-class NextRecord(CentreTarget):
+class NextRecord(CenterTarget):
     """Records joined to photographs by their place in the folder, of which one has been deleted."""
 
     def read(self, name, H_view_to_photo, size, rng):
@@ -186,7 +186,7 @@ TARGETS = tuple(
         ("keypoints", "keypoints", "_sparse"),
         ("keypoints", "peaks", ""),
         ("cells", "peaks", ""),
-        ("cells", "centres", ""),
+        ("cells", "centers", ""),
         ("labels", "keypoints", "_sparse"),
     )
     for targets in ({"detector_target": detector, "descriptor_target": descriptor},)
