@@ -6,8 +6,9 @@ photographs for as many steps, and evaluated on the same sequences:
     python experiments/ablation.py --table silk --images photos/ --root sequences/ --output silk/
 
 ``--table`` names the rows: ``silk``, what made earlier distillations of SiLK fail, each mistake a
-few lines of this script; ``targets``, ``losses`` and ``views``, each setting beside the one that is
-shipped. ``--root`` holds sequences in the HPatches layout, rendered from other photographs:
+few lines of this script; ``ideas``, what was tried to make a student better; ``targets``,
+``losses`` and ``views``, settings beside those that are shipped. ``--root`` holds sequences in the
+HPatches layout, rendered from other photographs:
 
     evaluate --render others/ --root sequences/
 
@@ -15,7 +16,7 @@ Rows that are finished are not trained again: stop and start as you like. SiLK's
 every pixel take 17 MB a photograph.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import torch
 from hfnet_distill.config import load_settings, override
 from hfnet_distill.console import user_errors
 from hfnet_distill.data.geometry import warp_points
+from hfnet_distill.errors import InputError
 from hfnet_distill.evaluation.evaluate import evaluate
 from hfnet_distill.networks.base import Network
 from hfnet_distill.networks.hfnet import HFNet
@@ -37,7 +39,14 @@ from hfnet_distill.networks.registry import (
     packaged_names,
     save_checkpoint,
 )
-from hfnet_distill.student.targets import DESCRIPTOR_TARGETS, STRATEGIES, CenterTarget, RandomTarget
+from hfnet_distill.student.targets import (
+    DESCRIPTOR_TARGETS,
+    DETECTOR_TARGETS,
+    CellTarget,
+    CenterTarget,
+    RandomTarget,
+    find_strategy,
+)
 from hfnet_distill.student.training import train
 from hfnet_distill.teacher_export.export import export
 
@@ -48,6 +57,7 @@ STORES = {
     "superpoint_sparse": ("superpoint", ["sparse"], "none"),
     "superpoint_int8": ("superpoint", ["score_map", "descriptor_map"], "int8"),
     "superpoint_scores": ("superpoint", ["score_map"], "none"),
+    "superpoint_descriptors": ("superpoint", ["descriptor_map"], "none"),
     "silk": ("silk", ["score_map", "descriptor_map"], "none"),
     "silk_sparse": ("silk", ["sparse"], "none"),
     "silk_full": ("silk", ["score_map", "descriptor_map:full"], "none"),
@@ -97,13 +107,20 @@ class WithoutOffset(Misplaced):
         return points + 3.5
 
 
-class NextRecord(CenterTarget):
+class _NextRecord:
     """Records joined to photographs by their place in the folder, of which one has been deleted."""
 
-    def read(self, name, H_view_to_photo, size, rng):
+    def read(self, name, *view):
         names = self.store.names
-        other = names[(names.index(name) + 1) % len(names)]
-        return super().read(other, H_view_to_photo, size, rng)
+        return super().read(names[(names.index(name) + 1) % len(names)], *view)
+
+
+class NextScores(_NextRecord, CellTarget):
+    pass
+
+
+class NextDescriptors(_NextRecord, CenterTarget):
+    pass
 
 
 MISTAKES = {
@@ -111,20 +128,15 @@ MISTAKES = {
     "mixed_scaling": MixedScaling,
     "without_border": WithoutBorder,
     "without_offset": WithoutOffset,
-    "next_record": NextRecord,
+    "next_record": NextDescriptors,
 }
 
 
-class In255(Network):
-    """Shows a student images in [0, 255] that learned from [0, 1]."""
-
-    def __init__(self, student: Network):
-        super().__init__()
-        self.student, self.weights = student, f"{student.weights} in [0, 255]"
-        self.descriptor_dim, self.refine_radius = student.descriptor_dim, student.refine_radius
-
-    def maps(self, images):
-        return self.student.maps(255 * images)
+def in_255(student: Network) -> Network:
+    """A student that learned from images in [0, 1] and is shown them in [0, 255]."""
+    forward = student.forward
+    student.forward = lambda image: forward(255 * image)
+    return student
 
 
 @dataclass(frozen=True)
@@ -133,90 +145,122 @@ class Row:
 
     Attributes:
         stores: names in ``STORES``.
-        settings: of [train], where they are not those of every row; ``strategy`` stands for two.
+        settings: of [train], where they are not as shipped.
         weights: of losses, where they are not as shipped.
-        trained_as: the row whose student this one takes.
-        wrapper: what the student is evaluated in.
+        run: the row whose student this one takes, which has the same settings.
+        shown: what is done to the student before it is evaluated.
     """
 
     name: str
     stores: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
-    trained_as: str = ""
-    wrapper: type | None = None
+    run: str = ""
+    shown: Callable[[Network], Network] = lambda student: student
 
 
-def _strategy(name: str) -> dict[str, str]:
-    return dict(zip(("detector_target", "descriptor_target"), STRATEGIES[name], strict=True))
+CROPS = {"views": 1, "warp": 0.0, "ema": 0.0, "norm_batches": 0, "full_resolution": False}
+WARPS = {"views": 2, "warp": 0.5, "zoom": (0.7, 1.4), "rotation": 30.0, "perspective": 0.2}
+WARPS |= {"inside": True, "overlap": 0.0, "tilt": 1.0}
+ONE_LOSS = {"detector": 1.0, "correspondence": 0.2, "localization": 0.0}
 
 
-CROPS = {"views": 1, "warp": 0.0}
+def _small(name: str, strategy: str, *stores: str, **changes) -> Row:
+    """As small as a student can learn: upright crops and one loss for each head."""
+    return Row(name, stores, find_strategy(strategy) | CROPS | changes, ONE_LOSS)
+
+
 SILK = (
-    Row("silk, downsample", ("silk",), _strategy("downsample") | CROPS),
-    Row("silk, upsample", ("silk_full",), _strategy("upsample") | CROPS),
-    Row("silk, sparse", ("silk_sparse",), _strategy("sparse") | CROPS),
-    Row("silk, keypoints", ("silk_sparse",), CROPS),
-    Row("silk, downsample: [0, 255]", ("silk",), {}, {}, "silk, downsample", In255),
+    _small("silk, downsample", "downsample", "silk"),
+    _small("silk, upsample", "upsample", "silk_full"),
+    _small("silk, sparse", "sparse", "silk_sparse"),
+    _small("silk, keypoints", "keypoints", "silk_sparse"),
+    replace(
+        _small("silk, downsample: evaluated on [0, 255]", "downsample", "silk"),
+        run="silk, downsample",
+        shown=in_255,
+    ),
+    _small("silk, downsample: mean over each cell", "downsample", "silk_averaged"),
+    _small(
+        "silk, downsample: joined by position",
+        *("downsample", "silk"),
+        detector_target="next_record",
+        descriptor_target="next_record",
+    ),
     *(
-        Row(f"silk, {way}: {mistake}", (store,), _strategy(way) | CROPS | changes)
-        for way, mistake, store, changes in (
-            ("downsample", "mean over each cell", "silk_averaged", {}),
-            ("downsample", "joined by position", "silk", {"descriptor_target": "next_record"}),
-            ("upsample", "half a cell off", "silk_full", {"descriptor_target": "without_offset"}),
-            ("upsample", "border ignored", "silk_full", {"descriptor_target": "without_border"}),
-            ("upsample", "(n - 1)", "silk_full", {"descriptor_target": "mixed_scaling"}),
-            ("upsample", "(y, x)", "silk_full", {"descriptor_target": "swapped"}),
+        _small(f"silk, upsample: {mistake}", "upsample", "silk_full", descriptor_target=target)
+        for mistake, target in (
+            ("half a cell off", "without_offset"),
+            ("border ignored", "without_border"),
+            ("(n - 1) and align_corners=False", "mixed_scaling"),
+            ("(y, x) instead of (x, y)", "swapped"),
         )
     ),
-    Row(
+    _small(
         "scores of superpoint, descriptors of silk",
-        ("superpoint_scores", "silk_descriptors"),
-        _strategy("downsample") | CROPS,
+        *("downsample", "superpoint_scores", "silk_descriptors"),
     ),
-    Row("superpoint, downsample", ("superpoint",), _strategy("downsample") | CROPS),
-    Row("superpoint, int8", ("superpoint_int8",), _strategy("downsample") | CROPS),
-    Row("superpoint, sparse", ("superpoint_sparse",), _strategy("sparse") | CROPS),
-    Row("superpoint, keypoints", ("superpoint_sparse",), CROPS),
+    _small("superpoint, downsample", "downsample", "superpoint"),
+    _small("superpoint, downsample, another seed", "downsample", "superpoint", seed=1),
+    _small("superpoint, downsample, int8", "downsample", "superpoint_int8"),
+    _small("superpoint, upsample", "upsample", "superpoint"),
+    _small("superpoint, sparse", "sparse", "superpoint_sparse"),
+    _small("superpoint, keypoints", "keypoints", "superpoint_sparse"),
+)
+IDEAS = (
+    _small("superpoint, downsample", "downsample", "superpoint"),
+    _small("another seed", "downsample", "superpoint", seed=1),
+    _small("weights averaged over the last steps", "downsample", "superpoint", ema=0.98),
+    _small(
+        "the teacher's keypoints instead of its scores",
+        *("downsample", "superpoint_sparse", "superpoint_descriptors"),
+        detector_target="labels",
+    ),
+    _small("two views with a loss between them", "downsample", "superpoint", **WARPS),
+    _small("two views, also foreshortened", "downsample", "superpoint", **WARPS | {"tilt": 3.0}),
+    _small("peaks of cells", "peaks", "superpoint"),
 )
 TARGETS = tuple(
-    Row(f"{teacher}: {detector}, {descriptor}", (f"{teacher}{kind}",), targets)
+    Row(
+        f"{teacher}: {detector}, {descriptor}",
+        (f"{teacher}{fields}",),
+        {"detector_target": detector, "descriptor_target": descriptor},
+    )
     for teacher in ("superpoint", "silk")
-    for detector, descriptor, kind in (
+    for detector, descriptor, fields in (
         ("keypoints", "keypoints", "_sparse"),
         ("keypoints", "peaks", ""),
         ("cells", "peaks", ""),
         ("cells", "centers", ""),
         ("labels", "keypoints", "_sparse"),
     )
-    for targets in ({"detector_target": detector, "descriptor_target": descriptor},)
 )
 
 
-def _row(name: str, weights: Mapping[str, float] | None = None, **settings) -> Row:
+def _shipped(name: str, weights: Mapping[str, float] | None = None, **settings) -> Row:
     return Row(name, ("superpoint_sparse",), settings, weights or {})
 
 
 LOSSES = (
-    _row("as shipped"),
-    _row("another seed", seed=1),
-    _row("occupied and where", {"detector": 0.0, "occupied": 4.0, "where": 0.5}),
-    _row("+ similarity", {"similarity": 0.5}),
-    _row("contrast for correspondence", {"correspondence": 0.0, "contrast": 1.0}),
-    _row("without localization", {"localization": 0.0}),
-    _row("without two views", views=1),
-    _row("learned weights", weighting="uncertainty"),
-    _row("without averages", ema=0.0, norm_batches=0),
+    _shipped("as shipped"),
+    _shipped("another seed", seed=1),
+    _shipped("occupied and where", {"detector": 0.0, "occupied": 4.0, "where": 0.5}),
+    _shipped("+ similarity", {"similarity": 0.5}),
+    _shipped("contrast for correspondence", {"correspondence": 0.0, "contrast": 1.0}),
+    _shipped("without localization", {"localization": 0.0}),
+    _shipped("without two views", views=1),
+    _shipped("learned weights", weighting="uncertainty"),
+    _shipped("without averages", ema=0.0, norm_batches=0),
 )
 VIEWS = (
-    _row("as shipped"),
-    _row("drawn again until inside", inside=True, overlap=0.0),
-    _row("second view anywhere", overlap=0.0),
-    _row("at the teacher's resolution", full_resolution=False),
-    _row("not foreshortened", tilt=1.0),
-    _row("upright crops", warp=0.0),
+    _shipped("as shipped"),
+    _shipped("drawn again until inside", inside=True, overlap=0.0),
+    _shipped("second view anywhere", overlap=0.0),
+    _shipped("at the teacher's resolution", full_resolution=False),
+    _shipped("not foreshortened", tilt=1.0),
+    _shipped("upright crops", warp=0.0),
 )
-TABLES = {"silk": SILK, "targets": TARGETS, "losses": LOSSES, "views": VIEWS}
+TABLES = {"silk": SILK, "ideas": IDEAS, "targets": TARGETS, "losses": LOSSES, "views": VIEWS}
 
 
 def make_backbone(output: Path) -> Path:
@@ -237,36 +281,36 @@ def train_row(row: Row, images: Path, output: Path, photographs: int, epochs: in
     stores = []
     for name in row.stores:
         model, fields, quantisation = STORES[name]
-        stores.append(
-            export(
-                model,
-                images,
-                output / f"{name}.zarr",
-                fields=fields,
-                quantisation=quantisation,
-                size="x".join(map(str, SIZE)),
-                limit=photographs,
-                precision="auto",
-            )
+        store = export(
+            model,
+            images,
+            output / f"{name}.zarr",
+            fields=fields,
+            quantisation=quantisation,
+            size=SIZE,
+            limit=photographs,
+            precision="auto",
         )
+        stores.append(store)
     shipped = load_settings().train
     settings = override(
         shipped,
         init=str(make_backbone(output)),
         crop=CROP,
         epochs=epochs,
+        validation=0.0,
         loss_weights=shipped.loss_weights | dict(row.weights),
         **row.settings,
     )
-    folder = output / "".join(c if c.isalnum() else "_" for c in row.name)
-    return train(stores, images, folder, settings, resume=True)
+    folder = "".join(c if c.isalnum() else "_" for c in row.run or row.name)
+    return train(stores, images, output / folder, settings, resume=True)
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--table", type=click.Choice([*TABLES]), required=True)
 @click.option("--row", "wanted", multiple=True, help="Only rows of that name; repeatable.")
-@click.option("--images", type=click.Path(path_type=Path), required=True)
-@click.option("--root", type=click.Path(path_type=Path), required=True)
+@click.option("--images", type=click.Path(path_type=Path), required=True, help="To train on.")
+@click.option("--root", type=click.Path(path_type=Path), required=True, help="Sequences.")
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 @click.option("--photographs", default=160, help="The first so many.")
 @click.option("--epochs", default=10)
@@ -280,23 +324,24 @@ def main(
     photographs: int,
     epochs: int,
 ) -> None:
-    """Train and evaluate every row of a table; the report goes into --output."""
+    """Train and evaluate the rows of a table; the report goes into --output."""
+    rows = {row.name: row for row in TABLES[table]}
+    if unknown := set(wanted) - rows.keys():
+        raise InputError(f"--row {unknown.pop()}: expected one of {', '.join(rows)}")
     output.mkdir(parents=True, exist_ok=True)
+    DETECTOR_TARGETS["next_record"] = NextScores
     DESCRIPTOR_TARGETS.update(MISTAKES)
-    rows = [row for row in TABLES[table] if not wanted or row.name in wanted]
-    runs: dict[str, Path] = {}
-    students: dict[str, Network] = {}
-    for row in rows:
-        run = runs.get(row.trained_as)
-        runs[row.name] = run or train_row(row, images, output, photographs, epochs)
-        student = load(runs[row.name] / "last.safetensors", precision="auto")
-        students[row.name] = row.wrapper(student) if row.wrapper else student
+    students = {}
+    for name in wanted or rows:
+        run = train_row(rows[name], images, output, photographs, epochs)
+        students[name] = rows[name].shown(load(run, precision="auto"))
     first, *others = students
     evaluate(
         "hpatches",
         students,
         output,
         root=root,
+        protocol="hfnet",
         compare=[(other, first) for other in others],
         show=click.echo,
         quiet=False,

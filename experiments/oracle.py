@@ -1,150 +1,229 @@
-"""What a detector target can at most teach, told without training.
+"""What a target can teach at most, measured without training.
 
-A teacher's keypoints go to the student's cells and back; what is read from there is described by
-the teacher itself and compared with the teacher. No student taught by the target can be expected to
-be better.
+A student sees of its teacher only what a target keeps. Here the teacher's scores go to the
+student's cells and back, as detector targets take them there; the best keypoints that are left are
+described by the teacher itself, and all is compared with the teacher as published:
 
-    python experiments/oracle.py --teacher silk --root sequences/ --output oracle/
+    python experiments/oracle.py --root sequences/ --teacher silk --teacher aliked --output oracle/
 
-``--root`` holds sequences in the HPatches layout, such as ``evaluate --render`` makes.
+``--root`` holds sequences in the HPatches layout, such as ``evaluate --render`` makes. Each teacher
+gets a report in a folder of its own, with ``table.md`` and ``report.json``. Its rows:
+
+    silk                             as published
+    silk: cells, by pixel            keypoints that a detector target leaves, ranked by the score
+    silk: cells, by 3x3 sum          of their pixel, or by the sum of those around it
+    silk: descriptors between cells  its own keypoints, with descriptors interpolated as a student's
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+import hashlib
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
 from torch import Tensor
 
-from hfnet_distill.console import user_errors
-from hfnet_distill.data.cells import grid_shape, image_shape, to_pixels, with_nothing
-from hfnet_distill.data.geometry import CELL_MAP, resample_map
+from hfnet_distill.config import load_settings, override
+from hfnet_distill.console import shared_options
+from hfnet_distill.data.cells import cell_centres, grid_shape
+from hfnet_distill.data.geometry import CELL_MAP, MapGeometry
 from hfnet_distill.data.keypoints import KeypointChoice
+from hfnet_distill.data.stores.quantize import dequantise, quantise
+from hfnet_distill.data.stores.schema import Schema
+from hfnet_distill.errors import InputError
 from hfnet_distill.evaluation.evaluate import evaluate
-from hfnet_distill.networks.base import DenseMaps, Network
+from hfnet_distill.evaluation.features import file_name
+from hfnet_distill.networks.base import DenseMaps, Network, Student
 from hfnet_distill.networks.registry import load
-from hfnet_distill.student.views import scatter_keypoints, to_cells
+from hfnet_distill.student.targets import DETECTOR_TARGETS
+from hfnet_distill.teacher_export.export import make_schema
 
-TARGETS = ("cells", "keypoints", "labels")
-LISTED = KeypointChoice(0.001, 4, 4, 1000, None, None)
-"""How a teacher's keypoints are listed in a store; radii as suit the teacher."""
-READINGS = {"by pixel": (0, 0), "by 3x3 sum": (1, 3)}
-"""How a student's scores are read: (rank_radius, refine_radius)."""
+RANKINGS = {"by pixel": 0, "by 3x3 sum": 1}
+"""How keypoints are ranked, and the ``rank_radius`` that does so."""
+REFINE_RADIUS = 3
+"""Pixels within which the scores place a keypoint: ``light``'s, and all that a target spreads."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a store would hold of one image, for a detector target to read."""
+
+    schema: Schema
+    fields: dict[str, np.ndarray]
+    path: str = "oracle"
+
+    def read(self, name: str, field: str) -> np.ndarray:
+        return self.fields[field]
+
+
+@dataclass(frozen=True)
+class OracleMaps(DenseMaps):
+    """What a student could be at best, and the teacher's own maps."""
+
+    teacher: DenseMaps | None = None
 
 
 class Oracle(Network):
-    """A teacher whose keypoints have been through a target.
+    """A teacher, seen through what a student is shown of it.
 
     Args:
-        target: cells, keypoints or labels, see ``student.targets``.
-        rank_radius, refine_radius: see ``KeypointChoice``.
-        on_cells: descriptors are sampled from a map of one in each cell, as a student's are.
+        target: the detector target that keypoints have been through; None for the teacher's own.
+        rank_radius: see ``KeypointChoice``.
+        on_cells: descriptors are interpolated between those of the cells.
     """
 
     def __init__(
         self,
         teacher: Network,
-        target: str,
-        rank_radius: int,
-        refine_radius: int,
+        target: str | None = None,
+        rank_radius: int = 0,
         *,
         on_cells: bool = False,
     ):
         super().__init__()
         self.teacher, self.target, self.on_cells = teacher, target, on_cells
         self.channels, self.descriptor_dim = teacher.channels, teacher.descriptor_dim
-        self.rank_radius, self.refine_radius = rank_radius, refine_radius
-        described = "on cells" if on_cells else "at keypoints"
-        self.weights = f"{teacher.weights} {target} {described}"
+        self.weights, self.precision = teacher.weights, teacher.precision
+        self.refine_radius, self.rank_radius = teacher.refine_radius, teacher.rank_radius
+        if target:
+            self.refine_radius, self.rank_radius = REFINE_RADIUS, rank_radius
+        self.family: list[Oracle] = [self]
+        self.known: dict[bytes, dict] = {}
 
-    def maps(self, images: Tensor) -> DenseMaps:
-        return self.teacher.maps(images)
+    @torch.inference_mode()
+    def features(self, images, choice):
+        # The evaluation goes from model to model, a teacher is slow: all are asked at once.
+        image = hashlib.sha256(images.numpy().tobytes()).digest()
+        if image not in self.known:
+            images = Student.whole_cells(images)
+            own = replace(choice, refine_radius=None, rank_radius=None)
+            self.known[image] = {
+                oracle: super(Oracle, oracle).features(images, own) for oracle in self.family
+            }
+        return self.known[image][self]
+
+    def maps(self, images: Tensor) -> OracleMaps:
+        own = self.teacher.maps(images)
+        maps = OracleMaps(own.image_size, teacher=own)
+        if self.target:
+            maps = replace(maps, score_map=target_cells(self.teacher, self.target, images))
+        if self.on_cells:
+            values, geometry = cell_descriptors(self.teacher, own)
+            maps = replace(maps, descriptor_map=values, descriptor_geometry=geometry)
+        return maps
 
     def detect(self, maps, choice):
-        width, height = maps.image_size
-        shape = grid_shape((height, width))
-        return choice(to_pixels(self._cells(maps, shape)))
-
-    def _cells(self, maps: DenseMaps, shape: tuple[int, int]) -> Tensor:
-        height, width = image_shape(shape)
-        if self.target == "cells":
-            if maps.score_geometry == CELL_MAP:
-                return maps.score_map
-            return to_cells(maps.pixel_scores()[:, None, :height, :width], shape)
-        cells = []
-        for points, scores in self.teacher.detect(maps, self.teacher.choice_for(LISTED)):
-            if self.target == "labels":
-                points, scores = points.round(), torch.ones_like(scores)
-            cells.append(scatter_keypoints(points[None], scores[None], shape))
-        cells = torch.cat(cells)
-        if self.target == "labels":
-            marked = (cells[:, :-1] > 0).float()
-            cells = with_nothing(marked * (marked.cumsum(1) == 1))
-        return cells
+        if self.target:
+            return choice(maps.pixel_scores())
+        return self.teacher.detect(maps.teacher, choice)
 
     def describe(self, maps, row, keypoints):
-        if not self.on_cells:
-            return self.teacher.describe(maps, row, keypoints)
-        width, height = maps.image_size
-        if maps.descriptor_geometry != CELL_MAP:
-            shape = grid_shape((height, width))
-            values = resample_map(maps.descriptor_map, maps.descriptor_geometry, CELL_MAP, shape)
-            values = torch.nn.functional.normalize(values, dim=1)
-            maps = replace(maps, descriptor_map=values, descriptor_geometry=CELL_MAP)
-        return super().describe(maps, row, keypoints)
+        if self.on_cells:
+            return super().describe(maps, row, keypoints)
+        return self.teacher.describe(maps.teacher, row, keypoints)
 
 
-def oracles(teacher: Network, name: str, targets: Sequence[str]) -> dict[str, Network]:
-    """The teacher itself and what its targets leave of it, by the rows' names."""
-    rows = {name: teacher}
-    for target in targets:
-        for reading, radii in READINGS.items():
-            rows[f"{name}: {target}, {reading}"] = Oracle(teacher, target, *radii)
-    if "descriptor_map" in teacher.dense_fields((640, 480)):
-        radii = READINGS["by 3x3 sum"]
-        rows[f"{name}: keypoints, described on cells"] = Oracle(
-            teacher, "keypoints", *radii, on_cells=True
+@lru_cache(maxsize=1)  # of the rows of a target, which follow each other
+def target_cells(teacher: Network, target: str, images: Tensor) -> Tensor:
+    """Distributions (B, 65, h, w) that a detector target makes of images as they are stored."""
+    kind = DETECTOR_TARGETS[target]
+    groups, shape = [_group(kind)], grid_shape(images.shape[2:])
+    size = images.shape[3], images.shape[2]
+    schema = make_schema(teacher, override(load_settings().export, fields=groups, size=size))
+    choice = KeypointChoice.of_store(schema.settings)
+    stored = quantise(schema.fields, teacher.export(images, groups, choice))
+    upright = torch.eye(3, dtype=torch.float64).expand(1, 1, 3, 3)
+    cells = []
+    for row in range(len(images)):
+        fields = {name: values[row].cpu().numpy() for name, values in stored.items()}
+        detector = kind(Record(schema, fields))
+        read = {name: torch.from_numpy(array)[None] for name, array in detector.read("").items()}
+        cells.append(detector.look(dequantise(read), upright, shape).cells)
+    return torch.cat(cells)
+
+
+def _group(target: type) -> str:
+    """The group of fields that a detector target likes best."""
+    first = target.needs[0]
+    return "sparse" if "keypoints" in first else first[0]
+
+
+def cell_descriptors(teacher: Network, maps: DenseMaps) -> tuple[Tensor, MapGeometry]:
+    """A teacher's descriptors of the student's cells: as it exports them, or at their centres."""
+    field = teacher.dense_fields(maps.image_size).get("descriptor_map")
+    if field is not None:
+        return teacher.dense_values(maps, "descriptor_map"), field.geometry
+    shape = grid_shape(maps.image_size[::-1])
+    centres = cell_centres(shape).float()
+    described = [teacher.describe(maps, row, centres) for row in range(len(maps.score_map))]
+    return torch.stack(described).mT.unflatten(2, shape), CELL_MAP
+
+
+def make_oracles(teacher: Network, name: str) -> dict[str, Network]:
+    """The rows of a teacher's table.
+
+    Raises:
+        InputError: a method that cannot describe the keypoints that it is given.
+    """
+    if not teacher.describes_given_keypoints:
+        raise InputError(
+            f"--teacher {name}: describes no keypoints but its own; name a network such as silk"
         )
+    teacher.maps = lru_cache(maxsize=1)(teacher.maps)
+    offered = {"sparse", *teacher.dense_fields((640, 480))}
+    rows = {name: Oracle(teacher)}
+    for target, kind in DETECTOR_TARGETS.items():
+        if _group(kind) in offered:
+            for ranking, radius in RANKINGS.items():
+                rows[f"{name}: {target}, {ranking}"] = Oracle(teacher, target, radius)
+    rows[f"{name}: descriptors between cells"] = Oracle(teacher, on_cells=True)
+    for oracle in rows.values():
+        oracle.family, oracle.known = [*rows.values()], rows[name].known
     return rows
 
 
-@click.command(context_settings={"show_default": True})
-@click.option("--teacher", "name", default="superpoint", help="As evaluate's --model.")
-@click.option("--weights", help="Of the teacher, if kept elsewhere.")
+@click.command()
+@click.option("--teacher", "teachers", multiple=True, required=True, help="As evaluate's --model.")
+@click.option("--weights", type=click.Path(), help="The teacher's weights, if kept elsewhere.")
+@click.option("--root", type=click.Path(path_type=Path), required=True, help="Sequences.")
 @click.option(
-    "--target",
-    "targets",
-    type=click.Choice(TARGETS),
-    multiple=True,
-    default=TARGETS,
-    help="Repeatable.",
+    "--output", type=click.Path(path_type=Path), required=True, help="Folder for the reports."
 )
-@click.option("--root", type=click.Path(path_type=Path), required=True)
-@click.option("--output", type=click.Path(path_type=Path), required=True)
-@click.option("--num-keypoints", default=300)
-@user_errors
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
+@shared_options
 def main(
-    name: str,
+    teachers: tuple[str, ...],
     weights: str | None,
-    targets: tuple[str, ...],
     root: Path,
     output: Path,
-    num_keypoints: int,
+    precision: str | None,
+    device: str | None,
+    config: str | None,
+    quiet: bool,
 ) -> None:
-    """Evaluate what targets leave of a teacher; the report goes into --output."""
-    rows = oracles(load(name, precision="auto", weights=weights), name, targets)
-    compare = [(row, name) for row in rows if row != name]
-    evaluate(
-        "hpatches",
-        rows,
-        output,
-        root=root,
-        num_keypoints=num_keypoints,
-        compare=compare,
-        show=click.echo,
-        quiet=False,
-    )
+    """Evaluate what targets keep of teachers; each gets a report in a folder of its own."""
+    settings = load_settings(config)
+    precision = precision or settings.predict.precision
+    for name in teachers:
+        teacher = load(name, device=device or "auto", precision=precision, weights=weights)
+        rows = make_oracles(teacher, name)
+        evaluate(
+            "hpatches",
+            rows,
+            output / Path(file_name(name)).stem,
+            root=root,
+            protocol="hfnet",
+            precision=precision,
+            compare=[(row, name) for row in rows if row != name],
+            settings=settings,
+            command=shlex.join(["python", *sys.argv]),
+            show=click.echo,
+            quiet=quiet,
+        )
 
 
 if __name__ == "__main__":
