@@ -148,7 +148,7 @@ def sum_scores(score_maps: Tensor, radius: int) -> Tensor:
     ranks keypoints better than the highest of them.
     """
     side = 2 * radius + 1
-    return F.avg_pool2d(score_maps[:, None], side, 1, radius, divisor_override=1)[:, 0]
+    return F.avg_pool2d(score_maps[:, None], side, 1, radius)[:, 0] * side**2
 
 
 def refine_keypoints(score_map: Tensor, keypoints: Tensor, radius: int) -> Tensor:
