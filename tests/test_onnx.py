@@ -25,6 +25,7 @@ from hfnet_distill.networks.registry import load
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
+pytestmark = pytest.mark.timeout(900)  # an export takes a minute on a busy machine
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CHOICE = KeypointChoice.of(shipped_settings().predict, 500)
 

@@ -23,7 +23,7 @@ STAGES = {
 SMALLER = {
     "export-teacher": ["--size", "160x120", "--device", "cpu", "--quiet"],
     "train-student": [
-        *("--epochs", "1", "--crop", "128x96", "--num-workers", "0", "--device", "cpu", "--quiet"),
+        *("--epochs", "1", "--crop", "128x96", "--num-workers", "1", "--device", "cpu", "--quiet"),
     ],
     "evaluate": ["--sequences", "1", "--device", "cpu", "--quiet"],
     "export-onnx": ["--max-num-keypoints", "100", "--quiet"],
@@ -32,6 +32,7 @@ SMALLER = {
 """Later flags win: the tutorial's own are for real photographs."""
 
 
+@pytest.mark.timeout(900)
 def test_every_command(tmp_path, monkeypatch, run_command):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("pycolmap")
