@@ -7,7 +7,7 @@ The features of each image are extracted once, before any clock runs. From them 
 
 * by ``reference_numbers``: pair by pair with OpenCV's matcher and RANSAC, keypoint distances by
   broadcasting, each function of the protocol by itself;
-* by ``evaluation.metrics``, in this process and in worker processes.
+* by ``evaluation.tasks.hfnet``, in this process and in worker processes.
 
 Without --root, sequences are rendered from scikit-image's photographs. The ways take turns; what
 counts is the median of each. Worker processes are started, and all is run once, before.
@@ -23,38 +23,39 @@ from pathlib import Path
 import click
 import cv2
 import numpy as np
-import torch
 
 from hfnet_distill.config import load_settings
 from hfnet_distill.data.features import Features
+from hfnet_distill.data.geometry import resize_homography
 from hfnet_distill.data.samples import copy_samples
 from hfnet_distill.evaluation.datasets.hpatches import HPatches
 from hfnet_distill.evaluation.datasets.rendered import render_sequences
-from hfnet_distill.evaluation.extractors import make_extractor
-from hfnet_distill.evaluation.metrics import score_scenes, summarize
-from hfnet_distill.evaluation.views import load_view, scale_homography
+from hfnet_distill.evaluation.features import NetworkFeatures
+from hfnet_distill.evaluation.intervals import Statistics
+from hfnet_distill.evaluation.tasks.base import score_pairs
+from hfnet_distill.evaluation.tasks.hfnet import HFNet
+from hfnet_distill.evaluation.views import load_view
+from hfnet_distill.networks.registry import load
 
-Scene = list[tuple[Features, Features, np.ndarray]]
+Pair = tuple[Features, Features, np.ndarray]
 THRESHOLD = 3.0
 
 
-def extract_scenes(root: Path, model: str, num_keypoints: int) -> list[Scene]:
-    """The features of each pair of a dataset and its H_0to1, sequence by sequence."""
-    dataset, scenes = HPatches(root), {}
-    settings = load_settings(None).predict
-    extractor = make_extractor(
-        model, settings, num_keypoints=num_keypoints, device=torch.device("cpu")
-    )
+def extract_pairs(root: Path, model: str, num_keypoints: int) -> list[Pair]:
+    """The features of each pair of a dataset and its H_0to1."""
+    dataset = HPatches(root)
+    network = NetworkFeatures(load(model, device="cpu"), load_settings().predict, num_keypoints)
     views = {
-        name: load_view(path, channels=extractor.channels) for name, path in dataset.images.items()
+        name: load_view(path, channels=network.channels) for name, path in dataset.images.items()
     }
-    with torch.inference_mode():
-        features = {name: extractor.extract(view, name) for name, view in views.items()}
+    features = {name: network.extract(view, name) for name, view in views.items()}
+    pairs = []
     for pair in dataset.pairs:
-        H_0to1 = scale_homography(pair.H_0to1, views[pair.name0], views[pair.name1])
-        job = (features[pair.name0], features[pair.name1], H_0to1)
-        scenes.setdefault(pair.sequence, []).append(job)
-    return list(scenes.values())
+        view0, view1 = views[pair.name0], views[pair.name1]
+        sizes = view0.file_size, view0.size, view1.file_size, view1.size
+        H_0to1 = resize_homography(pair.H_0to1, *sizes)
+        pairs.append((features[pair.name0], features[pair.name1], H_0to1))
+    return pairs
 
 
 def render_samples(folder: Path, count: int) -> Path:
@@ -126,11 +127,11 @@ def average_precision(correct, ranks, num_relevant) -> float:
     return float(np.sum(precision[1:] * (recall[1:] - recall[:-1])))
 
 
-def reference_numbers(scenes: list[Scene]) -> dict[str, float]:
+def reference_numbers(pairs: list[Pair]) -> dict[str, float]:
     """The six numbers, as HF-Net's functions give them, where every view has two keypoints."""
     matching_scores, accuracies, repeatabilities, errors = [], [], [], []
     tp, ratios, num_gt, repeated, scores = [], [], 0, [], []
-    for features0, features1, H_0to1 in (pair for scene in scenes for pair in scene):
+    for features0, features1, H_0to1 in pairs:
         keypoints0, keypoints1 = features0.keypoints, features1.keypoints
         rows0, _ = match(features0.descriptors, features1.descriptors)
         rows1, ratios1 = match(features1.descriptors, features0.descriptors)
@@ -167,9 +168,11 @@ def reference_numbers(scenes: list[Scene]) -> dict[str, float]:
     }
 
 
-def our_numbers(scenes: list[Scene], workers: int) -> dict[str, float]:
-    """The same by ``evaluation.metrics``."""
-    return summarize([pair for scene in score_scenes(scenes, workers) for pair in scene])
+def our_numbers(pairs: list[Pair], workers: int) -> dict[str, float]:
+    """The same by ``evaluation.tasks.hfnet``."""
+    scores = list(score_pairs(HFNet.score_pair, pairs, workers))
+    groups = range(len(scores))
+    return Statistics(groups, HFNet.pair_statistics(groups, scores)).values()
 
 
 def take_turns(ways: dict[str, Callable], repeats: int) -> tuple[dict, dict]:
@@ -206,15 +209,15 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         root = root or render_samples(Path(scratch), count=16)
         for model in models:
-            scenes = extract_scenes(root, model, num_keypoints)
+            pairs = extract_pairs(root, model, num_keypoints)
             ways = {
-                "reference_s": lambda s=scenes: reference_numbers(s),
-                "one_process_s": lambda s=scenes: our_numbers(s, 1),
-                "ours_s": lambda s=scenes: our_numbers(s, workers),
+                "reference_s": lambda p=pairs: reference_numbers(p),
+                "one_process_s": lambda p=pairs: our_numbers(p, 1),
+                "ours_s": lambda p=pairs: our_numbers(p, workers),
             }
             found, seconds = take_turns(ways, repeats)
             results[model] = {
-                "pairs": sum(map(len, scenes)),
+                "pairs": len(pairs),
                 **seconds,
                 "max_abs_difference": max(
                     abs(found["ours_s"][name] - value)

@@ -88,11 +88,7 @@ def write_features(file: h5py.Group, name: str, features: Features) -> h5py.Grou
 
 
 def read_features(
-    file: h5py.Group,
-    name: str,
-    *,
-    image_size: tuple[int, int] | None = None,
-    orientation: int = 1,
+    file: h5py.Group, name: str, *, photograph: tuple[tuple[int, int], int] | None = None
 ) -> Features:
     """Read one image's features, whoever wrote them, by descending score.
 
@@ -111,10 +107,10 @@ def read_features(
     Each may have a further first axis of length 1, the batch of whoever wrote it.
 
     Args:
-        image_size: (width, height) of the upright photograph: keypoints are brought to its pixels,
-            from those of another resolution and from those of the stored image, as the file's own
-            ``image_size`` says. None for a file of ours, whose word is taken.
-        orientation: of EXIF, 1 to 8, see ``data.images.stored_orientation``.
+        photograph: the (width, height) of the upright photograph, and the EXIF orientation of its
+            file, see ``data.images.stored_orientation``. Keypoints are brought to its pixels, from
+            those of another resolution and from those of the stored image, as ``image_size`` says.
+            None for a file of ours, whose word is taken.
 
     Raises:
         InputError: no group of that name, an array that is missing or does not fit the others,
@@ -137,9 +133,9 @@ def read_features(
     if "keypoints" in arrays:
         descriptors = _read_descriptors(file, arrays.get("descriptors"), len(keypoints), where)
     size = _read_size(arrays.get("image_size"), where)
-    if image_size is not None:
-        keypoints = _place(keypoints, size, image_size, orientation, where)
-        size = image_size
+    if photograph is not None:
+        keypoints = _place(keypoints, size, *photograph, where)
+        size = photograph[0]
     elif size is None:
         raise InputError(f"{where} has no image_size; expected the (width, height) of its pixels")
     order = np.argsort(-scores, kind="stable")

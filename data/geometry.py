@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..errors import InputError
+
 __all__ = [
     "CELL_MAP",
     "PIXEL_MAP",
@@ -175,7 +177,7 @@ class Homographies:
             size: (width, height) of the photograph.
 
         Raises:
-            ValueError: no view fits inside.
+            InputError: no view fits inside.
         """
         return place_frame(rng, self.draw_frame(rng, size), size)
 
@@ -187,7 +189,7 @@ class Homographies:
             corners = self._draw_candidate(rng, size, 0.995**attempt)
             if (np.ptp(corners, axis=0) <= np.subtract(size, 1)).all():
                 return corners
-        raise ValueError(
+        raise InputError(
             f"no view fits into a photograph of {size[0]}x{size[1]} with {self}; lower one of them"
         )
 

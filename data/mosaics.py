@@ -20,6 +20,7 @@ import numpy as np
 
 from ..config import parse_size
 from ..console import user_errors
+from ..errors import AlreadyExistsError, InputError
 from .images import fit_image, list_images, read_image, split_names
 
 __all__ = ["make_mosaics"]
@@ -37,15 +38,15 @@ def make_mosaics(
         size: (width, height) of a mosaic, even.
 
     Raises:
-        ValueError: fewer than four photographs, an odd size, or one that cannot be read.
-        FileExistsError: ``output`` exists.
+        InputError: fewer than four photographs, an odd size, or one that cannot be read.
+        AlreadyExistsError: ``output`` exists.
     """
     if len(photographs) < 4:
-        raise ValueError(f"{len(photographs)} photographs to make mosaics of; expected 4 or more")
+        raise InputError(f"{len(photographs)} photographs to make mosaics of; expected 4 or more")
     if size[0] % 2 or size[1] % 2:
-        raise ValueError(f"mosaics of {size[0]}x{size[1]}: both sides must be even")
+        raise InputError(f"mosaics of {size[0]}x{size[1]}: both sides must be even")
     if output.exists():
-        raise FileExistsError(f"{output} exists already; remove it or name another folder")
+        raise AlreadyExistsError(f"{output} exists already; remove it or name another folder")
     rng, order = np.random.default_rng(seed), []
     while len(order) < 4 * count:
         order += rng.permutation(len(photographs)).tolist()
@@ -56,7 +57,7 @@ def make_mosaics(
             four = [photographs[index] for index in order[4 * number : 4 * number + 4]]
             path = partial / f"mosaic_{number:04d}.png"
             if not cv2.imwrite(str(path), _mosaic(four, size)[..., ::-1]):  # blue first
-                raise OSError(f"{output}: cannot write a picture; is the disk full?")
+                raise InputError(f"{output}: cannot write a picture; is the disk full?")
         partial.chmod(0o755)  # mkdtemp makes folders that only their owner can read
         os.replace(partial, output)
     finally:

@@ -9,6 +9,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..errors import NotFoundError
+
 __all__ = ["copy_samples"]
 
 TRAIN = (
@@ -22,11 +24,11 @@ def copy_samples(folder: str | Path) -> None:
     """Copy 12 photographs for training and 4 others for evaluation into a folder.
 
     Raises:
-        FileNotFoundError: scikit-image is not installed, or no longer ships them.
+        NotFoundError: scikit-image is not installed, or no longer ships them.
     """
     package = find_spec("skimage")
     if package is None:
-        raise FileNotFoundError("scikit-image is not installed; pip install hfnet-distill[demo]")
+        raise NotFoundError("scikit-image is not installed; pip install hfnet-distill[demo]")
     source = Path(package.submodule_search_locations[0]) / "data"
     for kind, names in (("train", TRAIN), ("judge", JUDGE)):
         (Path(folder) / kind).mkdir(parents=True, exist_ok=True)

@@ -132,6 +132,9 @@ def export_onnx(
     show_default=True,
     help="all other images, a number of those most alike by global descriptor, or a list of pairs.",
 )
+@click.option(
+    "--matcher", type=click.Choice(["nearest", "lightglue"]), default="nearest", show_default=True
+)
 @click.option("--ratio", type=click.FloatRange(0, 1), default=0.95, show_default=True)
 @click.option("--min-similarity", type=click.FloatRange(-1, 1), default=0.7, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an output made with other settings.")
@@ -153,6 +156,7 @@ def extract_features(
     matches: Path | None,
     pairs: Path | None,
     match_with: str,
+    matcher: str,
     ratio: float,
     min_similarity: float,
     overwrite: bool,
@@ -168,7 +172,8 @@ def extract_features(
     image.
 
     Pairs are matched by mutual nearest neighbours whose cosine is at least --min-similarity and
-    whose distance is at most --ratio of that to the second nearest.
+    whose distance is at most --ratio of that to the second nearest; or by LightGlue, for aliked:n16
+    and its students.
     """
     from ..config import load_settings
     from ..data.keypoints import KeypointChoice
@@ -206,15 +211,19 @@ def extract_features(
         chosen = matching.pairs_from_retrieval(features, int(match_with))
     else:
         chosen = matching.read_pairs(Path(match_with), features)
-    how = {"ratio": ratio, "min_similarity": min_similarity, "quiet": quiet}
     if pairs:
         matching.write_pairs(pairs, chosen)
+    if not (colmap or matches):
+        return
+    matcher = matching.make_matcher(
+        matcher, ratio=ratio, min_similarity=min_similarity, device=device or "auto"
+    )
     if matches:
-        matching.write_matches(features, chosen, matches, **how)
+        matching.write_matches(features, chosen, matches, matcher, quiet=quiet)
     if colmap:
         folder = source if source.is_dir() else source.parent
         matching.write_database(
-            features, folder, colmap, chosen, single_camera=single_camera, **how
+            features, folder, colmap, chosen, matcher, single_camera=single_camera, quiet=quiet
         )
 
 

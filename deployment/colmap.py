@@ -1,6 +1,7 @@
 """Features files -> pairs, matches and a COLMAP database that is ready for mapping."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -15,7 +16,18 @@ from ..extras import require
 from ..files import beside, open_atomically, write_atomically
 from .extract import image_names
 
-__all__ = ["match", "pairs_from_retrieval", "read_pairs", "write_database", "write_matches"]
+__all__ = [
+    "Matcher",
+    "make_matcher",
+    "match",
+    "pairs_from_retrieval",
+    "read_pairs",
+    "write_database",
+    "write_matches",
+]
+
+Matcher = Callable[[Features, Features], tuple[np.ndarray, np.ndarray]]
+"""Features of two images -> matches (K, 2), rows of both, and scores (K,)."""
 
 FROM_CORNER = 0.5
 """COLMAP counts pixels from the corner of the first one; we count from its centre."""
@@ -33,10 +45,10 @@ def match(
         min_similarity: of the cosine, at least; -1 takes all.
 
     Returns:
-        (K, 2) uint32, the rows of both, and their cosines (K,) float32.
+        (K, 2) intp, the rows of both, and their cosines (K,) float32.
     """
     if min(len(descriptors0), len(descriptors1)) == 0:
-        return np.zeros((0, 2), np.uint32), np.zeros(0, np.float32)
+        return np.zeros((0, 2), np.intp), np.zeros(0, np.float32)
     similarity = torch.from_numpy(descriptors0) @ torch.from_numpy(descriptors1).T
     best, partner = similarity.max(1)
     rows = torch.arange(len(similarity))
@@ -46,7 +58,31 @@ def match(
         # Of unit vectors the squared distance is 2 - 2 cos.
         good &= (1 - best).clamp(min=0) < ratio**2 * (1 - second)
     pairs = torch.stack([rows[good], partner[good]], 1)
-    return pairs.numpy().astype(np.uint32), best[good].numpy()
+    return pairs.numpy(), best[good].numpy()
+
+
+def make_matcher(
+    name: str, *, ratio: float, min_similarity: float, device: str = "auto"
+) -> Matcher:
+    """The matcher of that name.
+
+    Args:
+        name: nearest, see ``match``, or lightglue, see ``networks.lightglue``.
+        ratio, min_similarity: of nearest.
+        device: of lightglue: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        InputError, NotFoundError: lightglue without kornia or without its weights.
+    """
+    if name == "lightglue":
+        from ..networks.lightglue import LightGlueMatcher
+
+        return LightGlueMatcher(device=device).match
+    return partial(_match_nearest, ratio=ratio, min_similarity=min_similarity)
+
+
+def _match_nearest(features0: Features, features1: Features, **how):
+    return match(features0.descriptors, features1.descriptors, **how)
 
 
 def pairs_from_retrieval(features: Path, count: int) -> list[tuple[str, str]]:
@@ -119,9 +155,8 @@ def write_matches(
     features: Path,
     pairs: list[tuple[str, str]],
     path: Path,
+    matcher: Matcher,
     *,
-    ratio: float,
-    min_similarity: float,
     quiet: bool = False,
 ) -> None:
     """The matches of pairs as hloc keeps them.
@@ -129,7 +164,6 @@ def write_matches(
     A group ``NAME0/NAME1`` a pair, with - for / in the names: ``matches0`` (N0,) int16, the row of
     the other image or -1, and ``matching_scores0`` (N0,) float16.
     """
-    how = {"ratio": ratio, "min_similarity": min_similarity}
     with (
         h5py.File(features) as file,
         open_atomically(path) as stream,
@@ -138,7 +172,7 @@ def write_matches(
     ):
         for one, other in pairs:
             first, second = _read(file, one), _read(file, other)
-            found, scores = match(first.descriptors, second.descriptors, **how)
+            found, scores = matcher(first, second)
             group = out.create_group(f"{one.replace('/', '-')}/{other.replace('/', '-')}")
             matches = np.full(len(first.keypoints), -1, np.int16)
             matches[found[:, 0]] = found[:, 1]
@@ -153,9 +187,8 @@ def write_database(
     images: Path,
     path: Path,
     pairs: list[tuple[str, str]],
+    matcher: Matcher,
     *,
-    ratio: float,
-    min_similarity: float,
     single_camera: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -192,13 +225,8 @@ def write_database(
             database.write_keypoints(ids[name], found.keypoints + np.float32(FROM_CORNER))
         with progress("pairs", len(pairs), quiet=quiet) as advance:
             for one, other in pairs:
-                found, _ = match(
-                    known[one].descriptors,
-                    known[other].descriptors,
-                    ratio=ratio,
-                    min_similarity=min_similarity,
-                )
-                database.write_matches(ids[one], ids[other], found)
+                found, _ = matcher(known[one], known[other])
+                database.write_matches(ids[one], ids[other], found.astype(np.uint32))
                 advance()
         database.close()
         pycolmap.geometric_verification(partial)

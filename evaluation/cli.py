@@ -49,8 +49,8 @@ MEGABYTE = 10**6
 @click.option(
     "--overwrite",
     is_flag=True,
-    help="Extract features anew. Without it, those in OUTPUT/features are used again; where they "
-    "were made with other settings, the command says so and stops.",
+    help="Extract features again. Without it, those in OUTPUT/features are reused; if they "
+    "were extracted with other settings, the command names the setting and stops.",
 )
 @click.option(
     "--protocol",

@@ -52,8 +52,8 @@ def evaluate(
 ) -> Path:
     """Evaluate models on a dataset.
 
-    Features are extracted once and kept in ``output/features/MODEL.h5``. What is there already is
-    used again: from an evaluation that was broken off, or from one of another protocol.
+    Features are extracted once and kept in ``output/features/MODEL.h5``. Those that are there
+    already are reused: of an evaluation that was interrupted, or of one with another protocol.
 
     Args:
         dataset: a registered name, or a dataset.
@@ -70,7 +70,7 @@ def evaluate(
         weights: of teachers that name none, where they are not in their usual place.
         device: auto, cpu, cuda or cuda:N.
         settings: pipeline.toml where there are none.
-        overwrite: extract features anew, also where the file has some.
+        overwrite: extract features again, also where the file has them.
         command: that repeats it, for the report.
         show: called with the tables, before anything can go wrong with pictures.
 
@@ -96,6 +96,8 @@ def evaluate(
     pairings = {model: (model, model) for model in models}
     if against:
         pairings |= {f"{model} against {against}": (model, against) for model in models}
+    if isinstance(dataset, str) and root is None:
+        raise InputError(f"dataset {dataset}: its folder is missing; name it with --root")
     if strangers := [name for pair in compare for name in pair if name not in pairings]:
         raise InputError(
             f"--compare {strangers[0]}: not among the models; name it with --model, too"
@@ -120,7 +122,7 @@ def evaluate(
     scored = {row: _score(task, row, pair, quiet=quiet) for row, pair in sides.items()}
     report = {
         "protocol": rules.name,
-        "dataset": {"name": kind.name, "root": str(root), **task.dataset.size},
+        "dataset": {"name": kind.name, "root": root and str(root), **task.dataset.size},
         "settings": {**wanted.model_dump(), **predict.model_dump(), **task.own_settings},
         "models": [{"model": name, "origin": model.origin} for name, model in opened.items()],
         **_summarize(task, scored, compare),

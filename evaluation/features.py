@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +34,7 @@ __all__ = [
     "file_name",
 ]
 
-ANEW = "; add --overwrite to extract its features anew"
+AGAIN = "; add --overwrite to extract its features again"
 CACHED = 8
 """Images whose features stay in memory: one sequence of HPatches and the next one's first."""
 
@@ -62,6 +63,7 @@ class NetworkFeatures:
         self.network, self.channels, self.origin = network, network.channels, network.origin
         self.choice = network.choice_for(KeypointChoice.of(predict, num_keypoints))
         self.settings = {
+            "version": version("hfnet-distill"),
             "model": network.origin,
             "precision": network.precision,
             **asdict(self.choice),
@@ -122,7 +124,7 @@ class FeatureFile:
     Args:
         path: of the file, which need not exist.
         settings: what the features depend on, kept in the file.
-        overwrite: begin anew where there is a file already.
+        overwrite: start from nothing where there is a file already.
 
     Raises:
         InputError: the file is damaged, or holds features made with other settings; names the
@@ -136,7 +138,7 @@ class FeatureFile:
         if overwrite:
             path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open_hdf5(self.path, "a", ANEW) as file:
+        with open_hdf5(self.path, "a", AGAIN) as file:
             if not file.attrs:
                 file.attrs.update(settings)
             known = dict(file.attrs)
@@ -144,7 +146,7 @@ class FeatureFile:
             if known.get(key) != settings.get(key):
                 raise InputError(
                     f"{path}: holds features extracted with {key} {known.get(key)}, asked for is "
-                    f"{settings.get(key)}; add --overwrite to extract them anew, or name another "
+                    f"{settings.get(key)}; add --overwrite to extract them again, or name another "
                     "--output"
                 )
 
@@ -162,7 +164,7 @@ class FeatureFile:
             load: path and channels -> the view that the model is shown.
             advance: called after each image.
         """
-        with open_hdf5(self.path, "a", ANEW) as file:
+        with open_hdf5(self.path, "a", AGAIN) as file:
             for name, path in images.items():
                 stamp = (path.stat().st_size, path.stat().st_mtime_ns)
                 if name not in file or tuple(file[name].attrs.get("stamp", ())) != stamp:
@@ -179,7 +181,7 @@ class FeatureFile:
                 advance()
 
     def _read(self, name: str) -> ImageFeatures:
-        with open_hdf5(self.path, "r", ANEW) as file:
+        with open_hdf5(self.path, "r", AGAIN) as file:
             features = read_features(file, name)
             attributes = file[name].attrs
             return ImageFeatures(

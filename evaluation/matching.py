@@ -1,4 +1,4 @@
-"""Matches between the descriptors of two images by nearest neighbours."""
+"""Matches between the descriptors of two images by nearest neighbors."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ BLOCK = 1024
 def match_both_ways(
     descriptors0: np.ndarray, descriptors1: np.ndarray
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Nearest neighbours in both directions: L2 for real descriptors, Hamming for binary ones.
+    """Nearest neighbors in both directions: L2 for real descriptors, Hamming for binary ones.
 
     Args:
         descriptors0, descriptors1: (N0, D) and (N1, D), both float or both bool, neither empty.
@@ -40,7 +40,7 @@ def match_both_ways(
 
 
 def match_mutual(descriptors0: np.ndarray, descriptors1: np.ndarray) -> np.ndarray:
-    """Nearest neighbours that choose each other, in memory linear in the number of descriptors.
+    """Nearest neighbors that choose each other, in memory linear in the number of descriptors.
 
     The nearest is that of the smallest L2 distance, or Hamming distance between binary ones; the
     first of equally near ones.

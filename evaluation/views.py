@@ -36,7 +36,7 @@ def load_view(path: str | Path, *, longest: int = 640, shorter: int = 0, channel
     Args:
         longest: 0 keeps the size of the file.
         shorter: if not 0, the shorter side gets so many instead.
-        channels: 1 for gray, 3 for colour.
+        channels: 1 for gray, 3 for color.
 
     Raises:
         FileNotFoundError, UnreadablePhotographError: see ``data.images.read_image``.

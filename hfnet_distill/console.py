@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import click
 from rich.console import Console
@@ -22,6 +23,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+from . import errors
+from .errors import DistillError
 
 __all__ = [
     "StorePath",
@@ -45,10 +49,14 @@ class StorePath(click.ParamType):
 
 
 def user_errors(command: Callable) -> Callable:
-    """Turn what a user can cause into one sentence and exit code 1 (2 for a wrong flag)."""
+    """Turn what a user can cause into one sentence and exit code 1 (2 for a wrong flag).
+
+    That is what the project raises on purpose, what the operating system refuses, and Ctrl-C.
+    Anything else is a bug and keeps its traceback.
+    """
 
     @functools.wraps(command)
-    def wrapped(*args, **kwargs):
+    def wrapped(*args, traceback: bool = False, **kwargs):
         logging.captureWarnings(True)
         logging.getLogger(__package__).addHandler(_saying)
         try:
@@ -60,12 +68,17 @@ def user_errors(command: Callable) -> Callable:
             raise click.ClickException(message) from None
         except BrokenPipeError:
             raise  # whoever read the output has seen enough; click ends without a word
-        except KeyError as error:
-            raise click.ClickException(_printable(str(error.args[0]))) from error
+        except DistillError as error:
+            _refuse(str(error), traceback)
         except OSError as error:
-            raise click.ClickException(_printable(_os_error(error))) from error
-        except (ValueError, RuntimeError) as error:
-            raise click.ClickException(_printable(_of_worker(str(error)))) from error
+            if error.errno is None:
+                raise
+            _refuse(_os_error(error), traceback)
+        except Exception as error:
+            if (said := _known(error)) is not None:
+                _refuse(said, traceback)
+            say("this is a bug: please report it with the traceback below")
+            raise
 
     return wrapped
 
@@ -85,10 +98,24 @@ def _printable(text: str) -> str:
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _of_worker(text: str) -> str:
-    """What an error of a loader's process says, without the traceback that PyTorch makes of it."""
-    found = re.match(r"Caught \w+ in DataLoader worker process.*\n[\w.]+: (.*)", text, re.DOTALL)
-    return found[1].strip() if found else text
+def _refuse(message: str, traceback: bool) -> NoReturn:
+    """End the command with a sentence, or with the traceback of the error being handled."""
+    if traceback:
+        raise
+    raise click.ClickException(_printable(message))
+
+
+def _known(error: Exception) -> str | None:
+    """What to say of an error that others raise although a user caused it; None for a bug."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return "memory ran out; lower --batch-size, --size or the number of workers"
+    if re.match(r"DataLoader worker .* is killed by signal", str(error)):
+        return "a loader's process was killed, perhaps because memory ran out; lower --num-workers"
+    # PyTorch passes an error of a loader's process on as the text of its traceback.
+    pattern = r"Caught (\w+) in DataLoader worker process.*\n[\w.]+: (.*)"
+    found = re.match(pattern, str(error), re.DOTALL)
+    purposely = found and isinstance(getattr(errors, found[1], None), type)
+    return found[2].strip() if purposely else None
 
 
 def shared_options(command: Callable) -> Callable:
@@ -98,6 +125,7 @@ def shared_options(command: Callable) -> Callable:
         click.option("--device", help="auto, cpu, cuda or cuda:N."),
         click.option("--config", type=click.Path(), help="Settings; pipeline.toml if not given."),
         click.option("--quiet", is_flag=True, help="No progress bar, only errors and results."),
+        click.option("--traceback", is_flag=True, help="Show where in the code an error arose."),
     )
     command = user_errors(command)
     for option in reversed(options):
@@ -107,7 +135,7 @@ def shared_options(command: Callable) -> Callable:
 
 def _os_error(error: OSError) -> str:
     if error.errno is None or error.strerror is None:
-        return _of_worker(str(error))
+        return str(error)
     where = f"{error.filename}: " if error.filename else ""
     advice = {28: "; free some space and run the same command again"}
     return f"{where}{error.strerror}{advice.get(error.errno, '')}"

@@ -71,7 +71,7 @@ def _fetch(url: str, partial: Path, advance: Callable[[int], None]) -> None:
                 came += len(block)
                 advance(len(block))
     if expected is not None and came < resumed + int(expected):
-        raise OSError(
+        raise DownloadError(
             f"it broke off after {came} of {resumed + int(expected)} bytes; run the same command "
             "again to go on"
         )

@@ -11,6 +11,7 @@ __all__ = [
     "DownloadError",
     "InputError",
     "NotFoundError",
+    "NotInStoreError",
     "StoreError",
     "TrainingError",
     "UnreadablePhotographError",
@@ -36,6 +37,12 @@ class AlreadyExistsError(DistillError, FileExistsError):
 
 class StoreError(InputError):
     """A store that is missing, damaged, incomplete, in use, or made with other settings."""
+
+
+class NotInStoreError(StoreError, KeyError):
+    """An image or a field that a store does not hold."""
+
+    __str__ = Exception.__str__  # KeyError shows the repr
 
 
 class CheckpointError(InputError):

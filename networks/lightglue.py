@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..data.features import Features
 from ..device import choose_device
 from ..errors import InputError
+from ..extras import require
 from .weights import OfficialWeights, find_weights, load_arrays, load_strictly
 
 __all__ = ["LightGlueMatcher"]
@@ -98,8 +99,5 @@ class LightGlueMatcher:
 
 
 def _kornia_network(min_score: float) -> nn.Module:
-    try:
-        from kornia.feature import LightGlue
-    except ModuleNotFoundError as error:
-        raise InputError("LightGlue needs kornia; pip install hfnet-distill[lightglue]") from error
-    return LightGlue(None, input_dim=DESCRIPTOR_DIM, filter_threshold=min_score)
+    kornia = require("kornia.feature", "lightglue")
+    return kornia.LightGlue(None, input_dim=DESCRIPTOR_DIM, filter_threshold=min_score)

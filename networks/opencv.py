@@ -19,7 +19,23 @@ from .registry import register
 __all__ = ["AKAZE", "FAST", "ORB", "DetectorWithDescriber", "Harris", "RootSIFT"]
 
 
-class OpenCVNetwork(Network):
+class WithoutMaps(Network):
+    """A network that gives ``features`` alone: it exports keypoints and nothing else."""
+
+    usual_fields = ("sparse",)
+
+    def export(
+        self, images: Tensor, groups: list[str], choice: KeypointChoice, given: None = None
+    ) -> dict[str, Tensor]:
+        parts = [(f.keypoints, f.scores, f.descriptors) for f in self.features(images, choice)]
+        found = [tuple(torch.from_numpy(part) for part in of_one) for of_one in parts]
+        return pack_sparse(found, choice.max_num_keypoints, self.descriptor_dim)
+
+    def dense_fields(self, size: tuple[int, int]) -> dict[str, Field]:
+        return {}
+
+
+class OpenCVNetwork(WithoutMaps):
     """Base of OpenCV's methods, which run image by image on the CPU."""
 
     weights = f"opencv {cv2.__version__}"
@@ -38,16 +54,6 @@ class OpenCVNetwork(Network):
         """The features of a gray image (H, W) uint8."""
         raise NotImplementedError
 
-    def export(
-        self, images: Tensor, groups: list[str], choice: KeypointChoice, given: None = None
-    ) -> dict[str, Tensor]:
-        parts = [(f.keypoints, f.scores, f.descriptors) for f in self.features(images, choice)]
-        found = [tuple(torch.from_numpy(part) for part in of_one) for of_one in parts]
-        return pack_sparse(found, choice.max_num_keypoints, self.descriptor_dim)
-
-    def dense_fields(self, size: tuple[int, int]) -> dict[str, Field]:
-        return {}
-
 
 @register("sift")
 class RootSIFT(OpenCVNetwork):
@@ -55,7 +61,6 @@ class RootSIFT(OpenCVNetwork):
     Zisserman: Three Things Everyone Should Know to Improve Object Retrieval, CVPR 2012."""
 
     descriptor_dim = 128
-    usual_fields = ("sparse",)
 
     def of_image(self, image: np.ndarray, choice: KeypointChoice) -> Features:
         # Without it OpenCV's keypoints are off by a quarter of a pixel.
@@ -139,7 +144,7 @@ class FAST(OpenCVNetwork):
         return Features(size, keypoints, scores)
 
 
-class DetectorWithDescriber(Network):
+class DetectorWithDescriber(WithoutMaps):
     """The keypoints of one network with the descriptors of another.
 
     Raises:
@@ -151,11 +156,13 @@ class DetectorWithDescriber(Network):
         if not describer.describes_given_keypoints:
             raise InputError(
                 f"--model {detector.name}+{describer.name}: {describer.name} describes only "
-                "keypoints of its own; expected superpoint, silk or a student behind the +"
+                "keypoints of its own; expected superpoint, silk, aliked or a student behind the +"
             )
-        self.detector, self.describer = detector, describer.for_inference()
-        self.channels, self.descriptor_dim = describer.channels, describer.descriptor_dim
-        self.weights = describer.weights
+        self.detector, self.describer = detector.for_inference(), describer.for_inference()
+        self.channels = max(detector.channels, describer.channels)
+        self.descriptor_dim = describer.descriptor_dim
+        self.name = f"{detector.name}+{describer.name}"
+        self.weights = f"{detector.weights}+{describer.weights}"
 
     @property
     def origin(self) -> str:
@@ -163,14 +170,30 @@ class DetectorWithDescriber(Network):
 
     @torch.inference_mode()
     def features(self, images: Tensor, choice: KeypointChoice) -> list[Features]:
-        self.describer.precision = self.precision
-        maps = self.describer.maps(images)
+        self.detector.precision = self.describer.precision = self.precision
+        maps = self.describer.maps(_in_channels(images, self.describer.channels))
         features = []
-        for row, found in enumerate(self.detector.features(images, choice)):
-            keypoints = torch.from_numpy(found.keypoints)
-            descriptors = self.describer.describe(maps, row, keypoints).cpu().numpy()
-            features.append(Features(found.image_size, found.keypoints, found.scores, descriptors))
+        for row, (keypoints, scores) in enumerate(self._detect(images, choice)):
+            descriptors = self.describer.describe(maps, row, keypoints)
+            arrays = (part.cpu().numpy() for part in (keypoints, scores, descriptors))
+            features.append(Features(maps.image_size, *arrays))
         return features
+
+    def _detect(self, images: Tensor, choice: KeypointChoice) -> list[tuple[Tensor, Tensor]]:
+        detector = self.detector
+        images = _in_channels(images, detector.channels)
+        if type(detector).maps is not Network.maps:
+            return detector.detect(detector.maps(images), detector.choice_for(choice))
+        found = detector.features(images, choice)
+        return [(torch.from_numpy(f.keypoints), torch.from_numpy(f.scores)) for f in found]
+
+
+def _in_channels(images: Tensor, channels: int) -> Tensor:
+    """A batch (B, 1 or 3, H, W), gray where one channel is wanted of three."""
+    if images.shape[1] == channels:
+        return images
+    shares = images.new_tensor([0.299, 0.587, 0.114])  # as OpenCV reads a photograph as gray
+    return (images * shares[:, None, None]).sum(1, keepdim=True)
 
 
 def _thinned(found, image: np.ndarray, choice: KeypointChoice):

@@ -127,7 +127,7 @@ def _open(model: str, weights: str | None) -> Network:
 
 
 def packaged_names() -> list[str]:
-    """The students that are shipped."""
+    """The checkpoints that are shipped under names of their own."""
     return sorted(path.stem for path in PACKAGED.glob("*.safetensors") if path.stem not in MODULES)
 
 

@@ -5,6 +5,7 @@ Zisserman: All About VLAD, CVPR 2013 (intra-normalization); Jegou and Chum: Nega
 Co-occurrences in Image Retrieval, ECCV 2012 (whitening).
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -94,6 +95,13 @@ class StoredVLAD(Network):
         self.group = schema.settings["descriptors"]
         self.local_choice = KeypointChoice.of_store(settings)
         self.vlad = VLAD.from_arrays(store.parameters)
+
+    @property
+    def origin(self) -> str:
+        digest = hashlib.sha256()
+        for array in self.vlad.to_arrays().values():
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return f"{super().origin}, VLAD sha256:{digest.hexdigest()}"
 
     @classmethod
     def open(cls, source: str | None = None, weights: str | None = None) -> "StoredVLAD":

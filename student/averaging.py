@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 
 import torch
@@ -41,7 +42,13 @@ class WeightAverage:
 
 
 @torch.no_grad()
-def estimate_norms(student: nn.Module, images: Iterable[Tensor], count: int) -> None:
+def estimate_norms(
+    student: nn.Module,
+    images: Iterable[Tensor],
+    count: int,
+    *,
+    context: AbstractContextManager | None = None,
+) -> None:
     """Set the statistics of batch normalizations to their means over some batches.
 
     Averaged weights never saw a batch: their own statistics are not the average of statistics
@@ -50,6 +57,7 @@ def estimate_norms(student: nn.Module, images: Iterable[Tensor], count: int) -> 
     Args:
         images: batches (B, 1, H, W) as the student takes them.
         count: how many of them are looked at.
+        context: in which the student runs, such as ``device.autocast``; it can be entered again.
     """
     student.train()  # what is frozen stays in evaluation
     norms = [
@@ -61,7 +69,8 @@ def estimate_norms(student: nn.Module, images: Iterable[Tensor], count: int) -> 
     for number, batch in enumerate(islice(images, count), start=1):
         for norm in norms:
             norm.momentum = 1 / number  # the mean of all so far
-        student(batch)
+        with context or nullcontext():
+            student(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     student.eval()

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..errors import TrainingError
+
 __all__ = ["average", "average_gradients", "join", "rank", "synchronise_norms", "world_size"]
 
 TIMEOUT = timedelta(hours=6)  # the others wait as long for the first process, which validates
@@ -108,7 +110,7 @@ def _sum(values: Tensor) -> Tensor:
     try:
         dist.all_reduce(total)
     except RuntimeError as error:
-        raise RuntimeError(
+        raise TrainingError(
             "another process of this training has ended, its own message says why; the "
             "checkpoints are sound, go on with --resume"
         ) from error

@@ -7,6 +7,7 @@ import click
 import torch
 
 from ..console import user_errors
+from ..errors import InputError
 from ..networks.registry import checkpoint_path, load_checkpoint, save_checkpoint
 
 __all__ = ["pack_student"]
@@ -20,14 +21,14 @@ def pack_student(models: Sequence[str | Path], path: str | Path) -> None:
     that of the last.
 
     Raises:
-        ValueError: students of different configurations.
+        InputError: students of different configurations.
         CheckpointError: as ``load_checkpoint``.
     """
     loaded = [load_checkpoint(checkpoint_path(model)) for model in models]
     configs = [student.config for student, _ in loaded]
     for model, config in zip(models, configs, strict=True):
         if config != configs[0]:
-            raise ValueError(f"{model}: is of {config}, {models[0]} of {configs[0]}")
+            raise InputError(f"{model}: is of {config}, {models[0]} of {configs[0]}")
     states = [student.state_dict() for student, _ in loaded]
     student, info = loaded[-1]
     student.load_state_dict(

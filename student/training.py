@@ -281,9 +281,9 @@ def _estimate_norms(student, training, batches: Batches, settings, device) -> No
         part=(rank(), world_size()),
     )
     loader = make_loader(training, following, settings.num_workers)
-    with autocast(device, choose_precision(settings.precision, device)):
-        images = (_images(batch).to(device, non_blocking=True) for batch in loader)
-        estimate_norms(student, images, settings.norm_batches)
+    images = (_images(batch).to(device, non_blocking=True) for batch in loader)
+    context = autocast(device, choose_precision(settings.precision, device))
+    estimate_norms(student, images, settings.norm_batches, context=context)
 
 
 def one_cycle(progress: float, warmup: float) -> float:

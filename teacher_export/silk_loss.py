@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.geometry import MapGeometry, warp_points
+from ..errors import InputError
 
 __all__ = [
     "PairLosses",
@@ -77,7 +78,7 @@ def pair_losses(
         see ``PairLosses``; a pair without correspondences has losses of 0.
 
     Raises:
-        ValueError: similarities too large for float32 exponentials.
+        InputError: similarities too large for float32 exponentials.
     """
     items = [
         _pair_loss(*item, temperature, ghost_similarity, block_size, bfloat16)
@@ -200,7 +201,7 @@ def _check_range(descriptors0: Tensor, descriptors1: Tensor, ghost: float | None
     largest = (descriptors0.norm(dim=1).max() * descriptors1.norm(dim=1).max()).item()
     largest = max(largest, ghost or 0.0)
     if largest > MAX_SIMILARITY:
-        raise ValueError(
+        raise InputError(
             f"similarities divided by the temperature reach {largest:.1f}, expected at most "
             f"{MAX_SIMILARITY:g}; raise the temperature or normalise the descriptors"
         )

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from hfnet_distill.data.keypoints import KeypointChoice
+from hfnet_distill.data.stores.store import RecordStore
 from hfnet_distill.errors import InputError
 from hfnet_distill.networks.aliked import deform_conv, soft_argmax
 from hfnet_distill.networks.registry import load
+from hfnet_distill.teacher_export.cli import export_teacher
 
 REFERENCE = KeypointChoice(
     threshold=0, nms_radius=2, border=2, max_num_keypoints=100, refine_radius=2
@@ -166,6 +168,41 @@ def test_exports_keypoints_and_score_maps(packaged):
     }
     assert arrays["score_map"].shape == (2, 1, 64, 96)
     assert arrays["keypoints"].shape == (2, 100, 2)
+
+
+def test_a_store_of_keypoints_between_pixels(run_command, photographs, tmp_path):
+    run_command(
+        export_teacher,
+        *("--model", "aliked", "--images", photographs, "--store", tmp_path / "store"),
+        *("--size", "64x48", "--quiet", "--max-num-keypoints", 20),
+    )
+    store = RecordStore.open(tmp_path / "store").require_complete()
+    assert store.schema.teacher == "aliked"
+    assert store.schema.settings["refine_radius"] == 2
+    keypoints = store.record("0.png")["keypoints"]
+    assert (keypoints != np.rint(keypoints)).any()
+    assert "score_map" not in store.schema.fields
+
+
+def test_keypoints_of_one_variant_with_descriptors_of_another(excerpt, packaged):
+    image = excerpt("aliked_n32")["image_u8"]
+    pair = load("aliked+aliked:n16", device="cpu")
+    features = pair.extract(image, max_num_keypoints=50)
+    own = packaged.extract(image, max_num_keypoints=50)
+    np.testing.assert_array_equal(features.keypoints, own.keypoints)
+    n16 = load("aliked:n16", device="cpu")
+    with torch.inference_mode():
+        expected = n16.describe(n16.maps(tensor(image)), 0, torch.from_numpy(own.keypoints))
+    np.testing.assert_allclose(features.descriptors, expected, atol=1e-5)
+    assert pair.name == "aliked+aliked:n16"
+
+
+def test_gray_keypoints_with_colour_descriptors(excerpt):
+    image = excerpt("aliked_n32")["image_u8"]
+    gray = load("harris", device="cpu").extract(image, max_num_keypoints=20)
+    both = load("harris+aliked", device="cpu").extract(image, max_num_keypoints=20)
+    np.testing.assert_array_equal(both.keypoints, gray.keypoints)
+    assert both.descriptors.shape == (20, 128)
 
 
 def test_says_what_is_wrong(tmp_path, packaged):

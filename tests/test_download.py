@@ -14,6 +14,7 @@ import pytest
 from hfnet_distill.download import download, file_digest
 from hfnet_distill.errors import DownloadError
 from hfnet_distill.evaluation import cli
+from hfnet_distill.evaluation.datasets import download as module
 from hfnet_distill.evaluation.datasets.download import Archive, fetch_hpatches
 from hfnet_distill.evaluation.datasets.hpatches import HPatches
 
@@ -119,10 +120,8 @@ def serve_archive(server, **options) -> Archive:
 
 
 def test_hpatches_is_fetched_once(server, run_command, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "ARCHIVE", archive := serve_archive(server))
-    monkeypatch.setattr(
-        "hfnet_distill.evaluation.cli.fetch_hpatches", partial(fetch_hpatches, archive=archive)
-    )
+    monkeypatch.setattr(module, "ARCHIVE", archive := serve_archive(server))
+    monkeypatch.setattr(module, "fetch_hpatches", partial(fetch_hpatches, archive=archive))
     root = tmp_path / "data" / "hpatches"
     for _ in range(2):
         run_command(cli.evaluate, "--root", root, "--download", "--quiet")

@@ -31,7 +31,7 @@ def read(tmp_path):
                 file.create_group(f"v_box/{number}.png")
                 for key, value in other.items():
                     file[f"v_box/{number}.png/{key}"] = value
-            return read_features(file, "v_box/0.png", image_size=SIZE, orientation=orientation)
+            return read_features(file, "v_box/0.png", photograph=(SIZE, orientation))
 
     return run
 

@@ -21,7 +21,7 @@ FULL = ["superpoint", "sift", "orb"]
 def summarize(pairs):
     """The six numbers of pairs, each a sequence of its own."""
     groups = list(range(len(pairs)))
-    return Statistics(groups, HFNet.pair_statistics(None, groups, pairs)).values()
+    return Statistics(groups, HFNet.pair_statistics(groups, pairs)).values()
 
 
 def features_of(vectors, name):

@@ -33,7 +33,7 @@ def make_pair(count=200, wrong=0, seed=0):
 
 def summarize(pairs):
     groups = list(range(len(pairs)))
-    return Statistics(groups, Matching.pair_statistics(None, groups, pairs)).values()
+    return Statistics(groups, Matching.pair_statistics(groups, pairs)).values()
 
 
 def test_every_estimator_finds_the_homography_among_wrong_matches():

@@ -2,9 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
-from hfnet_distill.data.geometry import warp_points
+from hfnet_distill.data.geometry import resize_homography, warp_points
 from hfnet_distill.evaluation.datasets.hpatches import HPatches
-from hfnet_distill.evaluation.views import load_view, scale_homography
+from hfnet_distill.evaluation.views import load_view
 
 H_FILE = "1 0 {k}\n0 1 0\n0 0 1\n"
 
@@ -100,7 +100,8 @@ def test_resized_view_and_its_homography(tmp_path):
     assert (view0.size, view0.file_size, view0.image.shape) == ((400, 150), (800, 300), (150, 400))
     assert (view1.size, view1.file_size) == ((200, 400), (200, 400))
     H_0to1 = np.array([[1, 0, 7], [0, 1, -3], [0, 0, 1.0]])
-    scaled = scale_homography(H_0to1, view0, view1)
+    sizes = view0.file_size, view0.size, view1.file_size, view1.size
+    scaled = resize_homography(H_0to1, *sizes)
     # The edge between two pixels stays an edge: -0.5 is -0.5 in the file, then +7, -3.
     np.testing.assert_allclose(warp_points([[-0.5, -0.5]], scaled), [[6.5, -3.5]])
     np.testing.assert_allclose(warp_points([[9.5, 9.5]], scaled), [[26.5, 16.5]])

@@ -50,7 +50,7 @@ def statistics_of(pairs):
     """The six numbers of (sequence, pair)."""
     names = list(dict.fromkeys(sequence for sequence, _ in pairs))
     groups = [names.index(sequence) for sequence, _ in pairs]
-    return Statistics(names, HFNet.pair_statistics(None, groups, [pair for _, pair in pairs]))
+    return Statistics(names, HFNet.pair_statistics(groups, [pair for _, pair in pairs]))
 
 
 def repeat(pairs, weights):

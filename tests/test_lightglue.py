@@ -1,15 +1,16 @@
 """LightGlue: what it asks for, and matches of ALIKED's features with the authors' weights."""
 
-import sys
 from dataclasses import replace
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 import torch
 
-from hfnet_distill.data.features import Features
+from hfnet_distill.data.features import Features, read_features
 from hfnet_distill.data.geometry import warp_points
+from hfnet_distill.deployment.cli import extract_features
 from hfnet_distill.errors import InputError, NotFoundError
 from hfnet_distill.networks.lightglue import LightGlueMatcher
 from hfnet_distill.networks.registry import load
@@ -87,8 +88,13 @@ def test_says_what_it_cannot_match(random_matcher, features, found):
 
 
 def test_says_that_kornia_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "kornia.feature", None)
-    with pytest.raises(InputError, match=r"pip install hfnet-distill\[lightglue\]"):
+    def not_there(module):
+        raise ModuleNotFoundError(f"No module named {module}", name="kornia")
+
+    monkeypatch.setattr("hfnet_distill.extras.import_module", not_there)
+    with pytest.raises(
+        InputError, match=r"kornia is not installed; pip install hfnet-distill\[lightglue\]"
+    ):
         LightGlueMatcher()
 
 
@@ -99,3 +105,34 @@ def test_says_which_weights_are_missing_or_wrong(tmp_path):
     np.savez(tmp_path / "other.npz", weight=np.zeros(3))
     with pytest.raises(InputError, match=r"not weights of LightGlue: tensor input_proj.weight"):
         LightGlueMatcher(tmp_path / "other.npz")
+
+
+def test_matches_of_a_features_file(
+    random_matcher, run_command, photographs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "hfnet_distill.networks.lightglue.LightGlueMatcher", lambda device: random_matcher
+    )
+    command = ("--images", photographs, "--quiet", "--matcher", "lightglue", "--match-with", "all")
+    run_command(
+        extract_features,
+        *command,
+        *("--model", "aliked:n16", "--output", tmp_path / "aliked.h5"),
+        *("--matches", tmp_path / "matches.h5", "--max-num-keypoints", 40),
+    )
+    with h5py.File(tmp_path / "aliked.h5") as file, h5py.File(tmp_path / "matches.h5") as out:
+        features = [read_features(file, name) for name in ("0.png", "1.png")]
+        matches, scores = random_matcher.match(*features)
+        group = out["0.png/1.png"]
+        rows = group["matches0"][()]
+        np.testing.assert_array_equal(np.flatnonzero(rows >= 0), matches[:, 0])
+        np.testing.assert_array_equal(rows[rows >= 0], matches[:, 1])
+        np.testing.assert_allclose(group["matching_scores0"][()][rows >= 0], scores, atol=1e-3)
+    output = run_command(
+        extract_features,
+        *(*command, "--model", "default", "--output", tmp_path / "default.h5"),
+        *("--matches", tmp_path / "other.h5"),
+        code=1,
+    )
+    assert "LightGlue: descriptors are float32" in output
+    assert not (tmp_path / "other.h5").exists()

@@ -1,4 +1,4 @@
-"""Nearest neighbours that choose each other, against SiLK's own and against the whole matrix."""
+"""Nearest neighbors that choose each other, against SiLK's own and against the whole matrix."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_full_reference(golden, features):
 
 
 @pytest.mark.parametrize("binary", [False, True])
-def test_mutual_neighbours_blockwise(binary, monkeypatch):
+def test_mutual_neighbors_blockwise(binary, monkeypatch):
     rng = np.random.default_rng(0)
     descriptors0, descriptors1 = rng.normal(size=(70, 24)), rng.normal(size=(90, 24))
     if binary:

@@ -52,13 +52,13 @@ def render(distortion=None):
     """The scene from every frame: three planes at different depths, by one homography each."""
     rng = np.random.default_rng(0)
     planes = []
-    for side, metres, centre, turn in (
+    for side, metres, center, turn in (
         (900, 14.0, (0, 0, 7), (0, 0, 0)),
         (400, 3.0, (-1.3, 0, 4.5), (0, 25, 0)),
         (300, 1.8, (1, 0.4, 3.2), (-20, -15, 10)),
     ):
         R = rotation(*turn)
-        corner = np.array(centre) - R[:, :2].sum(1) * metres / 2
+        corner = np.array(center) - R[:, :2].sum(1) * metres / 2
         plane = np.column_stack([R[:, :2] * metres / side, corner])  # texture pixel -> metres
         planes.append((texture(rng, side), plane))
     for R, t in MOTIONS:
@@ -193,7 +193,7 @@ def test_photographs_that_are_not_rectified(tmp_path, sift):
     assert np.median(errors_of(without)) > 5 * np.median(errors_of(scored))
 
 
-def test_the_pixel_centre_is_that_of_the_house(tmp_path, sift):
+def test_the_pixel_center_is_that_of_the_house(tmp_path, sift):
     """Half a pixel in the principal point is seen in the matches' epipolar errors."""
     dataset = KittiTum(write_kitti(tmp_path))
     pair = dataset.pairs[1]

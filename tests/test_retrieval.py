@@ -200,7 +200,7 @@ def test_a_model_without_global_descriptors(root):
     [
         ([1, 0, 0], "a global descriptor of 3 numbers, the others have 2"),
         ([0, 0], "zero or not finite"),
-        ([np.nan, 0], "zero or not finite"),
+        ([np.nan, 0], "1 of 2 values are not finite"),
     ],
 )
 def test_a_descriptor_that_does_not_fit(root, descriptor, message):

@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from ...errors import StoreError
+from ...errors import NotInStoreError, StoreError
 from .hdf5 import HDF5Layout
 from .layout import Layout, checksums
 from .quantize import dequantise
@@ -230,12 +230,14 @@ class RecordStore:
         """One field of one image: a read-only view of the file when the store is uncompressed.
 
         Raises:
-            KeyError: the store has no such image or no such field.
+            NotInStoreError: the store has no such image or no such field.
         """
         if name not in self._index:
-            raise KeyError(f"{self.path}: holds no record of image {name}")
+            raise NotInStoreError(f"{self.path}: holds no record of image {name}")
         if field not in self.schema.fields:
-            raise KeyError(f"{self.path}: has no field {field}, only {[*self.schema.fields]}")
+            raise NotInStoreError(
+                f"{self.path}: has no field {field}, only {[*self.schema.fields]}"
+            )
         return self._layout.read(field, self._index[name])
 
     def record(self, name: str) -> dict[str, np.ndarray]:

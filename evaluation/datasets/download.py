@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...download import download
-from ...errors import DownloadError
+from ...errors import AlreadyExistsError, DownloadError, InputError
 from ...files import beside
 from .hpatches import HPatches
 
@@ -49,21 +49,25 @@ def fetch_hpatches(
 ) -> None:
     """Make ``root`` the full HPatches, unless it is there.
 
-    The archive is fetched beside ``root``, verified, unpacked beside it, looked through and only
-    then renamed; it is removed in the end.
+        The archive is fetched beside ``root``, verified, unpacked beside it, looked through and only
+        then renamed; it is removed in the end.
 
-    Args:
-        advance: called with the number of bytes that came.
+        Args:
+            advance: called with the number of bytes that came.
 
-    Raises:
-        FileExistsError: ``root`` is there and is not the full HPatches.
-        DownloadError: see ``data.download``; or too little space, said before the first byte.
-        ValueError, FileNotFoundError: the archive holds something else.
+        Raises:
+            AlreadyExistsError: ``root`` is there and is not the full HPatches.
+            DownloadError: see ``data.download``; or too little space, said before the first byte.
+    <<<<<<< HEAD
+            InputError, NotFoundError: the archive holds something else.
+    =======
+            InputError, FileNotFoundError: the archive holds something else.
+    >>>>>>> main
     """
     if root.exists():
         found = len(HPatches(root).sequences)
         if found != archive.sequences:
-            raise FileExistsError(
+            raise AlreadyExistsError(
                 f"{root} exists already, with {found} sequences instead of {archive.sequences}; "
                 "remove it or name another folder"
             )
@@ -86,7 +90,7 @@ def fetch_hpatches(
     try:
         _unpack(path, partial)
         if (found := len(HPatches(partial).sequences)) != archive.sequences:
-            raise ValueError(f"{path}: holds {found} sequences, expected {archive.sequences}")
+            raise InputError(f"{path}: holds {found} sequences, expected {archive.sequences}")
         os.replace(partial, root)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Relative poses of calibrated cameras, from two layouts with camera-to-world poses in metres.
 
 * KITTI odometry (Geiger et al., CVPR 2012): ``sequences/00/image_0/*.png`` (or ``image_2``, in
-  colour), in the order in which one counts, ``sequences/00/calib.txt`` with ``P0`` to ``P3``, and
+  color), in the order in which one counts, ``sequences/00/calib.txt`` with ``P0`` to ``P3``, and
   ``poses/00.txt`` with twelve numbers a line, the 3x4 matrix of camera 0 row by row. A sequence
   without poses is left out.
 * TUM RGB-D (Sturm et al., IROS 2012): ``rgb.txt`` (timestamp, file), ``groundtruth.txt``
@@ -13,7 +13,7 @@
   or holds several. A photograph takes the pose of the nearest timestamp within 0.02 s, and is left
   out if there is none.
 
-Both count pixels as ``data.geometry`` does: the centre of the top-left pixel is (0, 0).
+Both count pixels as ``data.geometry`` does: the center of the top-left pixel is (0, 0).
 
 Pairs are frames i and i + s of a sequence, for the strides s of ``STRIDES``, with a rotation of at
 most ``MAX_ROTATION`` degrees, so that the views overlap, and a baseline of at least

@@ -1,7 +1,7 @@
 """Renders homography sequences in the HPatches layout from ordinary photographs.
 
 Every view is a virtual camera that looks at a part of one photograph, with a homography of its
-own, so that the truth is exact; then come light, colour, blur, noise and JPEG of a real camera.
+own, so that the truth is exact; then come light, color, blur, noise and JPEG of a real camera.
 """
 
 import os
@@ -15,6 +15,7 @@ import numpy as np
 
 from ...data.geometry import Homographies, resize_matrix
 from ...data.images import crop_to_shape, read_image, view_through
+from ...errors import AlreadyExistsError, InputError
 
 __all__ = ["render_sequences"]
 
@@ -40,9 +41,9 @@ def render_sequences(
     before one is used again. The same photographs, seed and arguments give the same files.
 
     Args:
-        photo_paths: colour or gray; best larger than ``size``.
+        photo_paths: color or gray; best larger than ``size``.
         output: the folder to make. In it a folder for each sequence, with ``1.ppm``, ... and
-            ``H_1_2``, ...: pixels (x, y) of image 1 to image k, the centre of the top-left pixel at
+            ``H_1_2``, ...: pixels (x, y) of image 1 to image k, the center of the top-left pixel at
             (0, 0). It appears only when all is rendered.
         size: (width, height) of the images.
         views: images beside image 1; HPatches has 5.
@@ -51,16 +52,16 @@ def render_sequences(
         The names of the sequences, sorted.
 
     Raises:
-        ValueError: ``count`` or ``views`` below 1, or no photographs.
-        FileExistsError: ``output`` exists.
+        InputError: ``count`` or ``views`` below 1, or no photographs.
+        AlreadyExistsError: ``output`` exists.
     """
     photos, output = sorted(Path(path) for path in photo_paths), Path(output)
     if count < 1 or views < 1:
-        raise ValueError(f"count and views: found {count} and {views}, expected 1 or more of each")
+        raise InputError(f"count and views: found {count} and {views}, expected 1 or more of each")
     if not photos:
-        raise ValueError("no photographs to render from; give at least one")
+        raise InputError("no photographs to render from; give at least one")
     if output.exists():
-        raise FileExistsError(f"{output} exists already; remove it or name another folder")
+        raise AlreadyExistsError(f"{output} exists already; remove it or name another folder")
     order = np.random.default_rng(seed).permutation(len(photos))
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
@@ -111,7 +112,7 @@ def _expose(rng: np.random.Generator, view: np.ndarray, strength: float) -> np.n
     height, width = view.shape[:2]
     pixels = (view.astype(np.float32) / 255) ** np.exp(draw(0.7))  # gamma
     pixels = (pixels - 0.5) * np.exp(draw(0.5)) + 0.5 + draw(0.1)  # contrast, brightness
-    pixels *= np.exp(draw(0.2, 3))  # colour of the light
+    pixels *= np.exp(draw(0.2, 3))  # color of the light
     shading = np.exp(draw(0.5, (3, 4))).astype(np.float32)
     pixels *= cv2.resize(shading, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
     pixels = cv2.GaussianBlur(pixels.astype(np.float32), (0, 0), 0.3 + abs(draw(1.0)))

@@ -4,14 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-__all__ = ["COLOURS", "curves_svg", "scatter_svg"]
+__all__ = ["COLORS", "curves_svg", "scatter_svg"]
 
-COLOURS = ("#0b84d6", "#d55e00", "#009e73", "#cc79a7", "#c79a00", "#8a6fdf", "#56b4e9", "#8c8c8c")
-"""Of models, in their order; told apart by colour-blind eyes too, on white and on black."""
+COLORS = ("#0b84d6", "#d55e00", "#009e73", "#cc79a7", "#c79a00", "#8a6fdf", "#56b4e9", "#8c8c8c")
+"""Of models, in their order; told apart by color-blind eyes too, on white and on black."""
 
 
 def curves_svg(title: str, x: Sequence[float], curves: Mapping[str, Sequence[float]]) -> str:
-    """Shares (0 to 1) against pixels, a line per model in the order of ``COLOURS``.
+    """Shares (0 to 1) against pixels, a line per model in the order of ``COLORS``.
 
     Args:
         x: pixels, ascending from above 0.
@@ -21,14 +21,14 @@ def curves_svg(title: str, x: Sequence[float], curves: Mapping[str, Sequence[flo
     for number, (model, shares) in enumerate(curves.items()):
         points = [(px, share) for px, share in zip(x, shares, strict=True) if share == share]
         path = " ".join(f"{chart.x(px):.1f},{chart.y(share):.1f}" for px, share in points)
-        colour = COLOURS[number % len(COLOURS)]
-        dash = ' stroke-dasharray="5 3"' if number >= len(COLOURS) else ""
+        color = COLORS[number % len(COLORS)]
+        dash = ' stroke-dasharray="5 3"' if number >= len(COLORS) else ""
         chart.add(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>'
+            f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"{dash}/>'
         )
         for px, share in points:
             if px == int(px):
-                chart.dot(px, share, 3, colour, f"{model}: {share:.3f} up to {px:g} px")
+                chart.dot(px, share, 3, color, f"{model}: {share:.3f} up to {px:g} px")
     return chart.text()
 
 
@@ -53,9 +53,9 @@ def scatter_svg(
         'stroke-dasharray="4 4"/>'.format(*corners)
     )
     for sequence, (a, b) in found.items():
-        colour = COLOURS[0] if sequence.startswith("v_") else COLOURS[1]
+        color = COLORS[0] if sequence.startswith("v_") else COLORS[1]
         hover = f"{sequence}: {names[0]} {a:.3f}, {names[1]} {b:.3f}"
-        chart.dot(b, a, 4.5, colour, hover)
+        chart.dot(b, a, 4.5, color, hover)
     return chart.text()
 
 
@@ -103,9 +103,9 @@ class _Chart:
         room = self.height - self.TOP - self.BOTTOM
         return self.height - self.BOTTOM - (value - low) / (high - low) * room
 
-    def dot(self, x: float, y: float, radius: float, colour: str, hover: str) -> None:
+    def dot(self, x: float, y: float, radius: float, color: str, hover: str) -> None:
         self.add(
-            f'<circle cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="{radius}" fill="{colour}" '
+            f'<circle cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="{radius}" fill="{color}" '
             f'fill-opacity=".75"><title>{escape(hover)}</title></circle>'
         )
 

@@ -9,7 +9,7 @@ import cv2
 import jinja2
 import numpy as np
 
-from .charts import COLOURS, curves_svg, scatter_svg
+from .charts import COLORS, curves_svg, scatter_svg
 from .pictures import Drawing
 from .tables import Column, interval_text, is_best
 
@@ -38,7 +38,7 @@ def render_page(report: dict, task, drawings: Sequence[Drawing]) -> str:
         splits=list(dict.fromkeys(result["split"] for result in report["results"])),
         is_best=is_best,
         interval_text=interval_text,
-        colours=[(m, COLOURS[row % len(COLOURS)]) for row, m in enumerate(models)],
+        colors=[(m, COLORS[row % len(COLORS)]) for row, m in enumerate(models)],
         charts=_draw_curves(report["curves"], task.curve_thresholds),
         scatters=[_draw_scatters(c, task.columns) for c in report["comparisons"]],
         galleries=[(t, [d for d in drawings if d.title == t]) for t in titles],

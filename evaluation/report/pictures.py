@@ -55,10 +55,10 @@ def draw_matches(
     shown = np.linspace(0, len(matches) - 1, min(len(matches), MAX_LINES)).round().astype(int)
     shown = shown[np.argsort(correct[shown], kind="stable")]
     for (row0, row1), is_correct in zip(matches[shown], correct[shown], strict=True):
-        colour = CORRECT if is_correct else WRONG
+        color = CORRECT if is_correct else WRONG
         ends = np.stack([keypoints0[row0], keypoints1[row1]])
-        cv2.line(canvas, *map(_fixed, ends), colour, 1, cv2.LINE_AA, SHIFT)
-        _draw_points(canvas, ends, colour, False)
+        cv2.line(canvas, *map(_fixed, ends), color, 1, cv2.LINE_AA, SHIFT)
+        _draw_points(canvas, ends, color, False)
     return canvas
 
 
@@ -84,7 +84,7 @@ def draw_keypoints(
 
 
 def _side_by_side(image0: np.ndarray, image1: np.ndarray | None = None) -> tuple[np.ndarray, int]:
-    """A colour canvas (H, W, 3) with the images on it, and where the second one begins."""
+    """A color canvas (H, W, 3) with the images on it, and where the second one begins."""
     images = [image0] if image1 is None else [image0, image1]
     height, width0 = max(len(image) for image in images), image0.shape[1]
     canvas = np.full((height, sum(image.shape[1] for image in images), 3), 255, np.uint8)
@@ -97,7 +97,7 @@ def _fixed(point: np.ndarray) -> tuple[int, int]:
     return tuple(int(v) for v in np.rint(point * 2**SHIFT))
 
 
-def _draw_points(canvas: np.ndarray, points: np.ndarray, colour, as_dots: bool) -> None:
+def _draw_points(canvas: np.ndarray, points: np.ndarray, color, as_dots: bool) -> None:
     radius, thickness = (1, cv2.FILLED) if as_dots else (3, 1)
     for point in points:
-        cv2.circle(canvas, _fixed(point), radius << SHIFT, colour, thickness, cv2.LINE_AA, SHIFT)
+        cv2.circle(canvas, _fixed(point), radius << SHIFT, color, thickness, cv2.LINE_AA, SHIFT)

@@ -1,7 +1,7 @@
 """What a task is: how features are scored, which numbers follow, what the report shows."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ from ..report.pictures import Drawing
 from ..report.tables import Column
 from ..views import View, load_view
 
-__all__ = ["PairTask", "ScoredPairs", "Sides", "Task"]
+__all__ = ["PairTask", "ScoredPairs", "Sides", "Task", "score_pairs"]
 
 Sides = tuple[FeatureFile, FeatureFile]
 """The features of view 0 (or the database) and of view 1 (or the queries), mostly the same file."""
@@ -32,10 +32,10 @@ class Task:
         about: a sentence on what is measured and how, for the report.
         legend: of the pictures, HTML.
         columns: of the table.
-        unit: what is drawn anew for intervals and compared over, in the plural.
+        unit: what is resampled for intervals and compared over, in the plural.
         curve_thresholds: at which ``curves`` has values, in pixels.
-        num_keypoints, nms_radius: that it is published with; they rule over pipeline.toml, and
-            flags over them. None where it leaves them open.
+        num_keypoints, nms_radius: that it is published with, or None. They override pipeline.toml,
+            and flags override them.
         shorter_side: pixels that views get at their shorter side; 0 for [evaluate] longest_side.
     """
 
@@ -123,24 +123,25 @@ class PairTask(Task):
         """What is to be known of a pair; a function that another process can find by its name."""
         raise NotImplementedError
 
-    def pair_statistics(self, groups: Sequence[int], scores: Sequence) -> dict[str, Statistic]:
+    @staticmethod
+    def pair_statistics(groups: Sequence[int], scores: Sequence) -> dict[str, Statistic]:
         """The numbers of pairs, of which ``groups`` says to which sequence each belongs."""
         raise NotImplementedError
 
     def score(self, sides: Sides, advance: Callable[[], None]) -> ScoredPairs:
         counts: dict[tuple, int] = {}
 
-        def jobs() -> Iterator:
+        def jobs() -> Iterator[tuple]:
             for pair in self.dataset.pairs:
                 names = pair.name0, pair.name1
                 views = [side.read(name) for side, name in zip(sides, names, strict=True)]
                 for side, name, view in zip(sides, names, views, strict=True):
                     counts[side.path, name] = len(view.features.keypoints)
                 features = [view.features for view in views]
-                yield delayed(_score_one)(self.score_pair, *features, *self.truth(pair, *views))
+                yield (*features, *self.truth(pair, *views))
 
         scores = []
-        for score in Parallel(self.settings.workers, return_as="generator")(jobs()):
+        for score in score_pairs(self.score_pair, jobs(), self.settings.workers):
             scores.append(score)
             advance()
         return ScoredPairs(scores, float(np.mean(list(counts.values()))))
@@ -166,6 +167,19 @@ class PairTask(Task):
             "num_keypoints": self.settings.num_keypoints,
             "mean_keypoints": scored.mean_keypoints,
         }
+
+
+def score_pairs(score_pair: Callable, jobs: Iterable[tuple], workers: int) -> Iterator:
+    """What ``score_pair`` returns for each of the jobs' arguments, in their order.
+
+    Args:
+        jobs: asked for as they are needed.
+        workers: processes; with one, it is this one.
+    """
+    if not score_pair.__module__.startswith("hfnet_distill."):
+        workers = 1  # other processes could not import a plug-in by its name
+    calls = (delayed(_score_one)(score_pair, *job) for job in jobs)
+    return Parallel(workers, return_as="generator")(calls)
 
 
 def _score_one(score_pair: Callable, *arguments) -> Any:

@@ -4,7 +4,7 @@
 function of many such ``PairScores``. The arithmetic is that of HF-Net's published code, so that
 results can be laid beside its tables:
 
-* matches are nearest neighbours in both directions; the ratio of the two nearest distances removes
+* matches are nearest neighbors in both directions; the ratio of the two nearest distances removes
   no match, it only ranks matches for ``descriptor_ap``;
 * a match is correct below 3 px, a keypoint is repeated up to and including 3 px;
 * the homography and the precision-recall curve of descriptors use the matches of view 1's keypoints
@@ -273,13 +273,14 @@ class HFNet(HomographyTask):
         Column("mAP (Det)", "detector_ap"),
     )
     measures = (
-        "nearest-neighbour matches, 3 px. MS matching score, Homography accuracy, mAP average "
+        "nearest-neighbor matches, 3 px. MS matching score, Homography accuracy, mAP average "
         "precision of descriptors and detector, MLE localization error in pixels (less is better), "
         "Rep repeatability"
     )
     score_pair = staticmethod(score_pair)
 
-    def pair_statistics(self, groups, scores: Sequence[PairScores]) -> dict[str, Statistic]:
+    @staticmethod
+    def pair_statistics(groups, scores: Sequence[PairScores]) -> dict[str, Statistic]:
         numbers = (
             matching_score,
             homography_accuracy,

@@ -15,7 +15,7 @@ homography is estimated by OpenCV's RANSAC, by MAGSAC (Barath et al., CVPR 2019)
   pixels from where the homography takes that of view 0, mean over pairs; a pair without a match
   counts 0 (Dusmanu et al., CVPR 2019).
 
-What each protocol fixes, and where others differ, is in ``docs/protocols.md``.
+What each protocol fixes, and where others differ, is in ``docs/evaluation.md``.
 """
 
 import math
@@ -191,11 +191,8 @@ class HomographyTask(PairTask):
         Half of them are "best", the other half "worst", no two of one sequence in a half; the first
         is "median".
         """
-        pictures, pairs, count = (
-            map(self.picture, scores),
-            self.dataset.pairs,
-            self.settings.pictures,
-        )
+        pairs, count = self.dataset.pairs, self.settings.pictures
+        pictures = [self.picture(score) for score in scores]
         shares = np.array([p.correct.mean() if len(p.correct) else 0.0 for p in pictures])
         ascending = np.argsort(shares, kind="stable").tolist()
         chosen = {ascending[len(ascending) // 2]: "median"}
@@ -329,7 +326,7 @@ def _share_within(errors: np.ndarray, threshold: float) -> float:
 
 @register_task("matching")
 class Matching(HomographyTask):
-    """Mutual nearest neighbours, and the homographies that three estimators find from them."""
+    """Mutual nearest neighbors, and the homographies that three estimators find from them."""
 
     estimators = tuple(ESTIMATORS)
     """Of the report's curves."""
@@ -343,12 +340,13 @@ class Matching(HomographyTask):
         Column("matches", "mean_matches", is_ranked=False, digits=0),
     )
     measures = (
-        "mutual nearest neighbours; the share of pairs whose homography errs below 1, 3 and 5 px "
+        "mutual nearest neighbors; the share of pairs whose homography errs below 1, 3 and 5 px "
         "by three estimators, MMA the share of matches correct to 3 px, and the matches of a pair"
     )
     score_pair = staticmethod(match_pair)
 
-    def pair_statistics(self, groups, scores: Sequence[MatchedPair]) -> dict[str, Statistic]:
+    @staticmethod
+    def pair_statistics(groups, scores: Sequence[MatchedPair]) -> dict[str, Statistic]:
         statistics = {}
         for name in ESTIMATORS:
             errors = [pair.corner_errors[name] for pair in scores]
@@ -400,7 +398,7 @@ class SiLK(Matching):
         Column("matches", "mean_matches", is_ranked=False, digits=0),
     )
     measures = (
-        "mutual nearest neighbours, as in SiLK's Table 2: Rep the share of keypoints repeated to "
+        "mutual nearest neighbors, as in SiLK's Table 2: Rep the share of keypoints repeated to "
         "1 and 3 px, Homography the share of pairs below 1, 3 and 5 px by OpenCV's RANSAC, AUC the "
         "area under it, MMA the share of correct matches, the keypoints of an image and the "
         "matches of a pair"

@@ -1,6 +1,6 @@
 """Relative poses: how well matches give the motion of a calibrated camera back.
 
-The motion is estimated by PoseLib (LO-RANSAC) from mutual nearest neighbours, with an epipolar
+The motion is estimated by PoseLib (LO-RANSAC) from mutual nearest neighbors, with an epipolar
 threshold of 1 pixel of the resized views and a fixed seed. A pair's error is the larger one of two
 angles: between the rotations, and between the directions of translation, the latter up to the
 sign; infinity without an estimate. AUC@t is the exact area under the share of pairs with an error
@@ -120,7 +120,7 @@ class RelativePose(PairTask):
 
     dataset_type = PoseDataset
     about = (
-        "mutual nearest neighbours, PoseLib at 1 px; AUC of the larger angle of rotation and "
+        "mutual nearest neighbors, PoseLib at 1 px; AUC of the larger angle of rotation and "
         "translation, its median in degrees (less is better), and the matches of a pair"
     )
     columns = (
@@ -137,7 +137,8 @@ class RelativePose(PairTask):
         camera = self.dataset.cameras[pair.sequence]
         return pair.T_0to1, *(_resize_camera(camera, view) for view in (view0, view1))
 
-    def pair_statistics(self, groups, scores: Sequence[ScoredPose]) -> dict[str, Statistic]:
+    @staticmethod
+    def pair_statistics(groups, scores: Sequence[ScoredPose]) -> dict[str, Statistic]:
         errors, matches = zip(*scores, strict=True)
         return {
             **{f"auc@{t}": auc_statistic(groups, errors, t) for t in THRESHOLDS},

@@ -160,12 +160,12 @@ class Retrieval(Task):
         frames = [CORRECT if correct else WRONG for correct in hits.correct[query, :SHOWN]]
         slot, height = THUMBNAIL + 3 * FRAME, max(map(len, pictures)) + 2 * FRAME
         canvas = np.full((height, slot * (SHOWN + 1), 3), 255, np.uint8)
-        for number, (picture, colour) in enumerate(
+        for number, (picture, color) in enumerate(
             zip(pictures, ((255, 255, 255), *frames), strict=True)
         ):
             h, w = picture.shape[:2]
             left = number * slot
-            canvas[: h + 2 * FRAME, left : left + w + 2 * FRAME] = colour
+            canvas[: h + 2 * FRAME, left : left + w + 2 * FRAME] = color
             canvas[FRAME : FRAME + h, left + FRAME : left + FRAME + w] = picture
         return canvas
 
@@ -190,5 +190,5 @@ def _check_descriptor(image: ImageFeatures, name: str, rows: list[np.ndarray]) -
             "extract all photographs alike"
         )
     if not np.isfinite(row).all() or not row.any():
-        raise InputError(f"{name}: its global descriptor is zero or not finite; extract it anew")
+        raise InputError(f"{name}: its global descriptor is zero or not finite; extract it again")
     return row
