@@ -77,9 +77,9 @@ def _suppress(
     flat, plane, stride = padded.view(-1), padded[0].numel(), padded.shape[2]
     floors = torch.full_like(padded[:, 0, 0], threshold).nextafter(padded.new_tensor(torch.inf))
     body = padded[:, radius : padded.shape[1] - radius, radius : stride - radius]
-    image, y, x = (body == _window_maxima(padded, radius)).nonzero(as_tuple=True)
+    peaks = (body == _window_maxima(padded, radius)) & (body >= floors[:, None, None])
+    image, y, x = peaks.nonzero(as_tuple=True)
     pixels = image * plane + (y + radius) * stride + x + radius
-    pixels = pixels[flat[pixels] >= floors[pixels // plane]]
     window = _window(radius, stride, padded.device)
     pixels = _first_of(flat, pixels, window[: len(window) // 2])
     kept, scores = pixels[:0], flat[:0]
