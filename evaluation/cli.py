@@ -65,6 +65,11 @@ MEGABYTE = 10**6
     help="The best so many keypoints of each image.",
 )
 @click.option("--nms-radius", type=int, help="Pixels around a keypoint that stay free of others.")
+@click.option(
+    "--matcher",
+    type=click.Choice(["nearest", "lightglue"]),
+    help="How views are matched; lightglue is for aliked:n16 and its students.",
+)
 @click.option("--split", metavar="NAME", help="Of hpatches: all, illumination, viewpoint.")
 @click.option("--weights", type=click.Path(), help="A teacher's weights, if kept elsewhere.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
@@ -77,7 +82,9 @@ MEGABYTE = 10**6
 @click.option(
     "--download", is_flag=True, help="First fetch the full HPatches (1.3 GB) into --root."
 )
-@click.option("--sequences", type=int, default=8, show_default=True, help="How many to render.")
+@click.option(
+    "--sequences", type=click.IntRange(1), default=8, show_default=True, help="How many to render."
+)
 @shared_options
 def evaluate(
     models: tuple[str, ...],

@@ -21,6 +21,7 @@ from .comparison import compare_models
 from .datasets import DATASETS
 from .datasets.base import Dataset
 from .features import FeatureFile, FeaturesOfOthers, Model, NetworkFeatures, file_name
+from .matching import Matcher
 from .report.page import render_page
 from .report.tables import comparison_table, results_table
 from .tasks import TASKS
@@ -39,6 +40,7 @@ def evaluate(
     num_keypoints: int | None = None,
     nms_radius: int | None = None,
     split: str | None = None,
+    matcher: str | None = None,
     precision: str | None = None,
     compare: Sequence[tuple[str, str]] = (),
     against: str | None = None,
@@ -62,8 +64,8 @@ def evaluate(
         output: the folder of the report, made where it is missing.
         root: the dataset's folder, where ``dataset`` is a name.
         protocol: the name of a task.
-        num_keypoints, nms_radius, split, precision: rule over what a protocol is published with,
-            and that over ``settings``.
+        num_keypoints, nms_radius, split, matcher, precision: rule over what a protocol is published
+            with, and that over ``settings``.
         compare: pairs of models; which of their differences are real.
         against: a further model. Of each pair of views, the features of view 0 are each model's and
             those of view 1 this one's; of a retrieval, the database is each model's.
@@ -81,28 +83,29 @@ def evaluate(
         InputError, NotFoundError: an unknown name, a dataset that is not as expected, a model
             without what the task needs, or a file of features made with other settings.
     """
+    if not models:
+        raise InputError("no models: name at least one")
     settings, output = settings or load_settings(), Path(output)
     kind = DATASETS.find(dataset) if isinstance(dataset, str) else type(dataset)
     rules = _find_task(kind, protocol or kind.task or settings.evaluate.protocol)
     wanted = override(settings.evaluate, protocol=rules.name, num_keypoints=rules.num_keypoints)
-    wanted = override(wanted, num_keypoints=num_keypoints, split=split)
+    wanted = override(wanted, num_keypoints=num_keypoints, split=split, matcher=matcher)
     predict = override(settings.predict, nms_radius=rules.nms_radius)
     predict = override(predict, nms_radius=nms_radius, precision=precision)
-    if wanted.split not in kind.SPLITS:
-        raise InputError(
-            f"split {wanted.split}: the dataset {kind.name} has no such split; expected "
-            f"{' or '.join(kind.SPLITS)}"
-        )
     pairings = {model: (model, model) for model in models}
     if against:
         pairings |= {f"{model} against {against}": (model, against) for model in models}
-    if isinstance(dataset, str) and root is None:
-        raise InputError(f"dataset {dataset}: its folder is missing; name it with --root")
-    if strangers := [name for pair in compare for name in pair if name not in pairings]:
+    for name in (name for pair in compare for name in pair):
+        if name not in pairings:
+            raise InputError(f"--compare {name}: not among the models; name it with --model, too")
+    task = rules(_open_dataset(kind, dataset, root, wanted.split), wanted)
+    if wanted.matcher != task.matcher.name and not task.takes_matcher:
+        fitting = [n for n in TASKS.names() if TASKS.find(n).takes_matcher]
         raise InputError(
-            f"--compare {strangers[0]}: not among the models; name it with --model, too"
+            f"matcher {wanted.matcher}: the protocol {rules.name} matches in its own way; expected "
+            f"{' or '.join(fitting)}"
         )
-    task = rules(kind(root, wanted.split) if isinstance(dataset, str) else dataset, wanted)
+    task.matcher = Matcher(wanted.matcher, device)
     _check_writable(output)
     opened = {
         name: _open_model(
@@ -123,7 +126,7 @@ def evaluate(
     report = {
         "protocol": rules.name,
         "dataset": {"name": kind.name, "root": root and str(root), **task.dataset.size},
-        "settings": {**wanted.model_dump(), **predict.model_dump(), **task.own_settings},
+        "settings": {**wanted.model_dump(), **_as_written(predict), **task.own_settings},
         "models": [{"model": name, "origin": model.origin} for name, model in opened.items()],
         **_summarize(task, scored, compare),
         "command": command,
@@ -140,6 +143,21 @@ def evaluate(
         drawings = task.draw(scored, sides, advance)
     write_atomically(output / "index.html", render_page(report, task, drawings).encode())
     return output
+
+
+def _open_dataset(
+    kind: type[Dataset], dataset: str | Dataset, root: str | Path | None, split: str
+) -> Dataset:
+    if split not in kind.SPLITS:
+        raise InputError(
+            f"split {split}: the dataset {kind.name} has no such split; expected "
+            f"{' or '.join(kind.SPLITS)}"
+        )
+    if isinstance(dataset, Dataset):
+        return dataset
+    if root is None:
+        raise InputError(f"dataset {dataset}: its folder is missing; name it with --root")
+    return kind(root, split)
 
 
 def _find_task(kind: type[Dataset], name: str) -> type[Task]:
@@ -247,6 +265,11 @@ def _tables(report: dict, task: Task, splits: Sequence[str]) -> list[str]:
         *(results_table(report["results"], task.columns, split) for split in splits),
         *(comparison_table(c, split) for c in report["comparisons"] for split in splits),
     ]
+
+
+def _as_written(predict: PredictSettings) -> dict[str, Any]:
+    """[predict] as it is written in pipeline.toml."""
+    return {key: "auto" if v is None else v for key, v in predict.model_dump().items()}
 
 
 def _software() -> dict[str, str]:

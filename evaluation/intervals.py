@@ -56,7 +56,7 @@ class Statistics:
 
 
 def bootstrap_interval(
-    statistic: Statistic, num_groups: int, *, resamples: int = RESAMPLES, seed: int = 0
+    statistic: Statistic, num_groups: int, *, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
     """The 95 % percentile interval of a statistic under resampling of groups.
 
@@ -66,7 +66,7 @@ def bootstrap_interval(
     """
     if num_groups < 2:
         return math.nan, math.nan
-    draws = draw_weights(num_groups, resamples, seed)
+    draws = draw_weights(num_groups, resamples)
     values = np.array([statistic(weights) for weights in draws])
     values = values[~np.isnan(values)]
     if not len(values):
@@ -76,9 +76,9 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def draw_weights(num_groups: int, resamples: int, seed: int) -> np.ndarray:
+def draw_weights(num_groups: int, resamples: int) -> np.ndarray:
     """How often each group is drawn, (resamples, S) int64, each row with the sum S."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), resamples)
 
 

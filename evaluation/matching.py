@@ -1,13 +1,64 @@
-"""Matches between the descriptors of two images by nearest neighbors."""
+"""Matches between the features of two images: nearest neighbors of descriptors, or LightGlue."""
+
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
+from ..data.features import Features
 from ..errors import InputError
+from ..networks.lightglue import LightGlueMatcher
 
-__all__ = ["match_both_ways", "match_mutual"]
+__all__ = ["MATCHERS", "NEAREST", "Matcher", "match_both_ways", "match_mutual"]
 
 BLOCK = 1024
 """Rows of a distance matrix that are in memory at a time."""
+
+
+MATCHERS = {"nearest": "mutual nearest neighbors", "lightglue": "LightGlue's matches"}
+"""Name -> what it finds, for the report."""
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """A way to match two views, by its name: small enough to be sent to another process.
+
+    Attributes:
+        name: one of ``MATCHERS``.
+        device: on which LightGlue runs: auto, cpu, cuda or cuda:N.
+    """
+
+    name: str = "nearest"
+    device: str = "auto"
+
+    @property
+    def finds(self) -> str:
+        """What it finds, for the report."""
+        return MATCHERS[self.name]
+
+    def __call__(self, features0: Features, features1: Features) -> np.ndarray:
+        """Matches (K, 2) intp, rows of both.
+
+        Raises:
+            InputError: no descriptors, or those of the two views are not alike; LightGlue without
+                kornia, or descriptors that it was not made for.
+            NotFoundError: the weights of LightGlue are not there.
+        """
+        if self.name == "lightglue":
+            return _lightglue(self.device).match(features0, features1)[0]
+        if features0.descriptors is None or features1.descriptors is None:
+            raise InputError(
+                "matching needs descriptors in both views; the model gives no descriptors"
+            )
+        return match_mutual(features0.descriptors, features1.descriptors)
+
+
+NEAREST = Matcher()
+
+
+@lru_cache(maxsize=1)
+def _lightglue(device: str) -> LightGlueMatcher:
+    return LightGlueMatcher(device=device)
 
 
 def match_both_ways(

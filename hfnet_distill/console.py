@@ -1,5 +1,6 @@
-"""What the commands share: a border for errors, a progress bar, common options."""
+"""What the commands share: error messages, a progress bar, common options."""
 
+import builtins
 import functools
 import logging
 import re
@@ -49,9 +50,9 @@ class StorePath(click.ParamType):
 
 
 def user_errors(command: Callable) -> Callable:
-    """Turn what a user can cause into one sentence and exit code 1 (2 for a wrong flag).
+    """Turn errors that a user can cause into one sentence and exit code 1 (2 for a wrong flag).
 
-    That is what the project raises on purpose, what the operating system refuses, and Ctrl-C.
+    These are what the project raises on purpose, errors of the operating system, and Ctrl-C.
     Anything else is a bug and keeps its traceback.
     """
 
@@ -69,11 +70,12 @@ def user_errors(command: Callable) -> Callable:
         except BrokenPipeError:
             raise  # whoever read the output has seen enough; click ends without a word
         except DistillError as error:
-            _refuse(str(error), traceback)
+            _refuse(_of_worker(error) or str(error), traceback)
         except OSError as error:
-            if error.errno is None:
+            said = _of_worker(error) if error.errno is None else _os_error(error)
+            if said is None:
                 raise
-            _refuse(_os_error(error), traceback)
+            _refuse(said, traceback)
         except Exception as error:
             if (said := _known(error)) is not None:
                 _refuse(said, traceback)
@@ -111,11 +113,18 @@ def _known(error: Exception) -> str | None:
         return "memory ran out; lower --batch-size, --size or the number of workers"
     if re.match(r"DataLoader worker .* is killed by signal", str(error)):
         return "a loader's process was killed, perhaps because memory ran out; lower --num-workers"
-    # PyTorch passes an error of a loader's process on as the text of its traceback.
+    return _of_worker(error)
+
+
+def _of_worker(error: Exception) -> str | None:
+    """The sentence of an error of a loader's process, which PyTorch hides in a traceback.
+
+    None where it is a bug: neither raised on purpose nor the operating system's.
+    """
     pattern = r"Caught (\w+) in DataLoader worker process.*\n[\w.]+: (.*)"
     found = re.match(pattern, str(error), re.DOTALL)
-    purposely = found and isinstance(getattr(errors, found[1], None), type)
-    return found[2].strip() if purposely else None
+    kind = found and (getattr(errors, found[1], None) or getattr(builtins, found[1], None))
+    return found[2].strip() if kind and issubclass(kind, (DistillError, OSError)) else None
 
 
 def shared_options(command: Callable) -> Callable:
@@ -143,9 +152,10 @@ def _os_error(error: OSError) -> str:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C and SIGTERM do not break off what is being done.
+    """Defer Ctrl-C and SIGTERM until the end of a step.
 
-    Yields "was one sent?". Python leaves signals to the main thread; in others the answer is no.
+    Yields a function that says whether one was sent; always no outside the main thread, which alone
+    receives signals.
     """
     sent = []
     before = {}
@@ -176,7 +186,7 @@ def progress(
 ) -> Iterator[Callable[..., None]]:
     """A progress bar with rate and time left; yields ``advance(count=1, note="")``.
 
-    Where standard error is a file, a line every half minute takes the bar's place.
+    If standard error is a file, a line every half minute replaces the bar.
     """
     bar = Progress(
         TextColumn(title),

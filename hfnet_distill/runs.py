@@ -1,11 +1,11 @@
-"""A training's run folder: what it was made with, what it wrote down, and how it goes on.
+"""The run folder of a training: its settings, its journal, and what it needs to resume.
 
-    run.json             what the run was made with; a resumed one must be made with the same
-    resume.safetensors   all that going on needs: weights, the optimizer's state, the step
+    run.json             settings and data; those of a resumed run must be the same
+    resume.safetensors   what resuming needs: weights, the optimizer's state, the step
     log.jsonl            a line for some steps or a validation
     tensorboard/         the same as curves
 
-The weights that a run is for lie beside them under names of the training's own.
+The resulting weights lie beside them, under names that the training chooses.
 """
 
 import json
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .checkpoints import load_training, read_description, save_training
+from .config import first_difference
 from .errors import AlreadyExistsError, InputError, TrainingError
 from .files import write_atomically
 
-__all__ = ["Journal", "RunFolder", "first_difference"]
+__all__ = ["Journal", "RunFolder"]
 
 Batch = TypeVar("Batch")
 
@@ -30,11 +31,11 @@ class RunFolder:
     """The folder of one training.
 
     Args:
-        path: made where it does not exist.
-        info: what the run is made with, for JSON.
-        resume: go on with the run that is there, or start where there is none.
-        may_change: top-level keys of ``info["settings"]`` that a resumed run may have otherwise.
-        writes: whether this process writes, of several that train together.
+        path: made if it does not exist.
+        info: settings and data of the run, as JSON can store them.
+        resume: continue the run in the folder, or start one if there is none.
+        may_change: top-level keys of ``info["settings"]`` that may differ in a resumed run.
+        writes: whether this process writes, if several train together.
 
     Raises:
         AlreadyExistsError: the folder holds a run and ``resume`` was not asked for.
@@ -79,16 +80,16 @@ class RunFolder:
 
     @property
     def steps_done(self) -> int:
-        """The step that training goes on from."""
+        """The step at which training continues."""
         return read_description(self._resume_file)["step"] if self._resume_file.exists() else 0
 
     def load(
         self, modules: dict[str, nn.Module], optimizer: Optimizer, state: dict[str, Any]
     ) -> dict[str, Any]:
-        """Put modules and optimizer back as they were saved, and return their state.
+        """Restore modules and optimizer, and return the state.
 
         Args:
-            state: of the first step, returned where there is nothing to go on from.
+            state: of the first step, returned if there is nothing to resume.
         """
         if not self._resume_file.exists():
             return state
@@ -102,18 +103,18 @@ class RunFolder:
             save_training(self._resume_file, modules, optimizer, state)
 
     def journal(self, start: int) -> "Journal":
-        """What this run writes down from step ``start`` on."""
+        """The journal of this run from step ``start`` on."""
         return Journal(self.path if self.writes else None, start)
 
     def interrupted(self, step: int) -> KeyboardInterrupt:
-        """What to raise when a run was asked to stop and ``save`` was called."""
+        """The exception for a run that was asked to stop, after ``save``."""
         return KeyboardInterrupt(
             f"interrupted after step {step}, all of it is kept in {self.path}; the same command "
             "with --resume goes on"
         )
 
     def not_a_number(self, step: int, found: float) -> TrainingError:
-        """What to raise where a loss, or a gradient's length, is not finite."""
+        """The exception for a loss, or the norm of a gradient, that is not finite."""
         kept = "the checkpoints there are sound" if self.holds_a_run else "nothing was written yet"
         return TrainingError(
             f"{self.path}: the loss became {found:g} at step {step}; {kept}: train again with a "
@@ -122,13 +123,13 @@ class RunFolder:
 
 
 class Journal:
-    """Lines of JSON and TensorBoard's curves; nothing where ``folder`` is None.
+    """Lines of JSON and TensorBoard curves; nothing if ``folder`` is None.
 
-    Lines of steps after ``start``, which a run that was broken off will take again, are dropped.
+    Lines of steps after ``start`` are removed: an interrupted run takes these steps again.
     """
 
     EVERY = 20
-    """Steps of which a line has the means."""
+    """Steps whose means a line holds."""
 
     def __init__(self, folder: Path | None, start: int):
         self._file = self._board = None
@@ -142,10 +143,10 @@ class Journal:
         self._start_line()
 
     def timed(self, batches: Iterable[Batch], count: Callable[[Batch], int]) -> Iterator[Batch]:
-        """The batches, noting how long each was waited for.
+        """Yield the batches and record the time spent waiting for each.
 
         Args:
-            count: how many images a batch has.
+            count: the number of images in a batch.
         """
         iterator = iter(batches)
         while True:
@@ -158,11 +159,11 @@ class Journal:
             yield batch
 
     def step(self, step: int, values: Mapping[str, Tensor], rate: float) -> None:
-        """Note a step's values, detached scalars, and its learning rate."""
+        """Record the values of a step, detached scalars, and its learning rate."""
         for (
             name,
             value,
-        ) in values.items():  # numbers only when a line is written: a GPU need not wait
+        ) in values.items():  # read only when a line is written, so that a GPU need not wait
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._steps += 1
         if step % self.EVERY:
@@ -173,7 +174,7 @@ class Journal:
         self.write("train", step, {**line, "wait": self._waited / seconds})
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """Write a line of values of a step under a kind, such as ``validation``."""
+        """Write a line with the values of a step, of a kind such as ``validation``."""
         self._start_line()
         if self._file is None:
             return
@@ -197,18 +198,6 @@ class Journal:
             self._board.close()
 
 
-def first_difference(ours: Mapping, theirs: Mapping, prefix: str = "") -> str | None:
-    """The first key in which two nested mappings differ, in words, or None."""
-    for key in [*ours, *(key for key in theirs if key not in ours)]:
-        mine, its = ours.get(key, "nothing"), theirs.get(key, "nothing")
-        if isinstance(mine, Mapping) and isinstance(its, Mapping):
-            if found := first_difference(mine, its, f"{prefix}{key}."):
-                return found
-        elif mine != its:
-            return f"{prefix}{key} is {its} there and {mine} here"
-    return None
-
-
 def _without(info: dict[str, Any], may_change: Iterable[str]) -> dict[str, Any]:
     settings = {k: v for k, v in info.get("settings", {}).items() if k not in set(may_change)}
     return {**info, "settings": settings}
@@ -218,7 +207,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     lines = path.read_text("utf-8").splitlines(keepends=True)
-    # A line that a power cut tore is of a step that will be taken again.
+    # A line that a power cut left incomplete is of a step that will be taken again.
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     if kept != lines:
         write_atomically(path, "".join(kept).encode())

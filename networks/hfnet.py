@@ -36,8 +36,8 @@ GLOBAL_BLOCKS = [
 ]
 EXPANSION = 6
 BN_EPSILON = 1e-3
-# oneDNN's convolution that ends with ReLU6 while its results are still in the cache: what
-# torch.compile calls, which would need a C++ compiler at hand.
+# oneDNN's convolution with a fused ReLU6, which works while the results are still in the cache.
+# torch.compile uses it, too, but needs a C++ compiler.
 FUSES_ACTIVATION = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_convolution_pointwise"
 )
@@ -47,21 +47,21 @@ BN_MOMENTUM = 0.01
 
 @dataclass(frozen=True)
 class HFNetConfig:
-    """What a student is built from; a checkpoint carries it.
+    """What the student is built from; kept in its checkpoint.
 
     Attributes:
         width: multiplies the channels of the backbone.
         descriptor_dim: of the local descriptors.
-        detector_skip: lets the detector also see the first block's map, at stride 2, which knows
-            better where within a cell a corner is; HF-Net has none.
+        detector_skip: the detector also sees the first block's map at stride 2, which shows better
+            where in a cell a corner is; HF-Net has none.
         context_block: one more block at stride 8 with a 5x5 filter, before both heads, which then
             see 107 pixels instead of 75; HF-Net has none.
         global_dim: of the global descriptor; 0 leaves the global branch out.
-        global_pooling: what the global descriptor is pooled from: ``deep`` layers of its own, as
-            HF-Net has it, or the ``local`` descriptors, which takes fewer weights and no layers.
+        global_pooling: what the global descriptor is pooled from: ``deep`` layers of its own, as in
+            HF-Net, or the ``local`` descriptors, which takes fewer weights and no layers.
         clusters: of the NetVLAD layer.
         global_rank: of the projection to the global descriptor, as the product of two matrices; 0
-            for HF-Net's own, a single one with most of its weights.
+            for HF-Net's single matrix, which has most of its weights.
     """
 
     width: float = 0.75
@@ -113,7 +113,7 @@ class HFNet(Student):
             self.projection = _make_projection(config.descriptor_dim * config.clusters, config)
         self.local_is_frozen = False
         self.apply(_initialize)
-        # What HF-Net has not is nothing at first, so that it can be added to a trained student.
+        # What HF-Net lacks starts at zero, so that it can be added to a trained student.
         if config.detector_skip:
             nn.init.zeros_(self.detector_skip.norm.weight)
         if config.context_block:
@@ -171,15 +171,15 @@ class HFNet(Student):
         return StudentOutput(score_logits, descriptors, global_descriptor)
 
     def describe_globally(self, image: Tensor) -> Tensor:
-        """Only the global descriptors (B, G) of a batch of images; see ``forward``."""
+        """The global descriptors (B, G) of a batch of images alone; see ``forward``."""
         if self.config.global_pooling == "local":
             return self(image).global_descriptor
         return self._project(self.vlad(self.global_blocks(self._features(image)[0])))
 
     def _features(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The maps at stride 8 and, of the first block, at stride 2."""
-        centred = self.whole_cells(image) * (255 / 128) - 1  # HF-Net's (x - 128) / 128
-        fine = self.local_blocks[0](self.stem(centred))
+        """The map at stride 8, and the first block's at stride 2."""
+        centered = self.whole_cells(image) * (255 / 128) - 1  # HF-Net's (x - 128) / 128
+        fine = self.local_blocks[0](self.stem(centered))
         features = self.local_blocks[1:](fine)
         return (self.context_block(features) if self.config.context_block else features), fine
 
@@ -188,7 +188,7 @@ class HFNet(Student):
 
 
 class ConvBN(nn.Module):
-    """Convolution with TensorFlow's SAME padding, batch normalisation and, mostly, ReLU6."""
+    """Convolution with TensorFlow's SAME padding, batch normalization and, mostly, ReLU6."""
 
     def __init__(self, before, after, kernel, *, stride=1, groups=1, activate=True):
         super().__init__()
@@ -200,7 +200,7 @@ class ConvBN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stride == 2:
-            # SAME: nothing before and one after an even side, one on each end of an odd one.
+            # SAME: an even side is padded by one at its end, an odd one by one at both ends.
             before = [side % 2 for side in x.shape[-2:]]
             x = F.pad(x, (before[1], 1, before[0], 1))
         x = self.norm(self._convolve(x))
@@ -211,8 +211,8 @@ class ConvBN(nn.Module):
         bfloat16_on_cpu = x.dtype == torch.bfloat16 and x.device.type == "cpu"
         if is_plain or self.conv.groups == 1 or not (bfloat16_on_cpu and x.requires_grad):
             return self.conv(x)
-        # oneDNN takes two to ten times as long for the gradient of a depthwise convolution that is
-        # strided or has a larger filter in bfloat16, up to a fifth of a whole step.
+        # In bfloat16, oneDNN takes two to ten times as long for the gradient of a depthwise
+        # convolution that is strided or has a larger filter: up to a fifth of a whole step.
         with torch.autocast("cpu", enabled=False):
             return self.conv(x.float()).to(x.dtype)
 
@@ -225,7 +225,7 @@ class FoldedConv(nn.Module):
         self.conv = fuse_conv_bn_eval(trained.conv, trained.norm)
         self.activate = trained.activate
         if trained.stride == 2:
-            # SAME pads an even side after its end alone. One on both ends comes to the same with a
+            # SAME pads an even side at its end only. Padding both ends is the same with a
             # kernel that does not look at the first, and needs no padded copy.
             self.conv.weight = nn.Parameter(F.pad(self.conv.weight, (1, 0, 1, 0)))
             self.conv.padding = (1, 1)
@@ -233,7 +233,7 @@ class FoldedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         odd = [side % 2 for side in x.shape[2:]]
         if self.conv.stride == (2, 2) and any(odd):
-            x = F.pad(x, (odd[1], 0, odd[0], 0))  # SAME pads an odd side on both ends
+            x = F.pad(x, (odd[1], 0, odd[0], 0))  # SAME pads an odd side at both ends
         if FUSES_ACTIVATION and x.device.type == "cpu" and not _is_cast_or_exported():
             conv = self.conv
             return torch.ops.mkldnn._convolution_pointwise(
@@ -265,7 +265,7 @@ class InvertedResidual(nn.Module):
 
 
 class NetVLAD(nn.Module):
-    """Soft-assigned residuals to clusters (Arandjelovic et al., CVPR 2016), as HF-Net has it."""
+    """Soft-assigned residuals to clusters (Arandjelovic et al., CVPR 2016), as in HF-Net."""
 
     def __init__(self, channels: int, clusters: int):
         super().__init__()
@@ -279,7 +279,7 @@ class NetVLAD(nn.Module):
         weights = self.norm(self.memberships(features)).float().softmax(1).flatten(2)
         sums = weights @ features.float().flatten(2).transpose(1, 2)
         residuals = weights.sum(2, keepdim=True) * self.clusters - sums
-        # HF-Net's intra-normalisation runs over the clusters, not over each cluster's channels.
+        # HF-Net's intra-normalization runs over the clusters, not over each cluster's channels.
         return F.normalize(F.normalize(residuals, dim=1).flatten(1), dim=1)
 
 
@@ -308,7 +308,7 @@ class LocalVLAD(nn.Module):
         return F.normalize(F.normalize(residuals.float(), dim=2).flatten(1), dim=1)
 
     def start_from(self, projection: nn.Linear, parameters: Mapping[str, np.ndarray]) -> None:
-        """Take over what a VLAD of local descriptors learned: its words, mean and projection."""
+        """Start from the words, mean and projection of a VLAD of local descriptors."""
         words, mean, matrix = (
             torch.from_numpy(np.array(parameters[name], np.float32))
             for name in ("words", "mean", "projection")
@@ -330,7 +330,7 @@ def _make_blocks(table, channels: int, width: float) -> tuple[nn.Sequential, int
     blocks = nn.Sequential()
     for after, stride in table:
         after = scale_channels(after, width)
-        # Only the network's first block works on the channels as they come.
+        # Only the first block does not expand its channels.
         expansion = 1 if table is LOCAL_BLOCKS and not blocks else EXPANSION
         blocks.append(InvertedResidual(channels, after, stride, expansion))
         channels = after
@@ -371,7 +371,7 @@ def load_tensorflow_variables(network: HFNet, variables: Mapping[str, np.ndarray
             state[name] = tensor
             continue
         source = _tensorflow_name(name)
-        if source is None:  # the scale that HF-Net's cluster memberships do not have
+        if source is None:  # HF-Net's cluster memberships have no scale
             state[name] = torch.ones_like(tensor)
             continue
         if source not in variables:
@@ -404,7 +404,7 @@ _NORM = {
 
 
 def _tensorflow_name(name: str) -> str | None:
-    """The checkpoint's name of one of the network's tensors."""
+    """The name in the checkpoint of one of the network's tensors."""
     first, *rest = name.split(".")
     if first == "stem":
         return "MobilenetV2/Conv/" + _leaf(rest)

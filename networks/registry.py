@@ -29,6 +29,11 @@ __all__ = [
 PACKAGED = Path(__file__).parent / "packaged"
 """The folder of the students and teachers that need no download, and of their model cards."""
 
+STUDENTS = ("hfnet-superpoint",)
+"""The packaged students; each has a model card."""
+DEFAULT = "hfnet-superpoint"
+"""The one that ``default`` stands for."""
+
 MODULES = {
     "superpoint": "superpoint",
     "aliked": "aliked",
@@ -127,15 +132,15 @@ def _open(model: str, weights: str | None) -> Network:
 
 
 def packaged_names() -> list[str]:
-    """The checkpoints that are shipped under names of their own."""
-    return sorted(path.stem for path in PACKAGED.glob("*.safetensors") if path.stem not in MODULES)
+    """The packaged students, the default first."""
+    return ["default", *STUDENTS]
 
 
 def checkpoint_path(model: str | Path) -> Path:
     """The file that a packaged student's name, a run folder or a checkpoint stands for."""
-    packaged = PACKAGED / f"{model}.safetensors"
-    if "/" not in str(model) and packaged.is_file() and not Path(model).exists():
-        return packaged
+    name = DEFAULT if str(model) == "default" else str(model)
+    if name in STUDENTS and not Path(model).exists():
+        return PACKAGED / f"{name}.safetensors"
     path = Path(model)
     return path / "best.safetensors" if path.is_dir() else path
 

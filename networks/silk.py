@@ -38,7 +38,7 @@ OFFICIAL_NAMES = {
     "descriptor_head.0.": "_mods.model.backbone._heads._mods.raw_descriptors._desH1.",
     "descriptor_head.1.": "_mods.model.backbone._heads._mods.raw_descriptors._desH2.",
 }
-# The length of SiLK's own descriptors, 1.41; ours have unit length, and the loss its temperature.
+# The length of SiLK's descriptors, 1.41; ours have unit length, and the loss has a temperature.
 OFFICIAL_SCALE = "_mods.model.descriptor_scale_factor"
 
 
@@ -63,11 +63,11 @@ class SiLKConfig:
 
 
 class SiLKOutput(NamedTuple):
-    """What the network says about a batch, at ``SiLKConfig.geometry``.
+    """The output for a batch, at ``SiLKConfig.geometry``.
 
     Attributes:
         score_logits: (B, 1, h, w) float32; their sigmoid is SiLK's probability of a keypoint.
-        raw_descriptor_map: (B, D, h, w) float32, not normalised.
+        raw_descriptor_map: (B, D, h, w) float32, not normalized.
     """
 
     score_logits: Tensor
@@ -83,9 +83,9 @@ class SiLKOutput(NamedTuple):
 class SiLK(Network):
     """Gray image -> the logit of a keypoint and a descriptor for every pixel inside the border.
 
-    Its ``descriptor_map`` is stored in three forms: sampled at the centres of a student's cells,
-    ``:averaged`` over each cell, which blurs what tells neighbours apart, and ``:full``, one for
-    every pixel inside the border. Cells whose centre lies in the border have none.
+    Its ``descriptor_map`` is stored in three forms: sampled at the centers of a student's cells,
+    ``:averaged`` over each cell, which blurs differences between neighbors, and ``:full``, one for
+    every pixel inside the border. Cells whose center lies in the border have none.
     """
 
     Config = SiLKConfig
@@ -118,12 +118,12 @@ class SiLK(Network):
             (images.shape[3], images.shape[2]),
             output.score_logits.sigmoid(),
             self.config.geometry,
-            output.raw_descriptor_map,  # most positions are never looked at, and normalized in vain
+            output.raw_descriptor_map,  # normalized only where it is used
             self.config.geometry,
         )
 
     def describe(self, maps: DenseMaps, row: int, keypoints: Tensor) -> Tensor:
-        """Those of the nearest position; in the border, where there are none, of the map's edge."""
+        """Descriptors of the nearest positions; in the border, those of the map's edge."""
         values = maps.descriptor_map[row]
         columns, rows = maps.descriptor_geometry.to_map(keypoints.to(values)).round().long().T
         rows, columns = (
@@ -167,7 +167,7 @@ class SiLK(Network):
         return F.normalize(sampled, dim=1)
 
     def _described_cells(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the cells whose centre lies inside the border."""
+        """(height, width) of the cells whose center lies inside the border."""
         return tuple(side - 2 * self.skipped_cells for side in grid_shape(size[::-1]))
 
     def forward(self, image: Tensor) -> SiLKOutput:
@@ -227,7 +227,7 @@ def load_silk(path: str | Path) -> SiLK:
 
 
 def save_silk(path: str | Path, network: SiLK, info: dict, dtype=torch.float32) -> None:
-    """Write weights that ``load_silk`` reads, with a JSON-able description of their making."""
+    """Write weights that ``load_silk`` reads; ``info`` describes them and is stored as JSON."""
     tensors = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in network.state_dict().items()
@@ -236,7 +236,7 @@ def save_silk(path: str | Path, network: SiLK, info: dict, dtype=torch.float32) 
 
 
 def _read_official(path: Path) -> tuple[SiLK, dict[str, Tensor]]:
-    """The network that the widths in an official checkpoint call for, and its tensors, renamed."""
+    """The network of the widths in an official checkpoint, and its tensors under our names."""
     found = load_arrays(path)[0] if path.suffix == ".npz" else _read_lightning(path)
     network = SiLK(_config_of(found))
     official = {_official_name(name): name for name in network.state_dict()}
@@ -267,7 +267,7 @@ def _read_lightning(path: Path) -> dict[str, Tensor]:
 
 
 def _config_of(found: dict[str, Tensor]) -> SiLKConfig:
-    """The widths of an official checkpoint; where a tensor is missing, the official ones."""
+    """The widths of an official checkpoint; the official ones where a tensor is missing."""
     default = SiLKConfig()
 
     def width(name: str, otherwise: int) -> int:

@@ -1,4 +1,4 @@
-"""SuperPoint v1: the network, loading the official weights.
+"""SuperPoint v1: the network, which loads the official weights.
 
 DeTone, Malisiewicz, Rabinovich: SuperPoint: Self-Supervised Interest Point Detection and
 Description, CVPRW 2018. The layer names are those of the official state dict.
@@ -15,7 +15,7 @@ from .weights import OfficialWeights, find_weights, load_arrays, load_strictly
 
 __all__ = ["SuperPoint"]
 
-# Every stage of the encoder but the last is followed by a 2x2 max pooling.
+# Every stage of the encoder except the last ends in a 2x2 max pooling.
 ENCODER = {"1": (1, 64), "2": (64, 64), "3": (64, 128), "4": (128, 128)}
 
 
@@ -29,7 +29,7 @@ class SuperPoint(Network):
         file="superpoint_v1.pth",
         url="https://github.com/magicleap/SuperPointPretrainedNetwork/raw/master/superpoint_v1.pth",
         digest="git:107a444ca318d487390137d619d49f2f0a3b1ad8",
-        licence="Magic Leap, academic or non-profit non-commercial research only",
+        license="Magic Leap, academic or non-profit non-commercial research only",
     )
 
     def __init__(self):
@@ -62,7 +62,7 @@ class SuperPoint(Network):
 
         Args:
             image: (B, 1, H, W) float32 in [0, 1]; rows and columns beyond a multiple of 8 at the
-                bottom and right are not seen by the last cells (pooling floors).
+                bottom and right belong to no cell (pooling rounds down).
 
         Returns:
             score logits (B, 65, H//8, W//8) and descriptor map (B, 256, H//8, W//8) of unit

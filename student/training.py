@@ -14,7 +14,7 @@ from ..console import deferred_interrupt, progress, say
 from ..data.cells import grid_shape
 from ..data.geometry import Homographies
 from ..data.images import list_images, split_names
-from ..data.stores.quantize import dequantise
+from ..data.stores.quantize import dequantize
 from ..data.stores.store import RecordStore
 from ..device import autocast, choose_device, choose_precision
 from ..errors import CheckpointError, InputError
@@ -33,7 +33,7 @@ from .distributed import (
     average_gradients,
     join,
     rank,
-    synchronise_norms,
+    synchronize_norms,
     world_size,
 )
 from .loader import Batches, DistillationDataset, make_loader
@@ -154,7 +154,7 @@ def fit(
         raise InputError("loss_weights: no loss that has a weight above 0 fits what is learned")
     weighting = make_weighting(settings, names).to(device)
     student.to(device, memory_format=torch.channels_last)
-    synchronise_norms(student)
+    synchronize_norms(student)
     modules = {"student": student, "weighting": weighting}
     averaged = WeightAverage(student, settings.ema) if settings.ema else None
     if averaged:
@@ -227,7 +227,7 @@ def batch_losses(
         else:
             said = student(images)
     lesson = dataset.targets.lesson(
-        dequantise(batch), H_view_to_photo, grid_shape(images.shape[2:])
+        dequantize(batch), H_view_to_photo, grid_shape(images.shape[2:])
     )
     return compute_losses(names, said, lesson)
 
@@ -270,20 +270,21 @@ def _validate_and_keep(
 
 
 def _estimate_norms(student, training, batches: Batches, settings, device) -> None:
-    """Over the batches that would come next."""
-    ahead = -(-settings.norm_batches // batches.steps_per_epoch)
+    """Over the batches that would come next, of a short training no more than it had."""
+    steps = batches.steps_per_epoch * settings.epochs
+    count = min(settings.norm_batches, steps)
     following = Batches(
         batches.count,
         batches.batch_size,
-        epochs=settings.epochs + ahead,
+        epochs=settings.epochs - (-count // batches.steps_per_epoch),
         seed=settings.seed,
-        start=batches.steps_per_epoch * settings.epochs,
+        start=steps,
         part=(rank(), world_size()),
     )
     loader = make_loader(training, following, settings.num_workers)
     images = (_images(batch).to(device, non_blocking=True) for batch in loader)
     context = autocast(device, choose_precision(settings.precision, device))
-    estimate_norms(student, images, settings.norm_batches, context=context)
+    estimate_norms(student, images, count, context=context)
 
 
 def one_cycle(progress: float, warmup: float) -> float:
@@ -418,7 +419,7 @@ def make_student(
 
 def _start_from_packaged(student: Student, quiet: bool) -> str:
     """Start a student from the first packaged one that fits, if any does; its SHA-256."""
-    for name in sorted(packaged_names(), key=lambda name: name != "default"):
+    for name in packaged_names():
         other = load_checkpoint(checkpoint_path(name))[0]
         if type(other) is not type(student):
             continue
@@ -428,7 +429,7 @@ def _start_from_packaged(student: Student, quiet: bool) -> str:
             continue
         say(
             f"starts from the packaged student {name}, and inherits what its model card says of "
-            "licences; --init none starts from nothing",
+            "licenses; --init none starts from nothing",
             quiet=quiet,
         )
         return other.weights

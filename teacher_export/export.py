@@ -12,9 +12,9 @@ import torch
 
 from ..config import ExportSettings, load_settings, override
 from ..console import progress, say
-from ..data.images import check_image, list_images, load_photograph, to_tensor
+from ..data.images import Look, check_image, list_images, load_photograph, to_tensor
 from ..data.keypoints import KeypointChoice
-from ..data.stores.quantize import quantise, quantise_fields
+from ..data.stores.quantize import quantize, quantize_fields
 from ..data.stores.store import RecordStore, Schema
 from ..device import choose_device, choose_precision
 from ..errors import InputError, StoreError, UnreadablePhotographError
@@ -32,6 +32,7 @@ __all__ = [
 
 DECODERS = 4  # threads; OpenCV decodes without holding Python's lock
 SHARDS_IN_FLIGHT = 2
+DARK = 256 // 16  # of 8 bits; what the largest value of 12 bits is in a file of 16
 STORED_SETTINGS = {
     "threshold": "threshold",
     "nms_radius": "nms_radius",
@@ -209,13 +210,20 @@ def _readable(
     with progress("check photographs", len(names), quiet=quiet) as advance:
         found = _look_at(folder, names, advance)
     unreadable = {name: seen for name, seen in found.items() if isinstance(seen, Exception)}
-    sizes = [seen for seen in found.values() if not isinstance(seen, Exception)]
+    seen = [look for look in found.values() if isinstance(look, Look)]
     # Enlarging by up to a twentieth does no harm, and sizes are approximate.
+    sizes = (look.size for look in seen)
     if small := sum(min(w / size[0], h / size[1]) < 0.95 for w, h in sizes):
         say(
             f"{small} of {len(names)} photographs are smaller than {size[0]}x{size[1]} and blurred "
             "by being enlarged; take larger ones, or see python -m hfnet_distill.data.mosaics "
             "--help",
+            quiet=quiet,
+        )
+    if dark := sum(0 < look.brightest < DARK for look in seen):
+        say(
+            f"{dark} of {len(names)} photographs have no pixel brighter than a sixteenth of white; "
+            "where they are 16-bit files of 12-bit values, multiply those by 16",
             quiet=quiet,
         )
     if not unreadable:
@@ -233,10 +241,10 @@ def _readable(
 
 def _look_at(
     folder: Path, names: list[str], advance: Callable[[], None]
-) -> dict[str, tuple[int, int] | UnreadablePhotographError]:
-    """Decode every photograph coarsely: name -> its approximate size, or its error."""
+) -> dict[str, Look | UnreadablePhotographError]:
+    """Decode every photograph coarsely: name -> what it tells, or its error."""
 
-    def check(name: str) -> tuple[int, int] | UnreadablePhotographError:
+    def check(name: str) -> Look | UnreadablePhotographError:
         try:
             return check_image(folder / name)
         except UnreadablePhotographError as error:
@@ -291,7 +299,7 @@ def make_schema(
     """
     fields = teacher.fields(settings.fields, settings.size, settings.max_num_keypoints)
     if settings.quantisation == "int8":
-        fields = quantise_fields(fields)
+        fields = quantize_fields(fields)
     told = {} if settings.precision == "float32" else {"precision": settings.precision}
     if keypoints is not None:
         theirs = keypoints.schema
@@ -368,7 +376,7 @@ def fill_shards(
                 images = torch.stack([to_tensor(image, teacher.channels) for image in batch])
                 found = given(store.shard(number)[start : start + len(batch)])
                 values_by_field = teacher.export(images, settings.fields, choice, found)
-                for name, values in quantise(store.schema.fields, values_by_field).items():
+                for name, values in quantize(store.schema.fields, values_by_field).items():
                     shard[name][start : start + len(batch)] = values.cpu().numpy()
                 advance(len(batch))
             writes.append(writer.submit(store.write_shard, number, shard))

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from hfnet_distill import config
 from hfnet_distill.data.cells import (
+    CELL,
     NOTHING,
-    cell_centres,
+    cell_centers,
     cell_corners,
     cell_peaks,
     from_pixels,
@@ -44,13 +46,17 @@ def test_what_is_left_is_no_keypoint():
     torch.testing.assert_close(occupied(cells)[0, 0], torch.tensor([0.3, 1.0]))
 
 
+def test_settings_count_in_the_same_cells():
+    assert config.CELL == CELL
+
+
 def test_incomplete_cells_are_left_out():
     assert grid_shape((47, 64)) == (5, 8)
     assert image_shape((5, 8)) == (40, 64)
 
 
-def test_centres_and_corners():
-    assert cell_centres((1, 2)).tolist() == [[3.5, 3.5], [11.5, 3.5]]
+def test_centers_and_corners():
+    assert cell_centers((1, 2)).tolist() == [[3.5, 3.5], [11.5, 3.5]]
     assert cell_corners((1, 1)).tolist() == [[-0.5, -0.5], [7.5, -0.5], [-0.5, 7.5], [7.5, 7.5]]
 
 
@@ -64,7 +70,10 @@ def test_the_peak_of_a_cell_is_its_likeliest_pixel():
     assert peaks[0].tolist() == [[0, 0], [8, 0], [23, 0], [2, 13], [8, 8], [16, 8]]
 
 
-@pytest.mark.parametrize("room", ["data", "student", "teacher_export", "evaluation"])
+ROOMS = ["data", "networks", "student", "teacher_export", "evaluation", "deployment"]
+
+
+@pytest.mark.parametrize("room", ROOMS)
 def test_the_convention_has_one_place(room):
     for path in (ROOT / room).rglob("*.py"):
         with open(path, "rb") as file:

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -246,3 +247,16 @@ def test_a_disk_that_fills_up(run_command, photographs, tmp_path, monkeypatch, f
     assert 0 not in RecordStore.open(tmp_path / "store").pending_shards()
     export(run_command, photographs, tmp_path / "store", *arguments, code=0)
     assert RecordStore.open(tmp_path / "store").complete
+
+
+def test_values_of_12_bits_in_a_16_bit_file_are_noticed(run_command, tmp_path):
+    (tmp_path / "dark").mkdir()
+    image = np.random.default_rng(0).integers(0, 4096, (96, 128)).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "dark" / "a.png"), image)
+    cv2.imwrite(str(tmp_path / "dark" / "b.png"), 16 * image)
+    output = run_command(
+        export_teacher,
+        *("--model", "superpoint", "--images", tmp_path / "dark", "--store", tmp_path / "store"),
+        *("--size", "64x48", "--device", "cpu"),
+    )
+    assert "1 of 2 photographs have no pixel brighter than a sixteenth of white" in output

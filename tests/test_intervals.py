@@ -67,7 +67,7 @@ def test_a_draw_is_a_set_of_pairs():
     statistics = statistics_of(pairs)
     assert statistics.groups == ["s0", "s1", "s2", "s3", "s4"]
     assert list(statistics.of) == SIX
-    draws = draw_weights(5, 20, seed=3)
+    draws = draw_weights(5, 20)
     drawn = [[statistic(weights) for statistic in statistics.of.values()] for weights in draws]
     expected = [list(statistics_of(repeat(pairs, w)).values().values()) for w in draws]
     np.testing.assert_allclose(drawn, expected, rtol=1e-12)

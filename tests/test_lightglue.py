@@ -1,5 +1,6 @@
 """LightGlue: what it asks for, and matches of ALIKED's features with the authors' weights."""
 
+import json
 from dataclasses import replace
 
 import cv2
@@ -12,6 +13,7 @@ from hfnet_distill.data.features import Features, read_features
 from hfnet_distill.data.geometry import warp_points
 from hfnet_distill.deployment.cli import extract_features
 from hfnet_distill.errors import InputError, NotFoundError
+from hfnet_distill.evaluation.cli import evaluate
 from hfnet_distill.networks.lightglue import LightGlueMatcher
 from hfnet_distill.networks.registry import load
 
@@ -136,3 +138,35 @@ def test_matches_of_a_features_file(
     )
     assert "LightGlue: descriptors are float32" in output
     assert not (tmp_path / "other.h5").exists()
+
+
+def test_matches_that_are_evaluated(
+    random_matcher, run_command, photographs, tmp_path, monkeypatch
+):
+    numbers = []
+
+    class Recorded:
+        def match(self, *views):
+            found = random_matcher.match(*views)
+            numbers.append(len(found[0]))
+            return found
+
+    monkeypatch.setattr("hfnet_distill.evaluation.matching._lightglue", lambda device: Recorded())
+    run_command(
+        *(evaluate, "--render", photographs, "--root", tmp_path / "root"),
+        *("--sequences", 2, "--quiet"),
+    )
+    command = ("--root", tmp_path / "root", "--model", "aliked:n16", "--device", "cpu", "--quiet")
+    how = ("--output", tmp_path / "report", "--num-features", 50)
+    run_command(evaluate, *command, *how, "--protocol", "matching", "--matcher", "lightglue")
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["settings"]["matcher"] == "lightglue"
+    assert len(numbers) == 10
+    assert report["results"][0]["mean_matches"] == pytest.approx(np.mean(numbers))
+    assert "LightGlue's matches; the share of pairs" in (
+        tmp_path / "report" / "index.html"
+    ).read_text().replace("&#39;", "'")
+    output = run_command(
+        evaluate, *command, *how, "--protocol", "hfnet", "--matcher", "lightglue", code=1
+    )
+    assert "matcher lightglue: the protocol hfnet matches in its own way; expected" in output

@@ -55,7 +55,7 @@ def environment(wheel, tmp_path_factory) -> Path:
 def test_a_wheel_holds_one_name(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"hfnet_distill"}
-    for needed in ("py.typed", "pipeline.toml", "networks/packaged/default.safetensors"):
+    for needed in ("py.typed", "pipeline.toml", "networks/packaged/hfnet-superpoint.safetensors"):
         assert f"hfnet_distill/{needed}" in names
 
 

@@ -23,13 +23,14 @@ class Dataset:
     """A folder of images; made of its root and the split that is asked for.
 
     Attributes:
+        name: under which it is registered.
         SPLITS: the splits that can be asked for.
         task: which task is run where none is named; None for [evaluate] protocol.
         images: name -> path of each image once, in the order in which they are shown to a model.
         size: how much it holds, by the name of what is counted; part of the report.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     SPLITS: ClassVar[Sequence[str]] = ("all",)
     task: ClassVar[str | None] = None
     images: dict[str, Path]
@@ -120,7 +121,7 @@ class PosePair:
     Attributes:
         sequence: the name of its sequence.
         name0, name1: of the images.
-        T_0to1: (4, 4) float64, points of camera 0 to camera 1, in metres.
+        T_0to1: (4, 4) float64, points of camera 0 to camera 1, in meters.
     """
 
     sequence: str

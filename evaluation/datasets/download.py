@@ -49,20 +49,16 @@ def fetch_hpatches(
 ) -> None:
     """Make ``root`` the full HPatches, unless it is there.
 
-        The archive is fetched beside ``root``, verified, unpacked beside it, looked through and only
-        then renamed; it is removed in the end.
+    The archive is fetched beside ``root``, verified, unpacked beside it, looked through and only
+    then renamed; it is removed in the end.
 
-        Args:
-            advance: called with the number of bytes that came.
+    Args:
+        advance: called with the number of bytes that came.
 
-        Raises:
-            AlreadyExistsError: ``root`` is there and is not the full HPatches.
-            DownloadError: see ``data.download``; or too little space, said before the first byte.
-    <<<<<<< HEAD
-            InputError, NotFoundError: the archive holds something else.
-    =======
-            InputError, FileNotFoundError: the archive holds something else.
-    >>>>>>> main
+    Raises:
+        AlreadyExistsError: ``root`` is there and is not the full HPatches.
+        DownloadError: see ``data.download``; or too little space, said before the first byte.
+        InputError, NotFoundError: the archive holds something else.
     """
     if root.exists():
         found = len(HPatches(root).sequences)
