@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -19,6 +20,7 @@ __all__ = [
     "Settings",
     "TeacherSettings",
     "TrainSettings",
+    "first_difference",
     "load_settings",
     "override",
     "parse_size",
@@ -40,9 +42,13 @@ def _parse_crop(value: Any) -> tuple[int, int] | None:
     return None if value in ("whole", None) else parse_size(value)
 
 
-def _multiple_of_8(size: tuple[int, int] | None) -> tuple[int, int] | None:
-    if size and (size[0] % 8 or size[1] % 8):
-        raise ValueError("both sides must be multiples of 8, the side of a descriptor cell")
+CELL = 8
+"""Pixels of a cell's side: ``data.cells.CELL``, which the root may not import."""
+
+
+def _whole_cells(size: tuple[int, int] | None) -> tuple[int, int] | None:
+    if size and (size[0] % CELL or size[1] % CELL):
+        raise ValueError(f"both sides must be multiples of {CELL}, the side of a descriptor cell")
     return size
 
 
@@ -52,10 +58,8 @@ def _to_range(value: Any) -> tuple[float, float]:
     return tuple(float(end) for end in value)
 
 
-Size = Annotated[tuple[int, int], BeforeValidator(parse_size), AfterValidator(_multiple_of_8)]
-Crop = Annotated[
-    tuple[int, int] | None, BeforeValidator(_parse_crop), AfterValidator(_multiple_of_8)
-]
+Size = Annotated[tuple[int, int], BeforeValidator(parse_size), AfterValidator(_whole_cells)]
+Crop = Annotated[tuple[int, int] | None, BeforeValidator(_parse_crop), AfterValidator(_whole_cells)]
 Range = Annotated[tuple[float, float], BeforeValidator(_to_range)]
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -244,6 +248,18 @@ def override(section: Section, **values: Any) -> Section:
         return type(section).model_validate({**section.model_dump(), **given})
     except ValidationError as error:
         raise InputError(_in_words(error)) from error
+
+
+def first_difference(ours: Mapping, theirs: Mapping, prefix: str = "") -> str | None:
+    """The first key in which two nested mappings differ, as a phrase, or None."""
+    for key in [*ours, *(key for key in theirs if key not in ours)]:
+        mine, its = ours.get(key, "nothing"), theirs.get(key, "nothing")
+        if isinstance(mine, Mapping) and isinstance(its, Mapping):
+            if found := first_difference(mine, its, f"{prefix}{key}."):
+                return found
+        elif mine != its:
+            return f"{prefix}{key} is {its} there and {mine} here"
+    return None
 
 
 def _in_words(error: ValidationError) -> str:

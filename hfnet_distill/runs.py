@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .checkpoints import load_training, read_description, save_training
+from .config import first_difference
 from .errors import AlreadyExistsError, InputError, TrainingError
 from .files import write_atomically
 
-__all__ = ["Journal", "RunFolder", "first_difference"]
+__all__ = ["Journal", "RunFolder"]
 
 Batch = TypeVar("Batch")
 
@@ -195,18 +196,6 @@ class Journal:
         if self._file is not None:
             self._file.close()
             self._board.close()
-
-
-def first_difference(ours: Mapping, theirs: Mapping, prefix: str = "") -> str | None:
-    """The first key in which two nested mappings differ, as a phrase, or None."""
-    for key in [*ours, *(key for key in theirs if key not in ours)]:
-        mine, its = ours.get(key, "nothing"), theirs.get(key, "nothing")
-        if isinstance(mine, Mapping) and isinstance(its, Mapping):
-            if found := first_difference(mine, its, f"{prefix}{key}."):
-                return found
-        elif mine != its:
-            return f"{prefix}{key} is {its} there and {mine} here"
-    return None
 
 
 def _without(info: dict[str, Any], may_change: Iterable[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..data.cells import CELL, CHANNELS, image_shape
 from ..data.geometry import CELL_MAP
 from ..data.keypoints import KeypointChoice
 from ..data.stores.schema import Field
@@ -37,7 +38,7 @@ class XFeatMaps(DenseMaps):
     @property
     def seen_size(self) -> tuple[int, int]:
         """(width, height) of the resized images."""
-        return self.score_map.shape[3] * 8, self.score_map.shape[2] * 8
+        return image_shape(self.score_map.shape[2:])[::-1]
 
 
 @register("xfeat")
@@ -70,7 +71,7 @@ class XFeat(Network):
         self.block_fusion = nn.Sequential(_layer(64, 64), _layer(64, 64), nn.Conv2d(64, 64, 1))
         self.heatmap_head = nn.Sequential(_layer(64, 64, 1), _layer(64, 64, 1), nn.Conv2d(64, 1, 1))
         self.keypoint_head = nn.Sequential(
-            _layer(64, 64, 1), _layer(64, 64, 1), _layer(64, 64, 1), nn.Conv2d(64, 65, 1)
+            _layer(64, 64, 1), _layer(64, 64, 1), _layer(64, 64, 1), nn.Conv2d(64, CHANNELS, 1)
         )
 
     @classmethod
@@ -101,7 +102,7 @@ class XFeat(Network):
         features = self.block_fusion(x3 + x4 + x5)
         reliability = self.heatmap_head(features).float().sigmoid()
         *layers, last = self.keypoint_head
-        x = F.pixel_unshuffle(gray, 8)
+        x = F.pixel_unshuffle(gray, CELL)
         for layer in layers:
             x = layer(x)
         # Neighbours whose scores bfloat16 makes equal would all be maxima.
@@ -180,7 +181,7 @@ def _sample(values: Tensor, points: Tensor, mode: str) -> Tensor:
 
     That is up to half a pixel off: they scale positions by the side less one, but mean it whole.
     """
-    last = torch.tensor([values.shape[2] * 8 - 1, values.shape[1] * 8 - 1]).to(points)
+    last = torch.tensor([side * CELL - 1 for side in values.shape[:0:-1]]).to(points)
     grid = (2 * points / last - 1)[None, None]
     return F.grid_sample(values[None], grid, mode, align_corners=False)[0, :, 0].T
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from hfnet_distill import config
 from hfnet_distill.data.cells import (
+    CELL,
     NOTHING,
     cell_centres,
     cell_corners,
@@ -44,6 +46,10 @@ def test_what_is_left_is_no_keypoint():
     torch.testing.assert_close(occupied(cells)[0, 0], torch.tensor([0.3, 1.0]))
 
 
+def test_settings_count_in_the_same_cells():
+    assert config.CELL == CELL
+
+
 def test_incomplete_cells_are_left_out():
     assert grid_shape((47, 64)) == (5, 8)
     assert image_shape((5, 8)) == (40, 64)
@@ -64,7 +70,10 @@ def test_the_peak_of_a_cell_is_its_likeliest_pixel():
     assert peaks[0].tolist() == [[0, 0], [8, 0], [23, 0], [2, 13], [8, 8], [16, 8]]
 
 
-@pytest.mark.parametrize("room", ["data", "student", "teacher_export", "evaluation"])
+ROOMS = ["data", "networks", "student", "teacher_export", "evaluation", "deployment"]
+
+
+@pytest.mark.parametrize("room", ROOMS)
 def test_the_convention_has_one_place(room):
     for path in (ROOT / room).rglob("*.py"):
         with open(path, "rb") as file:

@@ -14,7 +14,12 @@ from hfnet_distill.evaluation.datasets.base import Camera
 from hfnet_distill.evaluation.datasets.kitti_tum import KittiTum
 from hfnet_distill.evaluation.features import FeatureFile, NetworkFeatures
 from hfnet_distill.evaluation.matching import match_mutual
-from hfnet_distill.evaluation.tasks.relative_pose import RelativePose, estimate_pose, pose_error
+from hfnet_distill.evaluation.tasks.relative_pose import (
+    RelativePose,
+    epipolar_distances,
+    estimate_pose,
+    pose_error,
+)
 from hfnet_distill.evaluation.views import load_view
 from hfnet_distill.networks.registry import load
 
@@ -166,6 +171,27 @@ def test_a_camera_beside_the_one_that_has_poses(tmp_path):
     np.testing.assert_allclose(dataset.pairs[1].T_0to1[:3], expected, atol=1e-12)
 
 
+def test_pictures_show_what_lies_on_its_epipolar_line(tmp_path, sift):
+    task, scored = run(KittiTum(write_kitti(tmp_path)), sift, tmp_path)
+    shares = [task.picture(score).correct.mean() for score in scored.scores]
+    assert min(shares) > 0.6
+    file = FeatureFile(tmp_path / "features.h5", {})
+    drawings = task.draw({"sift": scored}, {"sift": (file, file)}, lambda: None)
+    assert len(drawings) == 2  # the best and the worst of its only sequence
+    assert drawings[0].image.shape == (SIZE[1], 2 * SIZE[0], 3)
+    assert "matches near their epipolar lines, pose off by 0." in drawings[0].caption
+
+
+def test_epipolar_distances_by_hand():
+    """A camera that moves along x: lines are rows, and the match lies two rows off."""
+    T_0to1 = np.eye(4)
+    T_0to1[0, 3] = 1
+    camera = Camera(K, np.zeros(5))
+    points0, points1 = np.array([[10, 20], [30, 40]]), np.array([[70, 20], [50, 42]])
+    found = epipolar_distances(points0, points1, T_0to1, camera, camera)
+    np.testing.assert_allclose(found, [0, 2], atol=1e-9)
+
+
 def test_views_of_another_size(tmp_path, sift):
     check_recovered(*run(KittiTum(write_kitti(tmp_path)), sift, tmp_path, longest=250))
 
@@ -204,6 +230,7 @@ def test_the_pixel_center_is_that_of_the_house(tmp_path, sift):
     ]
     matches = match_mutual(found[0].descriptors, found[1].descriptors)
     points = [f.keypoints[m] for f, m in zip(found, matches.T, strict=True)]
+
     T = pair.T_0to1
     E = np.cross(np.eye(3), T[:3, 3]) @ T[:3, :3]
 

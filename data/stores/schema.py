@@ -1,11 +1,11 @@
 """What a store holds, declared before its first write and kept in it."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from ...config import first_difference
 from ..geometry import MapGeometry
 
 __all__ = ["FORMAT_VERSION", "Field", "Schema"]
@@ -85,15 +85,4 @@ class Schema(_Frozen):
 
     def difference(self, other: "Schema") -> str | None:
         """The first setting in which another schema differs, as a phrase, or None."""
-        return _difference(self.model_dump(), other.model_dump())
-
-
-def _difference(ours: Mapping, theirs: Mapping, prefix: str = "") -> str | None:
-    for key in [*ours, *(key for key in theirs if key not in ours)]:
-        mine, its = ours.get(key, "nothing"), theirs.get(key, "nothing")
-        if isinstance(mine, Mapping) and isinstance(its, Mapping):
-            if found := _difference(mine, its, f"{prefix}{key}."):
-                return found
-        elif mine != its:
-            return f"{prefix}{key} is {its} there and {mine} here"
-    return None
+        return first_difference(self.model_dump(), other.model_dump())

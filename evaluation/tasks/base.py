@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -15,11 +15,11 @@ from ..datasets.base import Dataset
 from ..features import FeatureFile, ImageFeatures
 from ..intervals import Statistic, Statistics
 from ..matching import NEAREST, Matcher
-from ..report.pictures import Drawing
+from ..report.pictures import Drawing, draw_matches
 from ..report.tables import Column
 from ..views import View, load_view
 
-__all__ = ["PairTask", "ScoredPairs", "Sides", "Task", "score_pairs"]
+__all__ = ["PairTask", "Picture", "ScoredPairs", "Sides", "Task", "score_pairs"]
 
 Sides = tuple[FeatureFile, FeatureFile]
 """The features of view 0 (or the database) and of view 1 (or the queries), mostly the same file."""
@@ -112,6 +112,14 @@ class ScoredPairs:
     mean_keypoints: float
 
 
+class Picture(NamedTuple):
+    """What a picture shows: matches (K, 2) of rows, which of them are correct (K,), a caption."""
+
+    matches: np.ndarray
+    correct: np.ndarray
+    caption: str
+
+
 class PairTask(Task):
     """A task on pairs of views: a pair is scored by itself, in one of several processes."""
 
@@ -135,6 +143,16 @@ class PairTask(Task):
     def pair_statistics(groups: Sequence[int], scores: Sequence) -> dict[str, Statistic]:
         """The numbers of pairs, of which ``groups`` says to which sequence each belongs."""
         raise NotImplementedError
+
+    def picture(self, score: Any) -> Picture | None:
+        """What the picture of a pair shows; None for a task without pictures."""
+        return None
+
+    def draw_between(
+        self, row: int, scored: Mapping[str, ScoredPairs], sides: Mapping[str, Sides]
+    ) -> list[Drawing]:
+        """Further pictures, of the pair between the best and the worst ones."""
+        return []
 
     def score(self, sides: Sides, advance: Callable[[], None]) -> ScoredPairs:
         counts: dict[tuple, int] = {}
@@ -176,6 +194,57 @@ class PairTask(Task):
             "num_keypoints": self.settings.num_keypoints,
             "mean_keypoints": scored.mean_keypoints,
         }
+
+    def draw(
+        self,
+        scored: Mapping[str, ScoredPairs],
+        sides: Mapping[str, Sides],
+        advance: Callable[[], None],
+    ) -> list[Drawing]:
+        """The matches of the first model's best and worst pairs, for every model."""
+        first = next(iter(scored))
+        pictures = [self.picture(score) for score in scored[first].scores]
+        if not self.settings.pictures or None in pictures:
+            return []
+        between, chosen = self._choose_pairs(pictures)
+        drawings = self.draw_between(between, scored, sides)
+        for row, kind in chosen.items():
+            pair = self.dataset.pairs[row]
+            title = f"{pair.name0} – {Path(pair.name1).name}, among the {kind} of {first}"
+            names = pair.name0, pair.name1
+            images = [self.load_view(self.dataset.images[name], 1).image for name in names]
+            for model, found in scored.items():
+                views = [side.read(name) for side, name in zip(sides[model], names, strict=True)]
+                points = [view.features.keypoints for view in views]
+                picture = self.picture(found.scores[row])
+                image = draw_matches(*images, *points, picture.matches, picture.correct)
+                drawings.append(Drawing(title, model, picture.caption, image))
+                advance()
+        return drawings
+
+    def _choose_pairs(self, pictures: Sequence[Picture]) -> tuple[int, dict[int, str]]:
+        """Rows of the pairs worth a look, by the share of what is drawn that is correct.
+
+        Returns:
+            the median one, and those that are "best" (half of them) or "worst", no two of one
+            sequence in a half.
+        """
+        count = self.settings.pictures
+        shares = np.array([p.correct.mean() if len(p.correct) else 0.0 for p in pictures])
+        ascending = np.argsort(shares, kind="stable").tolist()
+        between, chosen = ascending[len(ascending) // 2], {}
+        for kind, order, wanted in (
+            ("best", ascending[::-1], (count + 1) // 2),
+            ("worst", ascending, count // 2),
+        ):
+            sequences = set()
+            for row in order:
+                sequence = self.dataset.pairs[row].sequence
+                is_new = row not in (between, *chosen) and sequence not in sequences
+                if is_new and len(sequences) < wanted:
+                    chosen[row] = kind
+                    sequences.add(sequence)
+        return between, chosen
 
 
 def score_pairs(score_pair: Callable, jobs: Iterable[tuple], workers: int) -> Iterator:

@@ -26,7 +26,8 @@ from ..matching import match_both_ways
 from ..ransac import THRESHOLD, find_homography
 from ..report.tables import Column
 from . import register_task
-from .homography import HomographyTask, Picture, are_inside, corner_error
+from .base import Picture
+from .homography import HomographyTask, are_inside, corner_error
 
 __all__ = [
     "HFNet",

@@ -21,8 +21,7 @@ What each protocol fixes, and where others differ, is in ``docs/evaluation.md``.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -36,16 +35,15 @@ from ..features import ImageFeatures
 from ..intervals import Statistic, Statistics, auc_statistic, mean_statistic
 from ..matching import NEAREST, Matcher
 from ..ransac import THRESHOLD, find_homography
-from ..report.pictures import Drawing, draw_keypoints, draw_matches
+from ..report.pictures import Drawing, draw_keypoints
 from ..report.tables import Column
 from . import register_task
-from .base import PairTask, ScoredPairs, Sides
+from .base import PairTask, Picture, ScoredPairs, Sides
 
 __all__ = [
     "HomographyTask",
     "MatchedPair",
     "Matching",
-    "Picture",
     "SiLK",
     "are_inside",
     "corner_error",
@@ -95,14 +93,6 @@ def visible_offsets(
     return cKDTree(features1.keypoints).query(warped[visible])[0], visible
 
 
-class Picture(NamedTuple):
-    """What a picture shows: matches (K, 2) of rows, which of them are correct (K,), a caption."""
-
-    matches: np.ndarray
-    correct: np.ndarray
-    caption: str
-
-
 class HomographyTask(PairTask):
     """A task on pairs of views with a known homography; its pictures show matches.
 
@@ -137,10 +127,6 @@ class HomographyTask(PairTask):
         )
         return (resize_homography(pair.H_0to1, *sizes),)
 
-    def picture(self, score: Any) -> Picture:
-        """What the picture of a pair shows."""
-        raise NotImplementedError
-
     def pair_curves(
         self, groups: Sequence[int], scores: Sequence, threshold: float
     ) -> dict[str, Statistic]:
@@ -155,78 +141,29 @@ class HomographyTask(PairTask):
         ]
         return {name: [values[name] for values in found] for name in found[0]}
 
-    def draw(
-        self, scored: Mapping[str, Any], sides: Mapping[str, Sides], advance: Callable[[], None]
+    def draw_between(
+        self, row: int, scored: Mapping[str, ScoredPairs], sides: Mapping[str, Sides]
     ) -> list[Drawing]:
-        """The best and the worst pairs of the first model, for every model.
-
-        The pair between them shows the keypoints of the first two models.
-        """
-        first = next(iter(scored))
-        chosen = self._choose_pairs(scored[first].scores) if self.settings.pictures else {}
-        drawings, panels = [], []
-        for row, kind in chosen.items():
-            pair = self.dataset.pairs[row]
-            title = f"{pair.name0} – {Path(pair.name1).name}, among the {kind} of {first}"
+        """The keypoints of view 0 as the first two models find them, repeated ones in green."""
+        pair, models = self.dataset.pairs[row], list(scored)[:2]
+        image = self.load_view(self.dataset.images[pair.name0], 1).image
+        keypoints, repeated, captions = [], [], []
+        for model in models:
             names = pair.name0, pair.name1
-            images = [self.load_view(self.dataset.images[name], 1).image for name in names]
-            for number, (model, found) in enumerate(scored.items()):
-                if kind == "median" and number > 1:
-                    continue
-                views = [side.read(name) for side, name in zip(sides[model], names, strict=True)]
-                if kind == "median":
-                    panels.append((model, images[0], *views, *self.truth(pair, *views)))
-                else:
-                    picture = self.picture(found.scores[row])
-                    points = [view.features.keypoints for view in views]
-                    image = draw_matches(*images, *points, picture.matches, picture.correct)
-                    drawings.append(Drawing(title, model, picture.caption, image))
-                advance()
-        return [*_draw_panels(panels), *drawings]
-
-    def _choose_pairs(self, scores: Sequence) -> dict[int, str]:
-        """Rows of the pairs worth a look, by the share of what is drawn that is correct.
-
-        Half of them are "best", the other half "worst", no two of one sequence in a half; the first
-        is "median".
-        """
-        pairs, count = self.dataset.pairs, self.settings.pictures
-        pictures = [self.picture(score) for score in scores]
-        shares = np.array([p.correct.mean() if len(p.correct) else 0.0 for p in pictures])
-        ascending = np.argsort(shares, kind="stable").tolist()
-        chosen = {ascending[len(ascending) // 2]: "median"}
-        for kind, order, wanted in (
-            ("best", ascending[::-1], (count + 1) // 2),
-            ("worst", ascending, count // 2),
-        ):
-            sequences = set()
-            for row in order:
-                sequence = pairs[row].sequence
-                if len(sequences) < wanted and row not in chosen and sequence not in sequences:
-                    chosen[row] = kind
-                    sequences.add(sequence)
-        return chosen
-
-
-def _draw_panels(panels: list[tuple]) -> list[Drawing]:
-    """The keypoints of one image as each model finds them, repeated ones in green."""
-    if not panels:
-        return []
-    images, keypoints, repeated, captions = [], [], [], []
-    for model, image, view0, view1, H_0to1 in panels:
-        offsets, visible = visible_offsets(view0.features, view1.features, H_0to1)
-        found_again = np.zeros(len(visible), bool)
-        found_again[visible] = offsets <= THRESHOLD
-        images.append(image)
-        keypoints.append(view0.features.keypoints)
-        repeated.append(found_again)
-        captions.append(
-            f"{model}: {len(visible)} keypoints, {found_again.sum()} of {visible.sum()} visible "
-            "ones found again in another view"
-        )
-    models = " beside ".join(panel[0] for panel in panels)
-    image = draw_keypoints(images, keypoints, repeated)
-    return [Drawing(f"Keypoints: {models}", "", "; ".join(captions), image)]
+            views = [side.read(name) for side, name in zip(sides[model], names, strict=True)]
+            (H_0to1,) = self.truth(pair, *views)
+            offsets, visible = visible_offsets(*(view.features for view in views), H_0to1)
+            found_again = np.zeros(len(visible), bool)
+            found_again[visible] = offsets <= THRESHOLD
+            keypoints.append(views[0].features.keypoints)
+            repeated.append(found_again)
+            captions.append(
+                f"{model}: {len(visible)} keypoints, {found_again.sum()} of {visible.sum()} "
+                "visible ones found again in another view"
+            )
+        drawn = draw_keypoints([image] * len(models), keypoints, repeated)
+        title = f"Keypoints: {' beside '.join(models)}"
+        return [Drawing(title, "", "; ".join(captions), drawn)]
 
 
 @dataclass(frozen=True)

@@ -24,20 +24,36 @@ from ..matching import NEAREST, Matcher
 from ..motions import rotation_angle, to_4x4
 from ..report.tables import Column
 from . import register_task
-from .base import PairTask
+from .base import PairTask, Picture
 
-__all__ = ["RelativePose", "ScoredPose", "estimate_pose", "pose_error", "score_pose"]
+__all__ = [
+    "RelativePose",
+    "ScoredPose",
+    "epipolar_distances",
+    "estimate_pose",
+    "pose_error",
+    "score_pose",
+]
 
 EPIPOLAR_THRESHOLD = 1.0
 THRESHOLDS = (5, 10, 20)
 """In degrees, of AUC."""
+CORRECT_WITHIN = 3.0
+"""In pixels, of epipolar distances; for pictures alone."""
 
 
 class ScoredPose(NamedTuple):
-    """What is to be known of a pair: ``pose_error`` in degrees, and the number of matches."""
+    """What the numbers and the pictures need to know of one pair.
+
+    Attributes:
+        error: see ``pose_error``, degrees.
+        matches: (K, 2) intp, rows of view 0 and view 1.
+        distances: (K,) float64, see ``epipolar_distances``.
+    """
 
     error: float
-    num_matches: int
+    matches: np.ndarray
+    distances: np.ndarray
 
 
 def score_pose(
@@ -60,7 +76,8 @@ def score_pose(
     matches = matcher(features0, features1)
     points0, points1 = features0.keypoints[matches[:, 0]], features1.keypoints[matches[:, 1]]
     estimated = estimate_pose(points0, points1, camera0, camera1)
-    return ScoredPose(pose_error(estimated, T_0to1), len(matches))
+    distances = epipolar_distances(points0, points1, T_0to1, camera0, camera1)
+    return ScoredPose(pose_error(estimated, T_0to1), matches, distances)
 
 
 def estimate_pose(
@@ -85,6 +102,31 @@ def estimate_pose(
         {"max_epipolar_error": EPIPOLAR_THRESHOLD, "seed": 0},
     )
     return to_4x4(pose.R, pose.t) if info["num_inliers"] >= 5 else None
+
+
+def epipolar_distances(
+    points0: np.ndarray,
+    points1: np.ndarray,
+    T_0to1: np.ndarray,
+    camera0: Camera,
+    camera1: Camera,
+) -> np.ndarray:
+    """Pixels (K,) float64 from each match to its epipolar line, the larger one of both views.
+
+    Args:
+        points0, points1: (K, 2) float, matched pixels of the two views.
+        T_0to1: (4, 4) float64, the motion whose lines they are.
+    """
+    E = np.cross(np.eye(3), T_0to1[:3, 3]) @ T_0to1[:3, :3]
+    F = np.linalg.inv(camera1.K).T @ E @ np.linalg.inv(camera0.K)
+    x0, x1 = (
+        np.column_stack([_undistort(points, camera), np.ones(len(points))])
+        for points, camera in ((points0, camera0), (points1, camera1))
+    )
+    lines0, lines1 = x1 @ F, x0 @ F.T
+    misses = np.abs((x1 * lines1).sum(1))
+    slopes = [np.linalg.norm(lines[:, :2], axis=1) for lines in (lines0, lines1)]
+    return misses / np.maximum(np.minimum(*slopes), 1e-12)
 
 
 def _undistort(points: np.ndarray, camera: Camera) -> np.ndarray:
@@ -123,6 +165,12 @@ class RelativePose(PairTask):
         Column("median", "median_error_deg", less_is_better=True, digits=2),
         Column("matches", "mean_matches", is_ranked=False, digits=0),
     )
+    legend = (
+        'View 0 on the left. <span class="correct">Green</span>: matches within 3 px of their '
+        'epipolar lines under the true motion. <span class="wrong">Red</span>: others. '
+        '<span class="plain">Yellow</span>: not matched. The pairs are those that the first model '
+        "matched best and worst, at most two of a sequence."
+    )
     score_pair = staticmethod(score_pose)
 
     @property
@@ -141,12 +189,21 @@ class RelativePose(PairTask):
 
     @staticmethod
     def pair_statistics(groups, scores: Sequence[ScoredPose]) -> dict[str, Statistic]:
-        errors, matches = zip(*scores, strict=True)
+        errors = [score.error for score in scores]
+        matches = [len(score.matches) for score in scores]
         return {
             **{f"auc@{t}": auc_statistic(groups, errors, t) for t in THRESHOLDS},
             "median_error_deg": median_statistic(groups, errors),
             "mean_matches": mean_statistic(groups, matches),
         }
+
+    def picture(self, score: ScoredPose) -> Picture:
+        correct = score.distances <= CORRECT_WITHIN
+        caption = (
+            f"{correct.sum()} of {len(correct)} matches near their epipolar lines, pose off by "
+            f"{score.error:.1f} degrees"
+        )
+        return Picture(score.matches, correct, caption)
 
 
 def _resize_camera(camera: Camera, view: ImageFeatures) -> Camera:
