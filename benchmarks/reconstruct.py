@@ -16,7 +16,7 @@ import numpy as np
 from hfnet_distill.config import shipped_settings
 from hfnet_distill.console import say, user_errors
 from hfnet_distill.data.keypoints import KeypointChoice
-from hfnet_distill.deployment.colmap import all_pairs, write_database
+from hfnet_distill.deployment.colmap import all_pairs, make_matcher, write_database
 from hfnet_distill.deployment.extract import extract
 from hfnet_distill.extras import require
 
@@ -45,8 +45,11 @@ def reconstruct(scene: Path, model: str, scratch: Path, max_num_keypoints: int) 
         scene / "images",
         scratch / "database.db",
         all_pairs(features),
-        ratio=RATIO.get(model, 0.95),
-        min_similarity=-1 if model in RATIO else 0.7,
+        make_matcher(
+            "nearest",
+            ratio=RATIO.get(model, 0.95),
+            min_similarity=-1 if model in RATIO else 0.7,
+        ),
         single_camera=True,
         quiet=True,
     )

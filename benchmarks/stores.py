@@ -36,7 +36,7 @@ import zarr
 from torch.nn import functional as F
 
 from hfnet_distill.data.geometry import CELL_MAP
-from hfnet_distill.data.stores.quantize import quantise, quantise_fields
+from hfnet_distill.data.stores.quantize import quantize, quantize_fields
 from hfnet_distill.data.stores.store import Field, RecordStore, Schema
 
 FIELDS = {
@@ -130,7 +130,7 @@ class Ours(Contender):
             weights="0" * 64,
             settings={},
             image_size=(640, 480),
-            fields=FIELDS if records.keys() == FIELDS.keys() else quantise_fields(FIELDS),
+            fields=FIELDS if records.keys() == FIELDS.keys() else quantize_fields(FIELDS),
             shard_size=SHARD,
             compression="none",
             software="benchmark",
@@ -290,7 +290,7 @@ def main(count: int, passes: int, folder: Path | None, output: Path | None) -> N
     torch.set_num_threads(1)
     floats = make_records(count)
     tensors = {name: torch.from_numpy(array) for name, array in floats.items()}
-    eight = {n: t.numpy() for n, t in quantise(quantise_fields(FIELDS), tensors).items()}
+    eight = {n: t.numpy() for n, t in quantize(quantize_fields(FIELDS), tensors).items()}
     singles = {name: array.astype(np.float32) for name, array in floats.items()}
     contenders = {
         "memcpy": (Memcpy(), floats),

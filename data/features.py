@@ -26,7 +26,7 @@ class Features:
 
     Attributes:
         image_size: (width, height) of the image that the keypoints are pixels of.
-        keypoints: (N, 2) float32 (x, y), the centre of the top-left pixel at (0, 0).
+        keypoints: (N, 2) float32 (x, y), the center of the top-left pixel at (0, 0).
         scores: (N,) float32, descending.
         descriptors: (N, D) float32 of unit length, or (N, D) bool for binary ones; None for a
             detector without descriptors.

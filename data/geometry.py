@@ -1,6 +1,6 @@
 """The coordinate convention: the only place where a coordinate is scaled, warped or sampled.
 
-Points are ``(x, y)``, x right, y down, in pixels of a named image; the centre of the top-left
+Points are ``(x, y)``, x right, y down, in pixels of a named image; the center of the top-left
 pixel is (0, 0), so an image of width W spans -0.5 to W - 0.5. ``size`` is (width, height),
 ``shape`` is (height, width). A homography says its direction: ``H_0to1`` maps points of view 0
 to view 1.
@@ -39,7 +39,7 @@ __all__ = [
 class MapGeometry:
     """Where the positions of a map lie in its image: ``image_xy = stride * map_xy + offset``.
 
-    The same two numbers serve both axes. Map position (0, 0) is the centre of the map's
+    The same two numbers serve both axes. Map position (0, 0) is the center of the map's
     top-left element.
     """
 
@@ -59,7 +59,7 @@ PIXEL_MAP = MapGeometry(1, 0)
 """One element per pixel, as a full-resolution score map."""
 
 CELL_MAP = MapGeometry(8, 3.5)
-"""One element per cell of 8x8 pixels, at the cell's centre."""
+"""One element per cell of 8x8 pixels, at the cell's center."""
 
 
 def resize_matrix(size_from: tuple[int, int], size_to: tuple[int, int]) -> np.ndarray:
@@ -208,7 +208,7 @@ class Homographies:
 
 
 def frame_corners(size: tuple[int, int]) -> np.ndarray:
-    """The centres of the four outermost pixels of an image, clockwise, (4, 2) float64."""
+    """The centers of the four outermost pixels of an image, clockwise, (4, 2) float64."""
     right, bottom = size[0] - 1, size[1] - 1
     return np.array([[0, 0], [right, 0], [right, bottom], [0, bottom]], np.float64)
 
@@ -254,11 +254,11 @@ def sample_map(
         padding: what lies outside the map: "border" repeats it, "zeros" fades to zero.
 
     Returns:
-        (B, N, C) samples, not normalised.
+        (B, N, C) samples, not normalized.
     """
     height, width = values.shape[-2:]
     last = torch.tensor([max(width - 1, 1), max(height - 1, 1)]).to(points)
-    grid = 2 * geometry.to_map(points) / last - 1  # align_corners=True: -1, 1 are outer centres
+    grid = 2 * geometry.to_map(points) / last - 1  # align_corners=True: -1, 1 are outer centers
     samples = F.grid_sample(
         values, grid[:, None].to(values.dtype), "bilinear", padding, align_corners=True
     )
@@ -292,7 +292,7 @@ def resample_map(
         shape: (height, width) of the new grid; beyond the edge of ``values`` the edge repeats.
 
     Returns:
-        (B, C, *shape), not normalised.
+        (B, C, *shape), not normalized.
     """
     rows, columns = torch.meshgrid(*(torch.arange(side) for side in shape), indexing="ij")
     points = onto.to_image(torch.stack([columns, rows], -1).float().flatten(0, 1)).to(values.device)
@@ -308,6 +308,6 @@ def average_map(values: torch.Tensor, border: int) -> torch.Tensor:
 
     Returns:
         (B, C, h', w') at ``CELL_MAP``; the edge of ``values`` repeats over the border. Not
-        normalised.
+        normalized.
     """
     return F.avg_pool2d(F.pad(values, [border] * 4, mode="replicate"), CELL_MAP.stride)

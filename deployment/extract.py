@@ -35,6 +35,8 @@ __all__ = ["ExtractSettings", "extract", "image_names", "read_names"]
 DETECTION_NOISE = 1.0
 """Pixels of the image that the network saw: hloc's own for most detectors."""
 GPU_BATCH = 8
+BROKEN_OFF = 0.98
+"""Of the frames that a video's header promises; some headers only estimate them."""
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm"}
 
 
@@ -162,12 +164,15 @@ def extract(
     done = _done(output, parts, settings)
     parts.mkdir(parents=True, exist_ok=True)
     write_atomically(parts / "settings.json", settings.to_json().encode())
+    complaint = None
     if source.suffix.lower() in VIDEOS:
-        count = _extract_video(network, source, settings, parts, done, quiet)
+        count, complaint = _extract_video(network, source, settings, parts, done, quiet)
     else:
         job = _Job(model, device, precision, read_names(source), settings, parts)
         count = _extract_images(network, job, done, workers, quiet)
     _assemble(output, parts, settings)
+    if complaint is not None:
+        raise InputError(f"{complaint}; {output} has the {count + len(done)} whole ones")
     say(f"{output}: {count} images extracted, {len(done)} were there already", quiet=quiet)
     return output
 
@@ -309,31 +314,31 @@ def _extract_video(
     parts: Path,
     done: set[str],
     quiet: bool,
-) -> int:
+) -> tuple[int, str | None]:
+    """Extract a video's frames; returns how many, and what is wrong with the video."""
+    if not path.is_file():
+        raise NotFoundError(f"{path}: no such video")
     capture = cv2.VideoCapture(str(path))
-    total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    if not path.is_file() or not capture.isOpened():
+    if not capture.isOpened():
         raise InputError(f"{path}: not a video that OpenCV can read")
+    total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # that its header says
+    code = cv2.COLOR_BGR2GRAY if network.channels == 1 else cv2.COLOR_BGR2RGB
     number = extracted = 0
+    whole, frame = capture.read()
     with progress("frames", max(total, 1), quiet=quiet) as advance:
-        while True:
-            whole, frame = capture.read()
-            if not whole:
-                break
+        while whole:
+            # The last frame of a video that breaks off may be half a picture.
+            whole, following = capture.read()
+            if not whole and number + 1 < BROKEN_OFF * total:
+                broken = f"{path}: breaks off in frame {number + 1} of {total}"
+                return extracted, broken
             name = f"{path.stem}/{number:06d}"
-            number += 1
             if name not in done:
-                image = cv2.cvtColor(
-                    frame, cv2.COLOR_BGR2GRAY if network.channels == 1 else cv2.COLOR_BGR2RGB
-                )
-                extracted += len(list(_extract_batch(network, [(name, image)], settings, parts)))
+                batch = [(name, cv2.cvtColor(frame, code))]
+                extracted += len(list(_extract_batch(network, batch, settings, parts)))
+            number, frame = number + 1, following
             advance()
-    if number < total:
-        raise InputError(
-            f"{path}: breaks off in frame {number} of {total}; cut it there or copy it anew, the "
-            "frames before are kept"
-        )
-    return extracted
+    return extracted, None
 
 
 def _assemble(output: Path, parts: Path, settings: ExtractSettings) -> None:

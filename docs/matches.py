@@ -33,7 +33,7 @@ QUALITY = 85  # of the JPEG
 @click.option("--keypoints", default=150, help="Of each view, the best by score.")
 @user_errors
 def main(output: Path, model: str, keypoints: int) -> None:
-    """Draw mutual nearest neighbours between two views: correct ones green, wrong ones red."""
+    """Draw mutual nearest neighbors between two views: correct ones green, wrong ones red."""
     network = hfnet_distill.load(model)
     with tempfile.TemporaryDirectory() as folder:
         copy_samples(folder)

@@ -43,7 +43,7 @@ from hfnet_distill.student.targets import (
     DESCRIPTOR_TARGETS,
     DETECTOR_TARGETS,
     CellTarget,
-    CentreTarget,
+    CenterTarget,
     RandomTarget,
     find_strategy,
 )
@@ -101,7 +101,7 @@ class WithoutBorder(Misplaced):
 
 
 class WithoutOffset(Misplaced):
-    """A cell's descriptor taken for that of its corner, not of its centre."""
+    """A cell's descriptor taken for that of its corner, not of its center."""
 
     def misplace(self, points, size):
         return points + 3.5
@@ -119,7 +119,7 @@ class NextScores(_NextRecord, CellTarget):
     pass
 
 
-class NextDescriptors(_NextRecord, CentreTarget):
+class NextDescriptors(_NextRecord, CenterTarget):
     pass
 
 
@@ -231,7 +231,7 @@ TARGETS = tuple(
         ("keypoints", "keypoints", "_sparse"),
         ("keypoints", "peaks", ""),
         ("cells", "peaks", ""),
-        ("cells", "centres", ""),
+        ("cells", "centers", ""),
         ("labels", "keypoints", "_sparse"),
     )
 )

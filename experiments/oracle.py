@@ -29,7 +29,7 @@ from torch import Tensor
 
 from hfnet_distill.config import load_settings, override
 from hfnet_distill.console import shared_options
-from hfnet_distill.data.cells import cell_centres, grid_shape
+from hfnet_distill.data.cells import cell_centers, grid_shape
 from hfnet_distill.data.geometry import CELL_MAP, MapGeometry
 from hfnet_distill.data.keypoints import KeypointChoice
 from hfnet_distill.data.stores.quantize import dequantise, quantise
@@ -153,13 +153,13 @@ def _group(target: type) -> str:
 
 
 def cell_descriptors(teacher: Network, maps: DenseMaps) -> tuple[Tensor, MapGeometry]:
-    """A teacher's descriptors of the student's cells: as it exports them, or at their centres."""
+    """A teacher's descriptors of the student's cells: as it exports them, or at their centers."""
     field = teacher.dense_fields(maps.image_size).get("descriptor_map")
     if field is not None:
         return teacher.dense_values(maps, "descriptor_map"), field.geometry
     shape = grid_shape(maps.image_size[::-1])
-    centres = cell_centres(shape).float()
-    described = [teacher.describe(maps, row, centres) for row in range(len(maps.score_map))]
+    centers = cell_centers(shape).float()
+    described = [teacher.describe(maps, row, centers) for row in range(len(maps.score_map))]
     return torch.stack(described).mT.unflatten(2, shape), CELL_MAP
 
 

@@ -40,7 +40,7 @@ OFFICIAL = {
         file=f"aliked-{variant}.pth",
         url=f"https://github.com/Shiaoming/ALIKED/raw/main/models/aliked-{variant}.pth",
         digest=f"git:{blob}",
-        licence="BSD-3-Clause",
+        license="BSD-3-Clause",
     )
     for variant, blob in {
         "t16": "97822f50c8458b5a92a678f6d9ad747c5c1989c7",
@@ -77,7 +77,7 @@ class ALIKEDMaps(DenseMaps):
 
 @register("aliked")
 class ALIKED(Network):
-    """Colour image -> a score map, and features from which keypoints are described.
+    """Color image -> a score map, and features from which keypoints are described.
 
     ``aliked`` is ``aliked:n32``, whose keypoints repeat best; also ``aliked:n16``, which LightGlue
     was trained with, the small ``aliked:t16``, ``aliked:n16rot``, and files of the authors.
@@ -182,7 +182,7 @@ class ALIKED(Network):
     def _scores(self, levels: list[Tensor]) -> Tensor:
         """The probability of a keypoint at each pixel of the padded image, (B, 1, H, W) float32.
 
-        In float32: equal scores of neighbours, which bfloat16 makes, would all be maxima.
+        In float32: equal scores of neighbors, which bfloat16 makes, would all be maxima.
         """
         first, *others = self.score_head
         size = levels[0].shape[2:]
@@ -244,9 +244,9 @@ def deform_conv(x: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None 
     rows, columns = torch.meshgrid(
         torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
     )
-    centres = torch.stack([columns, rows], -1).view(height, width, 1, 2)
+    centers = torch.stack([columns, rows], -1).view(height, width, 1, 2)
     moved = offsets.view(batch, 9, 2, height, width).permute(0, 3, 4, 1, 2).flip(-1)
-    places = centres + TAPS.to(device) + moved
+    places = centers + TAPS.to(device) + moved
     samples = _sample(x, places.flatten(1, 3)).view(batch, height, width, -1)
     kernel = weight.permute(0, 2, 3, 1).flatten(1)
     return F.linear(samples, kernel, bias).permute(0, 3, 1, 2)
@@ -309,7 +309,7 @@ class _Features:
         xy = torch.stack([pixels % self.width, pixels // self.width], -1) + self.padding
         parts = [self.finest[xy[:, 1] * self.padded[0] + xy[:, 0]].float()]
         for level in self.coarser:
-            # As an upsampling whose outermost centres fall on each other.
+            # As an upsampling whose outermost centers fall on each other.
             scale = [(level.shape[3 - axis] - 1) / (self.padded[axis] - 1) for axis in (0, 1)]
             parts.append(_sample(level, (xy * torch.tensor(scale, device=xy.device))[None])[0])
         features = torch.cat(parts, 1)

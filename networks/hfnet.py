@@ -178,8 +178,8 @@ class HFNet(Student):
 
     def _features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The map at stride 8, and the first block's at stride 2."""
-        centred = self.whole_cells(image) * (255 / 128) - 1  # HF-Net's (x - 128) / 128
-        fine = self.local_blocks[0](self.stem(centred))
+        centered = self.whole_cells(image) * (255 / 128) - 1  # HF-Net's (x - 128) / 128
+        fine = self.local_blocks[0](self.stem(centered))
         features = self.local_blocks[1:](fine)
         return (self.context_block(features) if self.config.context_block else features), fine
 

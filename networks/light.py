@@ -1,7 +1,7 @@
 """A light student: gray image in; what HF-Net says out, at a fraction of its time.
 
 Times in ONNX Runtime follow blocks and resolution, not multiply-adds: plain 3x3 convolutions in
-multiples of 16 channels, context from strides 16 and 32 by nearest neighbours, and the logits of
+multiples of 16 channels, context from strides 16 and 32 by nearest neighbors, and the logits of
 pixels made at stride 4 and shuffled out. The global descriptor is a VLAD of the local ones.
 """
 
@@ -173,7 +173,7 @@ def _conv(before: int, after: int, kernel: int, *, stride: int = 1, activate: bo
 
 
 def _enlarge(values: Tensor, factor: int, like: Tensor) -> Tensor:
-    """Nearest neighbours, cut to the shape of ``like``: strides round odd sides up."""
+    """Nearest neighbors, cut to the shape of ``like``: strides round odd sides up."""
     if factor == 1:
         return values
     values = F.interpolate(values, scale_factor=factor, mode="nearest")

@@ -23,7 +23,7 @@ OFFICIAL = OfficialWeights(
     file="aliked_lightglue.pth",
     url="https://github.com/cvg/LightGlue/releases/download/v0.1_arxiv/aliked_lightglue.pth",
     digest="sha256:d975e965b105311a6143194852297dff4f02aea5cc2e10cecfed966ca0e22503",
-    licence="Apache-2.0",
+    license="Apache-2.0",
 )
 
 DESCRIPTOR_DIM = 128
@@ -77,7 +77,7 @@ class LightGlueMatcher:
         return matches.cpu().numpy().astype(np.intp), scores.float().cpu().numpy()
 
     def _arrays(self, features: Features) -> dict[str, Tensor]:
-        """What the network asks for of one image; it counts pixels from the first one's centre."""
+        """What the network asks for of one image; it counts pixels from the first one's center."""
         descriptors = features.descriptors
         if (
             descriptors is None
@@ -90,7 +90,7 @@ class LightGlueMatcher:
                 "aliked:n16 or a student of it"
             )
         size = np.array(features.image_size, np.float32)
-        # Kornia refuses what lies left of the first pixel's centre, which refinement may give.
+        # Kornia refuses what lies left of the first pixel's center, which refinement may give.
         keypoints = features.keypoints.clip(0, size)
         arrays = {"keypoints": keypoints, "descriptors": descriptors, "image_size": size}
         return {

@@ -68,7 +68,7 @@ class NetVLAD(Network):
         url="https://cvg-data.inf.ethz.ch/hloc/netvlad/Pitts30K_struct.mat",
         # As published by two projects that use this file; its authors publish none.
         digest="sha256:a67d9d897d3b7942f206478e3a22a4c4c9653172ae2447041d35f6cb278fdc67",
-        licence="not stated by its authors; 0.5 GB",
+        license="not stated by its authors; 0.5 GB",
     )
 
     def __init__(self, clusters: int = 64, dim: int = 4096):

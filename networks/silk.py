@@ -67,7 +67,7 @@ class SiLKOutput(NamedTuple):
 
     Attributes:
         score_logits: (B, 1, h, w) float32; their sigmoid is SiLK's probability of a keypoint.
-        raw_descriptor_map: (B, D, h, w) float32, not normalised.
+        raw_descriptor_map: (B, D, h, w) float32, not normalized.
     """
 
     score_logits: Tensor
@@ -167,7 +167,7 @@ class SiLK(Network):
         return F.normalize(sampled, dim=1)
 
     def _described_cells(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the cells whose centre lies inside the border."""
+        """(height, width) of the cells whose center lies inside the border."""
         return tuple(side - 2 * self.skipped_cells for side in grid_shape(size[::-1]))
 
     def forward(self, image: Tensor) -> SiLKOutput:

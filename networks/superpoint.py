@@ -29,7 +29,7 @@ class SuperPoint(Network):
         file="superpoint_v1.pth",
         url="https://github.com/magicleap/SuperPointPretrainedNetwork/raw/master/superpoint_v1.pth",
         digest="git:107a444ca318d487390137d619d49f2f0a3b1ad8",
-        licence="Magic Leap, academic or non-profit non-commercial research only",
+        license="Magic Leap, academic or non-profit non-commercial research only",
     )
 
     def __init__(self):

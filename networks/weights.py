@@ -27,14 +27,14 @@ class OfficialWeights:
         file: its name; a file with the suffix ``.npz`` instead is also found.
         url: the official address.
         digest: of the file, as ``download`` takes it.
-        licence: the license in a few words.
+        license: the license in a few words.
     """
 
     model: str
     file: str
     url: str
     digest: str
-    licence: str
+    license: str
 
 
 def find_weights(official: OfficialWeights, given: str | Path | None = None) -> Path:
@@ -67,7 +67,7 @@ def find_weights(official: OfficialWeights, given: str | Path | None = None) -> 
 
 def _where(official: OfficialWeights) -> str:
     return (
-        f"get {official.file} from {official.url} (licence: {official.licence}) and name it with "
+        f"get {official.file} from {official.url} (license: {official.license}) and name it with "
         f"--weights or put it into the folder that {VARIABLE} names"
     )
 

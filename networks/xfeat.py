@@ -43,7 +43,7 @@ class XFeatMaps(DenseMaps):
 
 @register("xfeat")
 class XFeat(Network):
-    """Colour image -> keypoints where their descriptors are reliable."""
+    """Color image -> keypoints where their descriptors are reliable."""
 
     channels = 3
     descriptor_dim = 64
@@ -53,7 +53,7 @@ class XFeat(Network):
         file="xfeat.pt",
         url="https://github.com/verlab/accelerated_features/raw/main/weights/xfeat.pt",
         digest="git:9da942e9c7406b8add3746bf98d4b1840233cd92",
-        licence="Apache-2.0",
+        license="Apache-2.0",
     )
 
     def __init__(self):
@@ -105,7 +105,7 @@ class XFeat(Network):
         x = F.pixel_unshuffle(gray, CELL)
         for layer in layers:
             x = layer(x)
-        # Neighbours whose scores bfloat16 makes equal would all be maxima.
+        # Neighbors whose scores bfloat16 makes equal would all be maxima.
         with torch.autocast(x.device.type, enabled=False):
             logits = last(x.float())
         return logits, F.normalize(features.float(), dim=1), reliability
@@ -129,7 +129,7 @@ class XFeat(Network):
         )
 
     def detect(self, maps: XFeatMaps, choice: KeypointChoice) -> list[tuple[Tensor, Tensor]]:
-        """The maxima of their neighbourhoods, the most reliable of them: score x reliability."""
+        """The maxima of their neighborhoods, the most reliable of them: score x reliability."""
         scores = maps.pixel_scores()
         around = F.max_pool2d(scores[:, None], 2 * choice.nms_radius + 1, 1, choice.nms_radius)[
             :, 0

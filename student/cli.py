@@ -41,7 +41,7 @@ from ..console import StorePath, say, shared_options
     help="Both targets at once: keypoints, peaks, downsample, upsample or sparse.",
 )
 @click.option("--detector-target", help="keypoints, cells or labels.")
-@click.option("--descriptor-target", help="keypoints, peaks, centres or random.")
+@click.option("--descriptor-target", help="keypoints, peaks, centers or random.")
 @click.option("--warp", type=float, help="Share of the views through a random homography.")
 @click.option("--learning-rate", type=float, help="The schedule's peak.")
 @click.option("--num-workers", type=int, help="Loader processes.")

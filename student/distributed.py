@@ -1,7 +1,7 @@
 """Training by several processes (``torchrun``): each takes its part of every batch.
 
 What they compute together is what one process computes of the whole batch: gradients are averaged,
-and batch normalisation sees all of it. Without torchrun nothing here changes anything.
+and batch normalization sees all of it. Without torchrun nothing here changes anything.
 """
 
 import os
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import TrainingError
 
-__all__ = ["average", "average_gradients", "join", "rank", "synchronise_norms", "world_size"]
+__all__ = ["average", "average_gradients", "join", "rank", "synchronize_norms", "world_size"]
 
 TIMEOUT = timedelta(hours=6)  # the others wait as long for the first process, which validates
 
@@ -59,23 +59,23 @@ def average_gradients(*modules: nn.Module) -> None:
         gradient.copy_(values.view_as(gradient))
 
 
-def synchronise_norms(module: nn.Module) -> None:
-    """Have every batch normalisation of a module see the batches of all processes."""
+def synchronize_norms(module: nn.Module) -> None:
+    """Have every batch normalization of a module see the batches of all processes."""
     if world_size() == 1:
         return
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.BatchNorm2d:
-                synchronised = SyncedBatchNorm2d(
+                synchronized = SyncedBatchNorm2d(
                     child.num_features, eps=child.eps, momentum=child.momentum
                 )
-                synchronised.weight, synchronised.bias = child.weight, child.bias
-                synchronised.load_state_dict(child.state_dict())
-                setattr(parent, name, synchronised.to(child.weight.device).train(child.training))
+                synchronized.weight, synchronized.bias = child.weight, child.bias
+                synchronized.load_state_dict(child.state_dict())
+                setattr(parent, name, synchronized.to(child.weight.device).train(child.training))
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over the batches of all processes; torch's own needs CUDA."""
+    """Batch normalization over the batches of all processes; torch's own needs CUDA."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -83,14 +83,14 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         values = x.float()
         count = world_size() * values.numel() / values.shape[1]
         mean = _Sum.apply(values.sum((0, 2, 3))) / count
-        centred = values - mean[:, None, None]
-        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
+        centered = values - mean[:, None, None]
+        variance = _Sum.apply(centered.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        return (centered * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 class _Sum(torch.autograd.Function):

@@ -1,5 +1,8 @@
 """Photographs and their targets -> batches, in an order that seed and epoch alone decide."""
 
+import atexit
+import functools
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,6 +145,8 @@ def make_loader(dataset: DistillationDataset, batches, num_workers: int) -> Data
     Args:
         batches: lists of keys ``(epoch, index)``.
     """
+    if num_workers:
+        _kill_workers_at_exit()
     remote = any(store.is_remote for store in dataset.targets.stores)
     return DataLoader(
         dataset,
@@ -160,3 +165,16 @@ def _prepare_worker(worker: int) -> None:
     # Both reach every process of a group; the loop answers them and still needs its batches.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@functools.cache
+def _kill_workers_at_exit() -> None:
+    """End workers that an error left behind; Python would wait for them to heed a SIGTERM."""
+
+    def kill():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's answer to it is an error
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    # The last to be registered is the first to run: this comes before multiprocessing's own.
+    atexit.register(kill)

@@ -363,7 +363,7 @@ def localization_loss(
 ) -> Tensor:
     """How far apart two views see the same keypoint, mean over keypoints.
 
-    A keypoint is the highest score within ``SAME`` pixels, at the centre of gravity of the scores
+    A keypoint is the highest score within ``SAME`` pixels, at the center of gravity of the scores
     there (see ``data.keypoints.refine_keypoints``); two are the same where each is the nearest to
     the other and at most ``SAME`` pixels away.
 

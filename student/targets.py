@@ -13,7 +13,7 @@ as the teacher saw it.
     descriptor  learns from          compared
     keypoints   the detector's       at the detector's keypoints, as much as each is likely
     peaks       descriptor_map       at each cell's likeliest pixel, as much as the cell is likely
-    centres     descriptor_map       at each cell's centre, without interpolating the student's map
+    centers     descriptor_map       at each cell's center, without interpolating the student's map
     random      descriptor_map       at random positions of the teacher's map, also a full one
 """
 
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..data.cells import (
     CHANNELS,
-    cell_centres,
+    cell_centers,
     cell_peaks,
     from_pixels,
     grid_shape,
@@ -37,7 +37,7 @@ from ..data.cells import (
 )
 from ..data.geometry import CELL_MAP, is_inside, unwarp_points, warp_points
 from ..data.keypoints import find_keypoints
-from ..data.stores.quantize import dequantise, scale_name
+from ..data.stores.quantize import dequantize, scale_name
 from ..data.stores.store import RecordStore
 from ..errors import InputError, StoreError
 from ..networks.registry import network_class, network_names
@@ -64,7 +64,7 @@ __all__ = [
 STRATEGIES = {
     "keypoints": ("keypoints", "keypoints"),
     "peaks": ("cells", "peaks"),
-    "downsample": ("cells", "centres"),
+    "downsample": ("cells", "centers"),
     "upsample": ("cells", "random"),
     "sparse": ("labels", "keypoints"),
 }
@@ -102,7 +102,7 @@ class Lesson:
         seen: (N, h, w) bool, the cells that show nothing but the photograph; None for all.
         detections: see there.
         points: (N, P, 2) float32 in pixels of the views, where descriptors are compared; None, with
-            ``descriptors``, for the centres of all cells.
+            ``descriptors``, for the centers of all cells.
         descriptors: (N, P, D) float32 of unit length.
         weights: (N, P), how much each of them counts; bool or float.
         global_descriptor: (N, G) float32 of unit length.
@@ -191,7 +191,7 @@ class KeypointTarget:
         if self.has_list:
             return {field: np.array(self.store.read(name, field)) for field in SPARSE}
         stored = _read(self.store, name, "score_map")
-        (scores,) = dequantise({n: torch.from_numpy(a) for n, a in stored.items()}).values()
+        (scores,) = dequantize({n: torch.from_numpy(a) for n, a in stored.items()}).values()
         per_cell = len(scores) == CHANNELS
         ((points, likely),) = find_keypoints(
             to_pixels(scores[None]) if per_cell else scores,
@@ -275,8 +275,8 @@ class DescriptorTarget(Protocol):
         """``points``, ``descriptors`` and ``weights`` of a ``Lesson``; arguments as of ``look``."""
 
 
-class CentreTarget:
-    """``centres``: the teacher's descriptors on the student's own grid of cells.
+class CenterTarget:
+    """``centers``: the teacher's descriptors on the student's own grid of cells.
 
     ``descriptor_map`` (D, h, w) lies on that grid and has unit length along D; it may lack cells at
     the photograph's edge, where nothing is learned then.
@@ -303,8 +303,8 @@ class CentreTarget:
         return _read(self.store, name, "descriptor_map")
 
     def compare(self, fields, H_view_to_photo, shape, detections):
-        centres = cell_centres(shape).to(H_view_to_photo)
-        target, known = self._descriptors_at(centres, fields, H_view_to_photo)
+        centers = cell_centers(shape).to(H_view_to_photo)
+        target, known = self._descriptors_at(centers, fields, H_view_to_photo)
         return None, target, known
 
     def _descriptors_at(self, points, fields, H_view_to_photo) -> tuple[Tensor, Tensor]:
@@ -316,7 +316,7 @@ class CentreTarget:
         return target, is_inside(places, (width, height))
 
 
-class PeakTarget(CentreTarget):
+class PeakTarget(CenterTarget):
     """``peaks``: at the likeliest pixel of each cell, as much as the cell has a keypoint."""
 
     def compare(self, fields, H_view_to_photo, shape, detections):
@@ -423,7 +423,7 @@ DETECTOR_TARGETS = {"cells": CellTarget, "keypoints": KeypointTarget, "labels": 
 DESCRIPTOR_TARGETS = {
     "keypoints": KeypointDescriptorTarget,
     "peaks": PeakTarget,
-    "centres": CentreTarget,
+    "centers": CenterTarget,
     "random": RandomTarget,
 }
 

@@ -14,7 +14,7 @@ from ..console import deferred_interrupt, progress, say
 from ..data.cells import grid_shape
 from ..data.geometry import Homographies
 from ..data.images import list_images, split_names
-from ..data.stores.quantize import dequantise
+from ..data.stores.quantize import dequantize
 from ..data.stores.store import RecordStore
 from ..device import autocast, choose_device, choose_precision
 from ..errors import CheckpointError, InputError
@@ -33,7 +33,7 @@ from .distributed import (
     average_gradients,
     join,
     rank,
-    synchronise_norms,
+    synchronize_norms,
     world_size,
 )
 from .loader import Batches, DistillationDataset, make_loader
@@ -154,7 +154,7 @@ def fit(
         raise InputError("loss_weights: no loss that has a weight above 0 fits what is learned")
     weighting = make_weighting(settings, names).to(device)
     student.to(device, memory_format=torch.channels_last)
-    synchronise_norms(student)
+    synchronize_norms(student)
     modules = {"student": student, "weighting": weighting}
     averaged = WeightAverage(student, settings.ema) if settings.ema else None
     if averaged:
@@ -227,7 +227,7 @@ def batch_losses(
         else:
             said = student(images)
     lesson = dataset.targets.lesson(
-        dequantise(batch), H_view_to_photo, grid_shape(images.shape[2:])
+        dequantize(batch), H_view_to_photo, grid_shape(images.shape[2:])
     )
     return compute_losses(names, said, lesson)
 
@@ -429,7 +429,7 @@ def _start_from_packaged(student: Student, quiet: bool) -> str:
             continue
         say(
             f"starts from the packaged student {name}, and inherits what its model card says of "
-            "licences; --init none starts from nothing",
+            "licenses; --init none starts from nothing",
             quiet=quiet,
         )
         return other.weights

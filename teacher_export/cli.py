@@ -44,7 +44,7 @@ from ..console import StorePath, say, shared_options
     type=StorePath(),
     help="Describe the keypoints of this store, another teacher's, in place of the model's own.",
 )
-@click.option("--words", "vlad_words", type=int, help="vlad: centres of the local descriptors.")
+@click.option("--words", "vlad_words", type=int, help="vlad: centers of the local descriptors.")
 @click.option("--dim", "vlad_dim", type=int, help="vlad: length of a global descriptor.")
 @click.option(
     "--limit", type=click.IntRange(1), help="Only the first so many photographs, by name."
@@ -77,7 +77,7 @@ def export_teacher(
       descriptor_map:full                 –  73,565,184        –  of each pixel
       sparse                        524,004     268,004  268,004  1,000 keypoints with descriptors
 
-    silk says nothing of the outermost 9 pixels, nor of cells whose centre is one of them.
+    silk says nothing of the outermost 9 pixels, nor of cells whose center is one of them.
     With --quantisation int8 the two maps take 1,550,553 and 875,484 bytes.
 
     sift and xfeat have sparse alone, sift's as silk's. netvlad (8,192 bytes) and vlad (1,024) have

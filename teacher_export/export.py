@@ -14,7 +14,7 @@ from ..config import ExportSettings, load_settings, override
 from ..console import progress, say
 from ..data.images import Look, check_image, list_images, load_photograph, to_tensor
 from ..data.keypoints import KeypointChoice
-from ..data.stores.quantize import quantise, quantise_fields
+from ..data.stores.quantize import quantize, quantize_fields
 from ..data.stores.store import RecordStore, Schema
 from ..device import choose_device, choose_precision
 from ..errors import InputError, StoreError, UnreadablePhotographError
@@ -299,7 +299,7 @@ def make_schema(
     """
     fields = teacher.fields(settings.fields, settings.size, settings.max_num_keypoints)
     if settings.quantisation == "int8":
-        fields = quantise_fields(fields)
+        fields = quantize_fields(fields)
     told = {} if settings.precision == "float32" else {"precision": settings.precision}
     if keypoints is not None:
         theirs = keypoints.schema
@@ -376,7 +376,7 @@ def fill_shards(
                 images = torch.stack([to_tensor(image, teacher.channels) for image in batch])
                 found = given(store.shard(number)[start : start + len(batch)])
                 values_by_field = teacher.export(images, settings.fields, choice, found)
-                for name, values in quantise(store.schema.fields, values_by_field).items():
+                for name, values in quantize(store.schema.fields, values_by_field).items():
                     shard[name][start : start + len(batch)] = values.cpu().numpy()
                 advance(len(batch))
             writes.append(writer.submit(store.write_shard, number, shard))

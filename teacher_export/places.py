@@ -193,21 +193,21 @@ def _learn_words(images, chosen: range, num_words: int, seed: int, advance) -> n
     return found.cluster_centers_
 
 
-def _learn_projection(centred: np.ndarray, dim: int) -> np.ndarray:
+def _learn_projection(centered: np.ndarray, dim: int) -> np.ndarray:
     """(N, C) images minus their mean -> (dim, C), as ``VLAD.projection``.
 
     N may be less than C: the axes come from the (N, N) products of the images.
     """
-    energies, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
+    energies, vectors = np.linalg.eigh((centered @ centered.T).astype(np.float64))
     energies, vectors = energies[: -dim - 1 : -1], vectors[:, : -dim - 1 : -1]
     rank = int((energies > SMALLEST_ENERGY * energies[0]).sum())
     if rank < dim:
         raise InputError(
-            f"dim {dim}: {len(centred)} photographs differ in {rank} directions only; lower --dim "
+            f"dim {dim}: {len(centered)} photographs differ in {rank} directions only; lower --dim "
             "to that, or export other photographs"
         )
-    axes = (vectors / np.sqrt(energies)).T.astype(np.float32) @ centred
-    variances = (energies + SHRINKAGE * energies[0]) / len(centred)
+    axes = (vectors / np.sqrt(energies)).T.astype(np.float32) @ centered
+    variances = (energies + SHRINKAGE * energies[0]) / len(centered)
     return axes / np.sqrt(variances).astype(np.float32)[:, None]
 
 

@@ -203,7 +203,7 @@ def _check_range(descriptors0: Tensor, descriptors1: Tensor, ghost: float | None
     if largest > MAX_SIMILARITY:
         raise InputError(
             f"similarities divided by the temperature reach {largest:.1f}, expected at most "
-            f"{MAX_SIMILARITY:g}; raise the temperature or normalise the descriptors"
+            f"{MAX_SIMILARITY:g}; raise the temperature or normalize the descriptors"
         )
 
 
@@ -258,7 +258,7 @@ def homography_correspondences(
 def nearest_positions(map_xy: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """The element of a map of ``shape`` in which each (x, y) of (N, 2) lies; (N,) int64, -1 none.
 
-    Elements are counted row by row; (0, 0) is the centre of the first.
+    Elements are counted row by row; (0, 0) is the center of the first.
     """
     height, width = shape
     with np.errstate(invalid="ignore"):

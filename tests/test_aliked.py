@@ -60,7 +60,7 @@ def test_official_weights_give_the_reference_s_outputs(golden, weights, variant,
     np.testing.assert_allclose(maps.score_map[0, 0], expected["score_map"], atol=1e-5)
 
     # More than the reference's hundred: it suppresses before it clears the border, so that what is
-    # cleared has suppressed its neighbours.
+    # cleared has suppressed its neighbors.
     ((keypoints, scores),) = network.detect(maps, replace(REFERENCE, max_num_keypoints=130))
     assert (np.diff(scores) <= 0).all()
     distances = torch.cdist(torch.from_numpy(expected["keypoints"]), keypoints)
@@ -197,7 +197,7 @@ def test_keypoints_of_one_variant_with_descriptors_of_another(excerpt, packaged)
     assert pair.name == "aliked+aliked:n16"
 
 
-def test_gray_keypoints_with_colour_descriptors(excerpt):
+def test_gray_keypoints_with_color_descriptors(excerpt):
     image = excerpt("aliked_n32")["image_u8"]
     gray = load("harris", device="cpu").extract(image, max_num_keypoints=20)
     both = load("harris+aliked", device="cpu").extract(image, max_num_keypoints=20)

@@ -11,7 +11,7 @@ from hfnet_distill import config
 from hfnet_distill.data.cells import (
     CELL,
     NOTHING,
-    cell_centres,
+    cell_centers,
     cell_corners,
     cell_peaks,
     from_pixels,
@@ -55,8 +55,8 @@ def test_incomplete_cells_are_left_out():
     assert image_shape((5, 8)) == (40, 64)
 
 
-def test_centres_and_corners():
-    assert cell_centres((1, 2)).tolist() == [[3.5, 3.5], [11.5, 3.5]]
+def test_centers_and_corners():
+    assert cell_centers((1, 2)).tolist() == [[3.5, 3.5], [11.5, 3.5]]
     assert cell_corners((1, 1)).tolist() == [[-0.5, -0.5], [7.5, -0.5], [-0.5, 7.5], [7.5, 7.5]]
 
 

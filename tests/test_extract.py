@@ -136,6 +136,13 @@ def test_video(photographs, tmp_path, run_command):
     run_command(extract_features, *command, tmp_path / "clip.h5")
     with h5py.File(tmp_path / "clip.h5") as file:
         assert extracting.image_names(file) == [f"clip/{i:06d}" for i in range(5)]
+    content = path.read_bytes()
+    (tmp_path / "half.avi").write_bytes(content[: len(content) // 2])
+    command = ("--images", tmp_path / "half.avi", "--model", "sift", "--quiet", "--output")
+    output = run_command(extract_features, *command, tmp_path / "half.h5", code=1)
+    assert "half.avi: breaks off in frame" in output
+    with h5py.File(tmp_path / "half.h5") as file:
+        assert 0 < len(extracting.image_names(file)) < 4
     (tmp_path / "cut.mp4").write_bytes(b"no video")
     command = ("--images", tmp_path / "cut.mp4", "--model", "sift", "--output")
     assert "not a video" in run_command(extract_features, *command, tmp_path / "cut.h5", code=1)

@@ -20,13 +20,13 @@ from hfnet_distill.data.geometry import (
 )
 
 
-def test_a_cell_lies_at_the_centre_of_its_pixels():
+def test_a_cell_lies_at_the_center_of_its_pixels():
     assert CELL_MAP.to_image(np.array([0.0, 1.0])).tolist() == [3.5, 11.5]
     assert CELL_MAP.to_map(np.array([3.5, 11.5])).tolist() == [0.0, 1.0]
 
 
 def test_resizing_keeps_the_image_edge():
-    # The outer edges of the first and the last pixel, and the centre of the first.
+    # The outer edges of the first and the last pixel, and the center of the first.
     points = np.array([[-0.5, -0.5], [3.5, 1.5], [0, 0]])
     resized = resize_points(points, (4, 2), (8, 8))
     np.testing.assert_allclose(resized, [[-0.5, -0.5], [7.5, 7.5], [0.5, 1.5]])
@@ -133,6 +133,6 @@ def test_a_map_resampled_onto_cells_keeps_its_positions():
     values = torch.from_numpy(dense.to_image(np.stack([columns, rows]))).float()
     cells = resample_map(values[None], dense, CELL_MAP, (6, 8))[0]
     assert cells.shape == (2, 6, 8)
-    # The second cell's centre lies at 11.5; the first's, at 3.5, is off the map, whose edge is 9.
+    # The second cell's center lies at 11.5; the first's, at 3.5, is off the map, whose edge is 9.
     assert cells[:, 1, 1].tolist() == [11.5, 11.5]
     assert cells[:, 0, 0].tolist() == [9, 9]

@@ -110,8 +110,8 @@ def test_every_recorded_output(golden, variables, size):
 def sample_as_hfnet(descriptor_map: torch.Tensor, keypoints_xy: np.ndarray) -> torch.Tensor:
     """HF-Net's own sampling, (N, D).
 
-    It stretches the map's outer centres over the image's, ``(cells - 1) / (pixels - 1)``. Ours
-    (``CELL_MAP``) puts a cell's descriptor at the cell's centre; they agree in the middle of the
+    It stretches the map's outer centers over the image's, ``(cells - 1) / (pixels - 1)``. Ours
+    (``CELL_MAP``) puts a cell's descriptor at the cell's center; they agree in the middle of the
     image and are 0.44 cells apart at its edges.
     """
     height, width = descriptor_map.shape[2:]
@@ -274,7 +274,7 @@ def test_what_hfnet_has_not_changes_nothing_until_it_is_trained(part):
 
 
 @pytest.mark.parametrize("size", [(64, 48), (40, 24)])
-def test_folding_the_normalisation_changes_no_number(size):
+def test_folding_the_normalization_changes_no_number(size):
     torch.manual_seed(0)
     added = {"detector_skip": True, "context_block": True, "global_dim": 16, "clusters": 4}
     student = HFNet(HFNetConfig(width=0.35, **added)).train()

@@ -77,8 +77,8 @@ def test_a_batch_is_its_images():
 
 
 def test_square_window_by_hand():
-    # Of the chain 0-1-2-3, each within reach of the next only, the best removes its neighbour,
-    # which then removes none; the diagonal neighbour of 3 is in its square, not in its circle.
+    # Of the chain 0-1-2-3, each within reach of the next only, the best removes its neighbor,
+    # which then removes none; the diagonal neighbor of 3 is in its square, not in its circle.
     points = np.array([[10, 5], [14, 5], [18, 5], [23, 5], [27, 9]], np.float32)
     scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5], np.float32)
 
@@ -114,7 +114,7 @@ def test_no_keypoints():
         assert keypoints.dtype == scores.dtype == np.float32
 
 
-def test_a_keypoint_moves_to_the_centre_of_gravity():
+def test_a_keypoint_moves_to_the_center_of_gravity():
     score_map = torch.zeros(20, 30)
     score_map[7, 9:12] = torch.tensor([0.25, 0.5, 0.75])  # half a pixel's weight too much
     score_map[0, 0] = 1  # in a corner

@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,3 +124,31 @@ class Interrupted(Dataset):
 def test_an_interrupt_is_left_to_the_loop():
     keys = [batch["key"].item() for batch in make_loader(Interrupted(), [[0], [1], [2]], 2)]
     assert keys == [0, 1, 2]
+
+
+def test_an_error_in_a_worker_ends_the_command_with_a_sentence():
+    code = """
+import click
+from hfnet_distill.console import shared_options
+from hfnet_distill.errors import InputError
+from hfnet_distill.student.loader import make_loader
+
+class Targets:
+    stores = ()
+
+class Damaged:
+    targets = Targets()
+
+    def __getitem__(self, key):
+        raise InputError("p2.png: not a readable photograph")
+
+@click.command()
+@shared_options
+def command(**flags):
+    list(make_loader(Damaged(), [[0], [1]], 1))
+
+command()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.stderr == "Error: p2.png: not a readable photograph\n"
+    assert done.returncode == 1

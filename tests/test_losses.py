@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hfnet_distill.data.cells import cell_centres, from_pixels, with_nothing
+from hfnet_distill.data.cells import cell_centers, from_pixels, with_nothing
 from hfnet_distill.errors import InputError
 from hfnet_distill.networks.base import StudentOutput
 from hfnet_distill.student.losses import (
@@ -115,7 +115,7 @@ def test_localization_is_how_far_apart_two_views_see_a_keypoint():
     shift = torch.eye(3, dtype=torch.float64)[None]
     shift[:, 0, 2] = -8
     assert localization_loss((view0, view1), shift).item() == pytest.approx(0.5, abs=0.01)
-    # By the centres of gravity, so that scores, not only their maxima, are drawn together.
+    # By the centers of gravity, so that scores, not only their maxima, are drawn together.
     view1 = logits_of((12, 21, 0.6), (14, 21, 0.1), (42, 40, 0.8)).requires_grad_()
     loss = localization_loss((view0, view1), shift)
     assert loss.item() == pytest.approx((2 / 3 - 2 / 7) / 2, abs=0.01)
@@ -148,7 +148,7 @@ def test_corresponding_points_are_told_from_all_others():
     maps = F.normalize(torch.randn(2, 32, 6, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     shift = torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
     shift[:, 0, 2] = -8.0  # view 1 begins one cell to the right of view 0
-    points = cell_centres((6, 8)).expand(2, -1, -1)
+    points = cell_centers((6, 8)).expand(2, -1, -1)
     weights = torch.ones(2, 48)
     same = correspondence_loss((maps, maps.roll(-1, 3)), points, weights, shift)
     other = correspondence_loss((maps, maps), points, weights, shift)
@@ -156,7 +156,7 @@ def test_corresponding_points_are_told_from_all_others():
     assert (other > 1).all()
     # By hand: two cells, seen in both views, whose descriptors are at right angles.
     pair = torch.eye(2)[None, :, None]
-    two, still = cell_centres((1, 2))[None], torch.eye(3, dtype=torch.float64)[None]
+    two, still = cell_centers((1, 2))[None], torch.eye(3, dtype=torch.float64)[None]
     loss = correspondence_loss((pair, pair), two, torch.ones(1, 2), still, temperature=0.1)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-10)), rel=0.02)
     # Two points of nearly one place need not be told apart, however unlike a third is.
@@ -242,9 +242,9 @@ def test_a_loss_of_ones_own_is_a_function_and_a_line(monkeypatch):
 
 
 def test_a_keypoint_is_found_among_those_of_the_batch():
-    # Two photographs with two keypoints each, at cells' centres, all descriptors at right angles.
+    # Two photographs with two keypoints each, at cells' centers, all descriptors at right angles.
     maps = torch.eye(4).view(4, 2, 1, 2).transpose(0, 1).contiguous()
-    points = cell_centres((1, 2)).float().expand(2, -1, -1)
+    points = cell_centers((1, 2)).float().expand(2, -1, -1)
     weights = torch.ones(2, 2)
     loss = contrast_loss((maps, maps), (points, points), weights, temperature=0.1)
     # Against the correct one: three others of the other view, and three of its own.

@@ -29,7 +29,7 @@ def draw_convolutions(random) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def draw_pooling(random, clusters=64) -> tuple[np.ndarray, np.ndarray]:
-    """The projection to the clusters and minus their centres, both (512, K)."""
+    """The projection to the clusters and minus their centers, both (512, K)."""
     projection = (random.standard_normal((512, clusters)) * 4).astype(np.float32)
     return projection, (random.standard_normal((512, clusters)) * 0.05).astype(np.float32)
 

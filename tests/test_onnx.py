@@ -18,12 +18,14 @@ from hfnet_distill.deployment.cli import export_onnx
 from hfnet_distill.deployment.photographs import photographs_of_sizes
 from hfnet_distill.errors import InputError, NotFoundError
 from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
+from hfnet_distill.networks.light import Light, LightConfig
 from hfnet_distill.networks.onnx import make_session
 from hfnet_distill.networks.registry import load
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
+pytestmark = pytest.mark.timeout(900)  # an export takes a minute on a busy machine
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CHOICE = KeypointChoice.of(shipped_settings().predict, 500)
 
@@ -57,6 +59,20 @@ def small() -> HFNet:
 def small_maps(small) -> bytes:
     """The small student as a file of profile maps."""
     return deployment.to_onnx(deployment.make_graph(small, "maps", CHOICE), {})
+
+
+def test_a_light_student(tmp_path):
+    torch.manual_seed(0)
+    network = Light(LightConfig(channels=(8, 8, 16, 16, 16), descriptor_dim=16, global_dim=8))
+    with torch.no_grad():
+        network.pixel_head[1].weight *= 30
+    network = network.for_inference().requires_grad_(False)
+    photographs = photographs_of_sizes(None, 1)[2:4]
+    path = tmp_path / "light.onnx"
+    deployment.export_onnx(network, "sparse", path, choice=CHOICE, photographs=photographs)
+    found = load(f"onnx:{path}").extract(photographs[0], max_num_keypoints=50)
+    wanted = network.extract(photographs[0], max_num_keypoints=50)
+    np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("profile", ["colmap", "hfnet-slam"])

@@ -7,13 +7,13 @@ from torch.nn import functional as F
 
 from hfnet_distill.config import load_settings, override
 from hfnet_distill.data.geometry import CELL_MAP
-from hfnet_distill.data.stores.quantize import dequantise, quantise, quantise_fields
+from hfnet_distill.data.stores.quantize import dequantize, quantize, quantize_fields
 from hfnet_distill.data.stores.store import Field, RecordStore
 from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
 from hfnet_distill.student.loader import DistillationDataset
 from hfnet_distill.student.losses import detector_loss
 from hfnet_distill.student.targets import choose_targets
-from hfnet_distill.student.training import compute_losses
+from hfnet_distill.student.training import batch_losses
 from hfnet_distill.teacher_export.cli import export_teacher
 
 FLOATS = {
@@ -24,7 +24,7 @@ FLOATS = {
     "count": Field(shape=(), dtype="int32"),
     "global_descriptor": Field(shape=(64,), dtype="float16"),
 }
-FIELDS = quantise_fields(FLOATS)
+FIELDS = quantize_fields(FLOATS)
 
 
 def make_arrays(batch: int = 2) -> dict[str, torch.Tensor]:
@@ -48,19 +48,19 @@ def make_arrays(batch: int = 2) -> dict[str, torch.Tensor]:
 
 
 def test_worked_by_hand():
-    fields = quantise_fields({"descriptors": Field(shape=(2, 2), dtype="float16")})
-    stored = quantise(fields, {"descriptors": torch.tensor([[0.6, -0.8], [0.0, 0.0]])})
+    fields = quantize_fields({"descriptors": Field(shape=(2, 2), dtype="float16")})
+    stored = quantize(fields, {"descriptors": torch.tensor([[0.6, -0.8], [0.0, 0.0]])})
     # 0.8 / 127 in float16 is 0.0063, a little above; 0.6 is 95.25 steps of 0.8 / 127.
     assert stored["descriptors"].tolist() == [[95, -127], [0, 0]]
     assert stored["descriptors_scale"].tolist() == pytest.approx([0.8 / 127, 2**-14], rel=5e-4)
     expected = torch.tensor([[95 / 127 * 0.8, -0.8], [0, 0]])
-    assert torch.allclose(dequantise(stored)["descriptors"], expected, rtol=5e-4)
+    assert torch.allclose(dequantize(stored)["descriptors"], expected, rtol=5e-4)
 
-    fields = quantise_fields({"score_map": Field(shape=(1, 1, 3), dtype="float16")})
-    stored = quantise(fields, {"score_map": torch.tensor([[[0.0, 0.0625, 1.0]]])})
+    fields = quantize_fields({"score_map": Field(shape=(1, 1, 3), dtype="float16")})
+    stored = quantize(fields, {"score_map": torch.tensor([[[0.0, 0.0625, 1.0]]])})
     assert stored["score_map"].tolist() == [[[0, 128, 255]]]
     expected = torch.tensor([[[0, (128 / 255) ** 4, 1]]])
-    assert torch.allclose(dequantise(stored)["score_map"], expected)
+    assert torch.allclose(dequantize(stored)["score_map"], expected)
 
 
 def test_the_fields_a_store_gets():
@@ -70,7 +70,7 @@ def test_the_fields_a_store_gets():
     ]
     assert FIELDS["descriptor_map_scale"].shape == (6, 8)
     assert FIELDS["descriptors_scale"].shape == (20,)
-    for name, values in quantise(FIELDS, make_arrays()).items():
+    for name, values in quantize(FIELDS, make_arrays()).items():
         assert values.shape[1:] == FIELDS[name].shape
         assert str(values.dtype) == f"torch.{FIELDS[name].dtype}"
 
@@ -80,7 +80,7 @@ def test_what_comes_back_is_close(batched):
     arrays = make_arrays()
     if not batched:
         arrays = {name: values[0] for name, values in arrays.items()}
-    found = dequantise(quantise(FIELDS, arrays))
+    found = dequantize(quantize(FIELDS, arrays))
     assert found.keys() == arrays.keys()
     for name, axis in (("descriptor_map", -3), ("descriptors", -1)):
         assert F.cosine_similarity(found[name], arrays[name], dim=axis).mean() > 0.9999
@@ -95,7 +95,7 @@ def test_what_comes_back_is_close(batched):
 
 def test_the_loss_and_its_gradient_hardly_change():
     exact = make_arrays()["score_map"]
-    near = dequantise(quantise(FIELDS, {"score_map": exact}))["score_map"]
+    near = dequantize(quantize(FIELDS, {"score_map": exact}))["score_map"]
     logits = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1))
     losses, gradients = [], []
     for target in (exact, near):
@@ -135,15 +135,14 @@ def test_a_student_learns_the_same_from_either(stores, photographs):
     losses = []
     for store in stores:
         torch.manual_seed(0)
-        targets = choose_targets([store])
-        data = DistillationDataset(
-            photographs, store.names, targets, size=(64, 48), crop=(48, 32), seed=3
-        )
+        targets = choose_targets([store], "cells", "peaks")
+        data = DistillationDataset(photographs, store.names, targets, crop=(48, 32), seed=3)
         batch = {name: values[None] for name, values in data[0, 0].items()}
         assert batch["descriptor_map"].dtype == getattr(
             torch, store.schema.fields["descriptor_map"].dtype
         )
         student = HFNet(HFNetConfig(width=0.35, descriptor_dim=256)).eval()
-        losses.append(compute_losses(student, batch, targets, settings, "cpu"))
+        names, device = ("detector", "descriptor"), torch.device("cpu")
+        losses.append(batch_losses(student, batch, data, names, settings, device))
     for name in losses[0]:
         assert losses[1][name].item() == pytest.approx(losses[0][name].item(), rel=2e-3)

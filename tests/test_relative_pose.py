@@ -41,7 +41,7 @@ MOTIONS = [
     (rotation(2, 3, 4), np.array([-0.3, 0.2, 0.6])),
     (rotation(0, -8, 3), np.array([0.9, 0.2, -0.2])),
 ]
-"""Camera to world, R and t in metres, of each frame."""
+"""Camera to world, R and t in meters, of each frame."""
 
 
 def texture(rng, side):
@@ -57,14 +57,14 @@ def render(distortion=None):
     """The scene from every frame: three planes at different depths, by one homography each."""
     rng = np.random.default_rng(0)
     planes = []
-    for side, metres, center, turn in (
+    for side, meters, center, turn in (
         (900, 14.0, (0, 0, 7), (0, 0, 0)),
         (400, 3.0, (-1.3, 0, 4.5), (0, 25, 0)),
         (300, 1.8, (1, 0.4, 3.2), (-20, -15, 10)),
     ):
         R = rotation(*turn)
-        corner = np.array(center) - R[:, :2].sum(1) * metres / 2
-        plane = np.column_stack([R[:, :2] * metres / side, corner])  # texture pixel -> metres
+        corner = np.array(center) - R[:, :2].sum(1) * meters / 2
+        plane = np.column_stack([R[:, :2] * meters / side, corner])  # texture pixel -> meters
         planes.append((texture(rng, side), plane))
     for R, t in MOTIONS:
         image = np.zeros(SIZE[::-1], np.uint8)

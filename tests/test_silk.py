@@ -44,7 +44,7 @@ def check_positions(network, image_u8, recorded, name, every=1):
     """SiLK's own keypoints: our maps have its scores and descriptors at the same places.
 
     SiLK counts (row, column) from the corner of the top-left pixel of the map, we (x, y) from the
-    centre of that of the image.
+    center of that of the image.
     """
     image = torch.from_numpy(image_u8)[None, None].float() / 255
     positions = torch.from_numpy(recorded[f"{name}/sparse_positions"])
@@ -72,7 +72,7 @@ def test_excerpt_micro(excerpt, micro):
     np.testing.assert_allclose(raw[..., ::4, ::4], recorded["out/raw_descriptors_sub4"], atol=2e-4)
     excerpt_of = {key.removeprefix("out/"): recorded[key] for key in recorded.files}
     found = check_positions(network, recorded["out/image_u8"], Recorded(excerpt_of), "nms4_top300")
-    # SiLK's (row, column) count from the pixel's corner, our (x, y) from its centre.
+    # SiLK's (row, column) count from the pixel's corner, our (x, y) from its center.
     on_image = recorded["out/nms4_top300/sparse_positions_image"]
     np.testing.assert_array_equal(found, on_image[:, 1::-1] - 0.5)
 

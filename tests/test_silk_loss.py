@@ -83,7 +83,7 @@ def test_correspondences_of_a_shift():
 
 
 def test_correspondences_of_a_rotation_mind_the_border():
-    # By 90 degrees about the centre of an image of 24x24 pixels, so of its map of 6x6 as well.
+    # By 90 degrees about the center of an image of 24x24 pixels, so of its map of 6x6 as well.
     H_0to1 = np.array([[0, -1, 23], [1, 0, 0], [0, 0, 1]])
     found = homography_correspondences(H_0to1, MapGeometry(1, 9), (6, 6)).reshape(6, 6)
     rows, columns = np.indices((6, 6))

@@ -13,7 +13,7 @@ import torch
 from hfnet_distill.data.geometry import MapGeometry
 from hfnet_distill.data.images import fit_image, read_image
 from hfnet_distill.data.keypoints import KeypointChoice
-from hfnet_distill.data.stores.quantize import quantise_fields
+from hfnet_distill.data.stores.quantize import quantize_fields
 from hfnet_distill.data.stores.store import RecordStore
 from hfnet_distill.errors import StoreError
 from hfnet_distill.networks.registry import load
@@ -74,7 +74,7 @@ def test_forms_of_the_descriptor_map(silk, form, shape):
     with torch.inference_mode():
         pixels = silk(image[None]).descriptor_map[0].numpy()
     # Element (1, 2) is cell (2, 3) and covers pixels from (24, 16) on, those of SiLK's map from
-    # (15, 7) on; its centre is a corner.
+    # (15, 7) on; its center is a corner.
     expected = {
         "": pixels[:, 10:12, 18:20].mean((1, 2)),
         ":averaged": pixels[:, 7:15, 15:23].mean((1, 2)),
@@ -120,7 +120,7 @@ def test_help_tells_the_bytes_of_each_field(run_command, silk):
         fields = silk.fields([group], (640, 480), 1000)
         (line,) = (line for line in output.splitlines() if line.split()[:1] == [group])
         assert f"{sum(field.nbytes for field in fields.values()):,}" in line
-    eight_bits = quantise_fields(silk.fields([*silk.usual_fields], (640, 480), 1000))
+    eight_bits = quantize_fields(silk.fields([*silk.usual_fields], (640, 480), 1000))
     assert f"{sum(field.nbytes for field in eight_bits.values()):,}" in output
 
 
@@ -251,7 +251,7 @@ def test_places_of_another_local_store(run_command, photographs, local, tmp_path
     assert "settings.dim is 4 there and 3 here" in output
 
 
-def test_what_places_cannot_be_learnt_from(run_command, photographs, local, tmp_path):
+def test_what_places_cannot_be_learned_from(run_command, photographs, local, tmp_path):
     output = learn_places(run_command, local, tmp_path / "places", "--dim", 6, code=1)
     assert "dim 6: 6 photographs have 5 axes at most; lower --dim" in output
     output = learn_places(run_command, local, tmp_path / "places", "--fields", "sparse", code=1)

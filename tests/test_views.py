@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hfnet_distill.data.cells import cell_centres, from_pixels, to_pixels
+from hfnet_distill.data.cells import cell_centers, from_pixels, to_pixels
 from hfnet_distill.data.geometry import Homographies, unwarp_points, warp_points
 from hfnet_distill.student.views import (
     ViewSampler,
@@ -26,7 +26,7 @@ def shift(x: float, y: float) -> torch.Tensor:
 
 def test_an_upright_crop_is_cut_out_of_the_maps():
     descriptors = F.normalize(torch.randn(1, 16, 6, 8), dim=1)
-    found = view_descriptors(descriptors, cell_centres((3, 4)), shift(16, 8))
+    found = view_descriptors(descriptors, cell_centers((3, 4)), shift(16, 8))
     torch.testing.assert_close(found.mT.unflatten(2, (3, 4)), descriptors[:, :, 1:4, 2:6])
     cells = (torch.randn(1, 65, 6, 8) * 3).softmax(1)
     cells[:, :64][cells[:, :64] <= 1e-3] = 0
@@ -37,9 +37,9 @@ def test_an_upright_crop_is_cut_out_of_the_maps():
 def test_each_view_sees_the_maps_of_its_own_photograph():
     maps = F.normalize(torch.randn(2, 16, 6, 8), dim=1)
     views = torch.cat([shift(16, 8), shift(0, 0), shift(8, 24), shift(32, 16)])
-    found = view_descriptors(maps, cell_centres((3, 4)), views)
+    found = view_descriptors(maps, cell_centers((3, 4)), views)
     for seen, whole, view in zip(found, maps.repeat_interleave(2, 0), views, strict=True):
-        alone = view_descriptors(whole[None], cell_centres((3, 4)), view[None])
+        alone = view_descriptors(whole[None], cell_centers((3, 4)), view[None])
         torch.testing.assert_close(seen, alone[0])
 
 
@@ -56,8 +56,8 @@ def test_a_keypoint_is_where_the_view_shows_it():
     seen = F.pixel_shuffle(cells[:, :64], 8)[0, 0]
     assert seen.sum() == pytest.approx(0.9, abs=1e-6)
     y, x = torch.meshgrid(torch.arange(24), torch.arange(32), indexing="ij")
-    centre = [[(seen * x).sum() / 0.9, (seen * y).sum() / 0.9]]
-    np.testing.assert_allclose(centre, warp_points(inside, np.linalg.inv(H)), atol=1e-3)
+    center = [[(seen * x).sum() / 0.9, (seen * y).sum() / 0.9]]
+    np.testing.assert_allclose(center, warp_points(inside, np.linalg.inv(H)), atol=1e-3)
 
 
 def test_many_keypoints_in_one_cell_share_it():
@@ -103,13 +103,13 @@ def test_views_lie_inside_the_photograph():
 def measure(homographies: Homographies, overlap: float) -> dict[str, float]:
     """What 600 photographs' views are like under the settings that are shipped."""
     rng, sampler = np.random.default_rng(0), ViewSampler(0.6, homographies, overlap)
-    centre = np.array([159.5, 119.5]) + np.array([[0, 0], [1e-3, 0], [0, 1e-3]])
+    center = np.array([159.5, 119.5]) + np.array([[0, 0], [1e-3, 0], [0, 1e-3]])
     scales, tilts, shared = [], [], []
     for _ in range(600):
         views = [*sampler.draw(rng, SIZE, CROP, 2)]
         shared.append(shared_part(*views, CROP))
         (H,) = ViewSampler(1.0, replace(homographies, perspective=0)).draw(rng, SIZE, CROP, 1)
-        steps = warp_points(centre, H)
+        steps = warp_points(center, H)
         stretch = np.linalg.svd((steps[1:] - steps[0]) / 1e-3, compute_uv=False)
         scales.append(np.sqrt(stretch.prod()) / 2)  # of the photograph's sides
         tilts.append(stretch[0] / stretch[1])

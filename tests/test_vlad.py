@@ -1,4 +1,4 @@
-"""VLAD: residuals by hand, words and whitening learnt from a few images."""
+"""VLAD: residuals by hand, words and whitening learned from a few images."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,6 @@
 """Quantization: descriptors and score maps in eight bits per value.
 
-``quantise_fields`` turns a schema's float fields into these, which anyone can read:
+``quantize_fields`` turns a schema's float fields into these, which anyone can read:
 
 * descriptors: int8, with ``NAME_scale`` float16, one per descriptor; the value is
   ``descriptor_map * descriptor_map_scale`` for a map (D, h, w) with scales (h, w), and
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .schema import Field
 
-__all__ = ["dequantise", "quantise", "quantise_fields", "scale_name"]
+__all__ = ["dequantize", "quantize", "quantize_fields", "scale_name"]
 
 AXES = {"descriptor_map": -3, "descriptors": -1}  # along which a descriptor lies
 SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number; only padding reaches it
@@ -31,27 +31,27 @@ def scale_name(field: str) -> str:
     return f"{field}_scale"
 
 
-def quantise_fields(fields: Mapping[str, Field]) -> dict[str, Field]:
+def quantize_fields(fields: Mapping[str, Field]) -> dict[str, Field]:
     """A schema's fields, with descriptors and score maps in eight bits; others as they are."""
-    quantised = {}
+    quantized = {}
     for name, field in fields.items():
         if name in AXES:
             shape = list(field.shape)
             del shape[AXES[name]]
             changes = {"dtype": "int8", "quantisation": "scale"}
-            quantised[name] = field.model_copy(update=changes)
-            quantised[scale_name(name)] = Field(
+            quantized[name] = field.model_copy(update=changes)
+            quantized[scale_name(name)] = Field(
                 shape=tuple(shape), dtype="float16", geometry=field.geometry
             )
         elif name == "score_map":
             changes = {"dtype": "uint8", "quantisation": "fourth_root"}
-            quantised[name] = field.model_copy(update=changes)
+            quantized[name] = field.model_copy(update=changes)
         else:
-            quantised[name] = field
-    return quantised
+            quantized[name] = field
+    return quantized
 
 
-def quantise(fields: Mapping[str, Field], arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def quantize(fields: Mapping[str, Field], arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A teacher's arrays as the fields of a store hold them, on the device they are on.
 
     Args:
@@ -76,8 +76,8 @@ def quantise(fields: Mapping[str, Field], arrays: Mapping[str, Tensor]) -> dict[
     return stored
 
 
-def dequantise(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What ``quantise`` was given, in float32, from whatever mixture of fields a store holds.
+def dequantize(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What ``quantize`` was given, in float32, from whatever mixture of fields a store holds.
 
     Call it on the device that needs the values, so that eight bits are transferred and not 32.
 

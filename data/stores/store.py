@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from ...errors import NotInStoreError, StoreError
 from .hdf5 import HDF5Layout
 from .layout import Layout, checksums
-from .quantize import dequantise
+from .quantize import dequantize
 from .remote import RemoteZarrLayout, is_url
 from .schema import FORMAT_VERSION, Field, Schema
 from .zarr import ZarrLayout
@@ -248,7 +248,7 @@ class RecordStore:
         arrays = {field: self.read(name, field) for field in self.schema.fields}
         if any(field.quantisation != "none" for field in self.schema.fields.values()):
             copies = {field: torch.from_numpy(np.array(array)) for field, array in arrays.items()}
-            arrays = {field: values.numpy() for field, values in dequantise(copies).items()}
+            arrays = {field: values.numpy() for field, values in dequantize(copies).items()}
         if "count" in arrays:
             count = int(arrays.pop("count"))
             for field in ("keypoints", "scores", "descriptors"):

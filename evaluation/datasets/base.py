@@ -121,7 +121,7 @@ class PosePair:
     Attributes:
         sequence: the name of its sequence.
         name0, name1: of the images.
-        T_0to1: (4, 4) float64, points of camera 0 to camera 1, in metres.
+        T_0to1: (4, 4) float64, points of camera 0 to camera 1, in meters.
     """
 
     sequence: str

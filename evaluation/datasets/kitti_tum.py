@@ -1,4 +1,4 @@
-"""Relative poses of calibrated cameras, from two layouts with camera-to-world poses in metres.
+"""Relative poses of calibrated cameras, from two layouts with camera-to-world poses in meters.
 
 * KITTI odometry (Geiger et al., CVPR 2012): ``sequences/00/image_0/*.png`` (or ``image_2``, in
   color), in the order in which one counts, ``sequences/00/calib.txt`` with ``P0`` to ``P3``, and
@@ -17,7 +17,7 @@ Both count pixels as ``data.geometry`` does: the center of the top-left pixel is
 
 Pairs are frames i and i + s of a sequence, for the strides s of ``STRIDES``, with a rotation of at
 most ``MAX_ROTATION`` degrees, so that the views overlap, and a baseline of at least
-``MIN_BASELINE`` metres, so that there is a direction to find. Of more than ``MAX_PAIRS``, so many
+``MIN_BASELINE`` meters, so that there is a direction to find. Of more than ``MAX_PAIRS``, so many
 are taken at even steps through sequences, strides and frames.
 """
 
