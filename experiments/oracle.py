@@ -32,7 +32,7 @@ from hfnet_distill.console import shared_options
 from hfnet_distill.data.cells import cell_centers, grid_shape
 from hfnet_distill.data.geometry import CELL_MAP, MapGeometry
 from hfnet_distill.data.keypoints import KeypointChoice
-from hfnet_distill.data.stores.quantize import dequantise, quantise
+from hfnet_distill.data.stores.quantize import dequantize, quantise
 from hfnet_distill.data.stores.schema import Schema
 from hfnet_distill.errors import InputError
 from hfnet_distill.evaluation.evaluate import evaluate
@@ -142,7 +142,7 @@ def target_cells(teacher: Network, target: str, images: Tensor) -> Tensor:
         fields = {name: values[row].cpu().numpy() for name, values in stored.items()}
         detector = kind(Record(schema, fields))
         read = {name: torch.from_numpy(array)[None] for name, array in detector.read("").items()}
-        cells.append(detector.look(dequantise(read), upright, shape).cells)
+        cells.append(detector.look(dequantize(read), upright, shape).cells)
     return torch.cat(cells)
 
 
