@@ -71,8 +71,10 @@ def make_method(name: str, photograph: np.ndarray, choice: KeypointChoice, threa
     if isinstance(network, OpenCVNetwork):
         return Method(name, None, in_torch, f"OpenCV {cv2.__version__}")
     tensor = to_tensor(image, network.channels)[None]
+    network.precision = "bfloat16"  # whose convolutions the counter knows, all of them
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network.maps(tensor)
+    network.precision = "float32"
     cost = counter.get_total_flops() // 2
     try:
         graphs = [make_graph(network, profile, choice) for profile in ("maps", "sparse")]
