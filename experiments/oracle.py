@@ -32,7 +32,7 @@ from hfnet_distill.console import shared_options
 from hfnet_distill.data.cells import cell_centers, grid_shape
 from hfnet_distill.data.geometry import CELL_MAP, MapGeometry
 from hfnet_distill.data.keypoints import KeypointChoice
-from hfnet_distill.data.stores.quantize import dequantize, quantise
+from hfnet_distill.data.stores.quantize import dequantize, quantize
 from hfnet_distill.data.stores.schema import Schema
 from hfnet_distill.errors import InputError
 from hfnet_distill.evaluation.evaluate import evaluate
@@ -135,7 +135,7 @@ def target_cells(teacher: Network, target: str, images: Tensor) -> Tensor:
     size = images.shape[3], images.shape[2]
     schema = make_schema(teacher, override(load_settings().export, fields=groups, size=size))
     choice = KeypointChoice.of_store(schema.settings)
-    stored = quantise(schema.fields, teacher.export(images, groups, choice))
+    stored = quantize(schema.fields, teacher.export(images, groups, choice))
     upright = torch.eye(3, dtype=torch.float64).expand(1, 1, 3, 3)
     cells = []
     for row in range(len(images)):
