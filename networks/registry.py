@@ -29,7 +29,7 @@ __all__ = [
 PACKAGED = Path(__file__).parent / "packaged"
 """The folder of the students and teachers that need no download, and of their model cards."""
 
-STUDENTS = ("hfnet-superpoint",)
+STUDENTS = ("hfnet-superpoint", "hfnet-silk", "small")
 """The packaged students; each has a model card."""
 DEFAULT = "hfnet-superpoint"
 """The one that ``default`` stands for."""
