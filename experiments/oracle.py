@@ -30,9 +30,10 @@ from torch import Tensor
 from hfnet_distill.config import load_settings, override
 from hfnet_distill.console import shared_options
 from hfnet_distill.data.cells import cell_centers, grid_shape
+from hfnet_distill.data.features import Features
 from hfnet_distill.data.geometry import CELL_MAP, MapGeometry
 from hfnet_distill.data.keypoints import KeypointChoice
-from hfnet_distill.data.stores.quantize import dequantise, quantise
+from hfnet_distill.data.stores.quantize import dequantize, quantize
 from hfnet_distill.data.stores.schema import Schema
 from hfnet_distill.errors import InputError
 from hfnet_distill.evaluation.evaluate import evaluate
@@ -74,6 +75,10 @@ class Oracle(Network):
         target: the detector target that keypoints have been through; None for the teacher's own.
         rank_radius: see ``KeypointChoice``.
         on_cells: descriptors are interpolated between those of the cells.
+
+    Attributes:
+        family: all rows of the teacher.
+        known: what each of them says of the images seen so far, by their digests.
     """
 
     def __init__(
@@ -92,11 +97,11 @@ class Oracle(Network):
         if target:
             self.refine_radius, self.rank_radius = REFINE_RADIUS, rank_radius
         self.family: list[Oracle] = [self]
-        self.known: dict[bytes, dict] = {}
+        self.known: dict[bytes, dict[Oracle, list[Features]]] = {}
 
     @torch.inference_mode()
     def features(self, images, choice):
-        # The evaluation goes from model to model, a teacher is slow: all are asked at once.
+        # The evaluation goes row by row; a slow teacher sees each image once for all of them.
         image = hashlib.sha256(images.numpy().tobytes()).digest()
         if image not in self.known:
             images = Student.whole_cells(images)
@@ -135,14 +140,14 @@ def target_cells(teacher: Network, target: str, images: Tensor) -> Tensor:
     size = images.shape[3], images.shape[2]
     schema = make_schema(teacher, override(load_settings().export, fields=groups, size=size))
     choice = KeypointChoice.of_store(schema.settings)
-    stored = quantise(schema.fields, teacher.export(images, groups, choice))
+    stored = quantize(schema.fields, teacher.export(images, groups, choice))
     upright = torch.eye(3, dtype=torch.float64).expand(1, 1, 3, 3)
     cells = []
     for row in range(len(images)):
         fields = {name: values[row].cpu().numpy() for name, values in stored.items()}
         detector = kind(Record(schema, fields))
         read = {name: torch.from_numpy(array)[None] for name, array in detector.read("").items()}
-        cells.append(detector.look(dequantise(read), upright, shape).cells)
+        cells.append(detector.look(dequantize(read), upright, shape).cells)
     return torch.cat(cells)
 
 
