@@ -34,6 +34,9 @@ STUDENTS = ("hfnet-superpoint",)
 DEFAULT = "hfnet-superpoint"
 """The one that ``default`` stands for."""
 
+READING = ("refine_radius", "rank_radius")
+"""Attributes of a network that its checkpoint keeps beside its configuration."""
+
 MODULES = {
     "superpoint": "superpoint",
     "aliked": "aliked",
@@ -159,7 +162,10 @@ def load_checkpoint(path: str | Path) -> tuple[Network, dict]:
         name = description.get("network", "silk" if "lateral" in config else "hfnet")
         network = build(name, config)
         network.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
+        # How its score map is best read follows from the target that it was trained on.
+        for key, radius in description.get("reading", {}).items():
+            setattr(network, READING[READING.index(key)], int(radius))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         message = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{path}: not the network that it describes: {message}") from error
     network.weights = file_digest(path)
@@ -180,7 +186,13 @@ def save_checkpoint(
     path: str | Path, network: Student, info: dict, dtype: torch.dtype = torch.float32
 ) -> None:
     """Write a network that ``load_checkpoint`` reads, and its description as JSON beside it."""
-    description = {"network": network.name, "config": asdict(network.config), **info}
+    reading = {key: getattr(network, key) for key in READING}
+    description = {
+        "network": network.name,
+        "config": asdict(network.config),
+        **info,
+        "reading": reading,
+    }
     tensors = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in network.state_dict().items()

@@ -105,6 +105,9 @@ def train(
         )
     torch.manual_seed(settings.seed)
     student, digest = make_student(targets, settings, quiet=quiet)
+    if settings.detector_target == "keypoints" and not student.local_is_frozen:
+        # Such a keypoint is shared by the four pixels around it: no one of them has all of it.
+        student.rank_radius = max(student.rank_radius, 1)
     views = 1 if student.local_is_frozen else settings.views
     training = make_dataset(images, training_names, targets, settings, views=views)
     # Validation photographs are seen whole, as the teacher saw them.

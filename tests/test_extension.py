@@ -71,8 +71,8 @@ LOSS = """
 from hfnet_distill.student.losses import register_loss
 
 
-@register_loss("entropy")
-def entropy(said, lesson):
+@register_loss("sharpness")
+def sharpness(said, lesson):
     logits = said.score_logits
     return -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean((1, 2))
 """
@@ -90,7 +90,7 @@ def config(tmp_path) -> Path:
     text = text.replace(
         "\n[train.networks.hfnet]\n", "\n[train.networks.toy]\n\n[train.networks.hfnet]\n"
     )
-    text = text.replace("[train.loss_weights]", "[train.loss_weights]\nentropy = 0.1")
+    text = text.replace("[train.loss_weights]", "[train.loss_weights]\nsharpness = 0.1")
     (tmp_path / "pipeline.toml").write_text(text)
     return tmp_path / "pipeline.toml"
 
@@ -109,7 +109,7 @@ def test_three_files_run_through_three_stages(run_command, config, tmp_path):
         *("--store", tmp_path / "toy.zarr", *photographs, "--output", tmp_path / "run"),
         *("--epochs", 1, "--batch-size", 2, "--crop", "whole", "--num-workers", 0, *common),
     )
-    assert '"entropy"' in (tmp_path / "run" / "log.jsonl").read_text()
+    assert '"sharpness"' in (tmp_path / "run" / "log.jsonl").read_text()
     table = run_command(
         evaluate,
         *("--dataset", "mirror", "--root", tmp_path / "train", "--model", tmp_path / "run"),

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from hfnet_distill.data.keypoints import KeypointChoice
 from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
-from hfnet_distill.networks.registry import load_checkpoint, save_checkpoint
+from hfnet_distill.networks.registry import load, load_checkpoint, save_checkpoint
 from hfnet_distill.student.pack import main
 
 
@@ -35,3 +36,13 @@ def test_students_of_different_kinds_have_no_mean(students, run_command, tmp_pat
     assert not (tmp_path / "packed.safetensors").exists()
     message = run_command(main, tmp_path / "none", tmp_path / "packed.safetensors", code=1)
     assert "none" in message
+
+
+def test_a_checkpoint_keeps_how_its_keypoints_are_read(tmp_path):
+    network = HFNet(HFNetConfig(descriptor_dim=8))
+    assert (network.refine_radius, network.rank_radius) == (4, 0)
+    network.rank_radius = 1
+    save_checkpoint(tmp_path / "student.safetensors", network, {})
+    again = load(tmp_path / "student.safetensors")
+    assert (again.refine_radius, again.rank_radius) == (4, 1)
+    assert again.choice_for(KeypointChoice(0, 4, 4, 10, None, None)).rank_radius == 1

@@ -45,6 +45,7 @@ def test_every_command(tmp_path, monkeypatch, run_command):
         name, *arguments = shlex.split(command)
         if name == "python" and arguments[0] == "-m":
             monkeypatch.setattr(sys, "argv", ["samples", *arguments[2:]])
+            sys.modules.pop(arguments[1], None)  # another test may have imported it
             runpy.run_module(arguments[1], run_name="__main__")
         elif name == "python":
             output = subprocess.run(
