@@ -30,6 +30,7 @@ from torch import Tensor
 from hfnet_distill.config import load_settings, override
 from hfnet_distill.console import shared_options
 from hfnet_distill.data.cells import cell_centers, grid_shape
+from hfnet_distill.data.features import Features
 from hfnet_distill.data.geometry import CELL_MAP, MapGeometry
 from hfnet_distill.data.keypoints import KeypointChoice
 from hfnet_distill.data.stores.quantize import dequantize, quantize
@@ -74,6 +75,10 @@ class Oracle(Network):
         target: the detector target that keypoints have been through; None for the teacher's own.
         rank_radius: see ``KeypointChoice``.
         on_cells: descriptors are interpolated between those of the cells.
+
+    Attributes:
+        family: all rows of the teacher.
+        known: what each of them says of the images seen so far, by their digests.
     """
 
     def __init__(
@@ -92,11 +97,11 @@ class Oracle(Network):
         if target:
             self.refine_radius, self.rank_radius = REFINE_RADIUS, rank_radius
         self.family: list[Oracle] = [self]
-        self.known: dict[bytes, dict] = {}
+        self.known: dict[bytes, dict[Oracle, list[Features]]] = {}
 
     @torch.inference_mode()
     def features(self, images, choice):
-        # The evaluation goes from model to model, a teacher is slow: all are asked at once.
+        # The evaluation goes row by row; a slow teacher sees each image once for all of them.
         image = hashlib.sha256(images.numpy().tobytes()).digest()
         if image not in self.known:
             images = Student.whole_cells(images)
