@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -136,11 +137,11 @@ def test_without_numba_opencv_is_asked(monkeypatch):
 def test_nothing_is_written_beside_the_installation(tmp_path):
     """Compiled code goes to the user's cache folder; where that cannot be, nowhere."""
     code = "from hfnet_distill.evaluation.replay import replays_this_opencv as f; assert f()"
-    beside = os.path.dirname(replay.__file__)
-    before = sorted(os.listdir(f"{beside}/__pycache__"))
+    beside = Path(replay.__file__).parent
+    before = sorted(beside.rglob("*"))
     (tmp_path / "file").touch()
     for cache in (tmp_path / "cache", tmp_path / "file"):
         environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
         subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert list((tmp_path / "cache").rglob("*.nbc"))
-    assert sorted(os.listdir(f"{beside}/__pycache__")) == before
+    assert sorted(beside.rglob("*")) == before
