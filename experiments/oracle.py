@@ -1,4 +1,4 @@
-"""What a target can teach at most, measured without training.
+"""What a target can teach at most, without training.
 
 A student sees of its teacher only what a target keeps. Here the teacher's scores go to the
 student's cells and back, as detector targets take them there; the best keypoints that are left are
