@@ -33,7 +33,7 @@ from hfnet_distill.networks.onnx import make_session
 from hfnet_distill.networks.opencv import OpenCVNetwork
 from hfnet_distill.networks.registry import load
 
-MODELS = ("default", "xfeat", "aliked:t16", "aliked:n16", "superpoint", "sift", "orb")
+MODELS = ("default", "small", "xfeat", "aliked:t16", "aliked:n16", "superpoint", "sift", "orb")
 
 
 @dataclass
