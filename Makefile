@@ -19,7 +19,7 @@ test: .venv/ready
 	$(BIN)/pytest
 
 # The three commands on a few photographs: adapt the packaged student to SiLK's answers on them,
-# then judge it on sequences rendered from others.
+# then evaluate it on sequences rendered from others.
 demo: .venv/ready
 	rm -rf $(DEMO)
 	$(BIN)/python -m hfnet_distill.data.samples $(DEMO)/photographs
@@ -27,7 +27,7 @@ demo: .venv/ready
 		--store $(DEMO)/silk.zarr --precision auto
 	$(BIN)/train-student --store $(DEMO)/silk.zarr --images $(DEMO)/photographs/train \
 		--output $(DEMO)/run --init default --epochs 8 --learning-rate 2e-4
-	$(BIN)/evaluate --dataset hpatches --render $(DEMO)/photographs/judge \
+	$(BIN)/evaluate --dataset hpatches --render $(DEMO)/photographs/test \
 		--root $(DEMO)/sequences --sequences 4 \
 		--model $(DEMO)/run --model default --model silk --model sift --model orb --precision auto \
 		--output $(DEMO)/report

@@ -61,7 +61,7 @@ def extract_pairs(root: Path, model: str, num_keypoints: int) -> list[Pair]:
 def render_samples(folder: Path, count: int) -> Path:
     """Sequences in the HPatches layout below a folder, from scikit-image's photographs."""
     copy_samples(folder)
-    photographs = (folder / "judge").iterdir()
+    photographs = (folder / "test").iterdir()
     render_sequences(photographs, folder / "sequences", seed=0, count=count)
     return folder / "sequences"
 

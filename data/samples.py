@@ -1,7 +1,7 @@
 """Photographs to try the commands on: those that scikit-image ships in its wheel.
 
 ``python -m hfnet_distill.data.samples FOLDER`` copies them into ``FOLDER/train`` and
-``FOLDER/judge``.
+``FOLDER/test``.
 """
 
 import shutil
@@ -17,7 +17,7 @@ TRAIN = (
     *("brick.png", "camera.png", "chelsea.png", "clock_motion.png", "coins.png", "grass.png"),
     *("gravel.png", "hubble_deep_field.jpg", "moon.png", "text.png", "retina.jpg", "horse.png"),
 )
-JUDGE = ("astronaut.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+TEST = ("astronaut.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
 
 def copy_samples(folder: str | Path) -> None:
@@ -30,7 +30,7 @@ def copy_samples(folder: str | Path) -> None:
     if package is None:
         raise NotFoundError("scikit-image is not installed; pip install hfnet-distill[demo]")
     source = Path(package.submodule_search_locations[0]) / "data"
-    for kind, names in (("train", TRAIN), ("judge", JUDGE)):
+    for kind, names in (("train", TRAIN), ("test", TEST)):
         (Path(folder) / kind).mkdir(parents=True, exist_ok=True)
         for name in names:
             shutil.copyfile(source / name, Path(folder) / kind / name)

@@ -40,7 +40,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "pipeline.toml").write_text(text)
     monkeypatch.chdir(tmp_path)
     copy_samples(tmp_path)
-    held_out = (tmp_path / "judge").iterdir()
+    held_out = (tmp_path / "test").iterdir()
     render_sequences(held_out, tmp_path / "sequences", seed=0, count=2, size=(128, 96), views=1)
     return tmp_path
 

@@ -32,7 +32,7 @@ def test_photographs_to_table(run_command, tmp_path, teacher, format, start, des
     )
     run_command(
         evaluate,
-        *("--render", tmp_path / "judge", "--root", tmp_path / "sequences", "--sequences", 2),
+        *("--render", tmp_path / "test", "--root", tmp_path / "sequences", "--sequences", 2),
         *("--model", run, "--model", "orb", "--output", report, "--device", "cpu", "--quiet"),
     )
     results = json.loads((report / "report.json").read_text())["results"]
