@@ -47,8 +47,10 @@ SAME = 4
 KEYPOINTS, LEAST = 100, 0.005
 """So many of a view's keypoints have their places compared, and what their scores are above."""
 COMPARED = 512
-"""Cells or keypoints of a view whose descriptors are told from each other."""
-CONTRASTED = 160
+"""Cells of a view whose descriptors are told from each other."""
+SIMILAR = 192
+"""Points of a view whose similarities to each other are compared."""
+CONTRASTED = 128
 """Keypoints of a photograph that are told from all others of the batch."""
 TEMPERATURE = 0.05
 """Of the similarities of unit descriptors: SiLK's."""
@@ -143,8 +145,12 @@ def _correspondence(said: StudentOutput, lesson: Lesson) -> Tensor:
 
 @register_loss("localization", needs="pair")
 def _localization(said: StudentOutput, lesson: Lesson) -> Tensor:
-    seen = None if lesson.seen is None else _pairs(lesson.seen)
-    return localization_loss(_pairs(said.score_logits), _between(lesson), seen)
+    """Of every second photograph: it costs as much as the rest of the detector's losses."""
+    logits, seen = (
+        [each[::2] for each in _pairs(maps)] if maps is not None else None
+        for maps in (said.score_logits, lesson.seen)
+    )
+    return localization_loss(logits, _between(lesson)[::2], seen)
 
 
 @register_loss("occupied")
@@ -161,7 +167,7 @@ def _where(said: StudentOutput, lesson: Lesson) -> Tensor:
 def _similarity(said: StudentOutput, lesson: Lesson) -> Tensor:
     """Over the points of each view that count most."""
     found, weights = _student_descriptors(said, lesson).mT, lesson.weights.float()
-    weights, chosen = weights.topk(min(COMPARED, weights.shape[1]))
+    weights, chosen = weights.topk(min(SIMILAR, weights.shape[1]))
     student, teacher = (
         rows.gather(1, chosen[:, :, None].expand(-1, -1, rows.shape[2]))
         for rows in (found, lesson.descriptors)

@@ -74,6 +74,8 @@ SPARSE = ("keypoints", "scores", "count")
 SUPPRESSED, MOST = 4, 1000
 """Pixels within which a score map keeps its highest alone, and how many keypoints it gives: as
 SuperPoint's, whose own keypoints a store has under these numbers."""
+DESCRIBED = 384
+"""So many of a view's likeliest keypoints have their descriptors compared."""
 
 
 @dataclass
@@ -383,18 +385,18 @@ class KeypointDescriptorTarget:
             of_photographs = fields["keypoints"].double()
             places = _for_each_view(geometry.to_map(of_photographs), H_view_to_photo)
             there = there & is_inside(places, (width, height))
-            target = _for_each_view(
-                view_descriptors(
-                    fields["descriptor_map"],
-                    of_photographs,
-                    torch.eye(3).to(views).expand(len(of_photographs), -1, -1),
-                    geometry,
-                ),
-                H_view_to_photo,
+            descriptors = view_descriptors(
+                fields["descriptor_map"],
+                of_photographs,
+                torch.eye(3).to(views).expand(len(of_photographs), -1, -1),
+                geometry,
             )
         else:
-            target = _for_each_view(fields["descriptors"], H_view_to_photo)
-        return points, target, there * detections.probability
+            descriptors = fields["descriptors"]
+        weights, best = (there * detections.probability).topk(min(DESCRIBED, points.shape[1]))
+        photographs = torch.arange(len(descriptors), device=best.device)
+        target = descriptors[_for_each_view(photographs[:, None], H_view_to_photo), best]
+        return points.gather(1, best[:, :, None].expand(-1, -1, 2)), target, weights
 
 
 class GlobalTarget:
