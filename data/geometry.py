@@ -28,7 +28,6 @@ __all__ = [
     "resize_homography",
     "resize_matrix",
     "resize_points",
-    "sample_descriptors",
     "sample_map",
     "unwarp_points",
     "warp_points",
@@ -263,19 +262,6 @@ def sample_map(
         values, grid[:, None].to(values.dtype), "bilinear", padding, align_corners=True
     )
     return samples[:, :, 0].transpose(1, 2)
-
-
-def sample_descriptors(
-    descriptor_map: torch.Tensor, keypoints: np.ndarray, geometry: MapGeometry = CELL_MAP
-) -> np.ndarray:
-    """The descriptors (N, D) float32 of unit length at keypoints (N, 2) float32, in NumPy.
-
-    Args:
-        descriptor_map: (D, h, w) with ``geometry``; its edge repeats beyond it.
-    """
-    points = torch.from_numpy(keypoints).to(descriptor_map.device)
-    samples = sample_map(descriptor_map[None], points[None], geometry)[0]
-    return F.normalize(samples, dim=1).cpu().numpy()
 
 
 def resample_map(

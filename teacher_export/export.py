@@ -164,7 +164,7 @@ def verify(store: str | Path, *, quiet: bool = False) -> None:
 
 def damaged_shards(store: RecordStore, quiet: bool) -> dict[int, list[str]]:
     """Shards that are done but hold damaged records -> the images of those records."""
-    done = sorted({*range(store.num_shards)} - {*store.pending_shards()})
+    done = store.done_shards()
     damaged = {}
     with progress("verify shards", len(done), quiet=quiet) as advance:
         for number in done:

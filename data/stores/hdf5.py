@@ -3,21 +3,22 @@
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import h5py
 import hdf5plugin
 import numpy as np
 
-from ...files import beside, flush_file, flush_folder, reserve
-from .layout import ATTRIBUTE, PARAMETERS, checksums, parts_of, sweep
+from ...files import reserve
+from .layout import ATTRIBUTE, PARAMETERS, Layout, checksums, made_beside, parts_of, remove
 from .schema import Schema
 
 __all__ = ["HDF5Layout"]
 
 
-class HDF5Layout:
+class HDF5Layout(Layout):
     """One HDF5 file, laid out completely when it is created: its metadata never changes afterwards.
 
     Every uncompressed array is one contiguous run of bytes, allocated but not filled; records
@@ -29,47 +30,24 @@ class HDF5Layout:
     format = "hdf5"
 
     def __init__(self, path: Path):
-        self.path = path
+        super().__init__(path)
         self.parts = path.with_name(f"{path.name}.parts")
 
     def create(
         self, schema: Schema, names: list[str], parameters: Mapping[str, np.ndarray]
     ) -> None:
-        self._write_file(schema, names, parameters, contents=None)
+        with made_beside(self.path) as unfinished, self._new_file(unfinished) as file:
+            _lay_out(file, schema, names, parameters)
 
-    def _write_file(self, schema: Schema, names: list[str], parameters, contents) -> None:
-        """Write the whole file and rename it into place; ``contents`` fills a compressed one."""
-        unfinished = beside(self.path)
-        try:
-            # No creation times: the same export gives the same bytes.
-            with h5py.File(unfinished, "w", libver="v110", track_order=False) as file:
-                file.attrs[ATTRIBUTE] = schema.model_dump_json()
-                file.create_dataset("name", data=names, dtype=h5py.string_dtype())
-                for name, field in schema.stored_fields.items():
-                    shape = (len(names), *field.shape)
-                    if schema.compression == "zstd" and name in schema.fields:
-                        dataset = _compressed(file, name, shape, field.dtype)
-                    else:
-                        dataset = _contiguous(file, name, shape, field.dtype)
-                    dataset.attrs.update(field.attributes)
-                count = schema.num_shards(len(names))
-                for name, length in (("done", count), ("complete", 1)):
-                    _contiguous(file, name, (length,), "uint8", fill=True)
-                for name, array in parameters.items():
-                    path = f"{PARAMETERS}/{name}"
-                    file.create_dataset(path, data=array, track_times=False)
-                if contents is not None:
-                    contents(file)
-            flush_file(unfinished)
-            os.replace(unfinished, self.path)
-            flush_folder(self.path.parent)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
+    @staticmethod
+    def _new_file(path: Path) -> h5py.File:
+        # No creation times: the same export gives the same bytes.
+        return h5py.File(path, "w", libver="v110", track_order=False)
 
     def sweep(self) -> None:
-        sweep(self.path.parent, f"{self.path.name}.*.partial")
-        sweep(self.parts, "*.partial")
+        super().sweep()
+        for path in self.parts.glob("*.partial"):
+            remove(path)
 
     def read_header(self) -> tuple[dict, list[str]]:
         with h5py.File(self.path, "r") as file:
@@ -80,8 +58,7 @@ class HDF5Layout:
             return {name: array[...] for name, array in file.get(PARAMETERS, {}).items()}
 
     def bind(self, schema: Schema) -> None:
-        self.schema = schema
-        self.fields = schema.stored_fields
+        super().bind(schema)
         with h5py.File(self.path, "r") as file:
             self.offsets = {
                 name: file[name].id.get_offset()
@@ -108,85 +85,47 @@ class HDF5Layout:
             os.fsync(file.fileno())  # before the mark, which must not outlive its shard
         return sums
 
-    def mark_done(self, number: int) -> None:
-        self._set_mark("done", number, 1)
-
-    def _set_mark(self, array: str, number: int, value: int) -> None:
+    def mark(self, array: str, number: int, value: int) -> None:
         with open(self.path, "r+b", buffering=0) as file:
             _write_at(file, self.offsets[array] + number, memoryview(bytes([value])))
             os.fsync(file.fileno())
+
+    def marks(self, array: str, count: int) -> np.ndarray:
+        return np.fromfile(self.path, np.uint8, count, offset=self.offsets[array])
 
     def _part(self, number: int) -> Path:
         return self.parts / f"{number:08d}.h5"
 
     def _write_part(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         self.parts.mkdir(exist_ok=True)
-        path = self._part(number)
-        unfinished = beside(path)
-        with h5py.File(unfinished, "w") as file:
+        with made_beside(self._part(number)) as unfinished, h5py.File(unfinished, "w") as file:
             for name, array in arrays.items():
                 _compressed(file, name, array.shape, array.dtype)[...] = array
-        flush_file(unfinished)
-        os.replace(unfinished, path)
-        flush_folder(self.parts)
-
-    def _scatter(self, without: Collection[int]) -> None:
-        """Undo ``_gather``: all shards but these become parts again; the file is incomplete."""
-        self.parts.mkdir(exist_ok=True)
-        size = self.schema.shard_size
-        with h5py.File(self.path, "r") as old:
-            raw = {name: old[name][...] for name in self.offsets}
-            raw["complete"][0] = 0
-            raw["done"][list(without)] = 0
-            for number in np.flatnonzero(raw["done"]).tolist():
-                first = number * size
-                with h5py.File(self._part(number), "w") as part:
-                    for name in self.schema.fields:
-                        count = min(size, self.records - first)
-                        shape, dtype = (count, *old[name].shape[1:]), old[name].dtype
-                        _copy_chunks(old[name], first, _compressed(part, name, shape, dtype), 0)
-
-        def fill(file: h5py.File) -> None:
-            for name, array in raw.items():
-                file[name][...] = array
-
-        names = self.read_header()[1]
-        self._write_file(self.schema, names, self.read_parameters(), contents=fill)
-        self.bind(self.schema)
-
-    def done(self, count: int) -> np.ndarray:
-        return np.fromfile(self.path, np.uint8, count, offset=self.offsets["done"])
 
     def finish(self) -> None:
         if self.schema.compression == "zstd":
-            names = self.read_header()[1]
-            self._write_file(self.schema, names, self.read_parameters(), contents=self._gather)
-            shutil.rmtree(self.parts, ignore_errors=True)
-        else:
-            self._set_mark("complete", 0, 1)
+            names, parameters = self.read_header()[1], self.read_parameters()
+            with (
+                h5py.File(self.path, "r") as old,
+                made_beside(self.path) as unfinished,
+                self._new_file(unfinished) as file,
+            ):
+                _lay_out(file, self.schema, names, parameters)
+                self._gather(old, file)
+            self.bind(self.schema)
+        super().finish()
+        shutil.rmtree(self.parts, ignore_errors=True)
 
-    def _gather(self, file: h5py.File) -> None:
-        """Copy compressed chunks as they are, and the arrays that were never compressed."""
-        with h5py.File(self.path, "r") as old:
-            for name in self.offsets:
-                file[name][...] = old[name][...]
-        file["complete"][0] = 1
-        for path in sorted(self.parts.glob("*.h5")):
-            first = int(path.stem) * self.schema.shard_size
-            with h5py.File(path, "r") as part:
-                for name, dataset in part.items():
-                    _copy_chunks(dataset, 0, file[name], first)
-
-    def reopen(self, numbers: Collection[int]) -> None:
-        if self.schema.compression == "zstd" and self.is_complete():
-            self._scatter(numbers)
-            return
-        self._set_mark("complete", 0, 0)
-        for number in numbers:
-            self._set_mark("done", number, 0)
-
-    def is_complete(self) -> bool:
-        return bool(np.fromfile(self.path, np.uint8, 1, offset=self.offsets["complete"])[0])
+    def _gather(self, old: h5py.File, file: h5py.File) -> None:
+        """Copy what was never compressed, and chunks as they are, from parts or the old file."""
+        for name in self.offsets:
+            file[name][...] = old[name][...]
+        for first in range(0, self.records, self.schema.shard_size):
+            path = self._part(first // self.schema.shard_size)
+            with h5py.File(path, "r") if path.exists() else nullcontext(old) as source:
+                start = first if source is old else 0
+                for name in sorted(self.schema.fields):
+                    _copy_chunks(source[name], start, file[name], first, self.schema.shard_size)
 
     def read(self, field: str, index: int) -> np.ndarray:
         if field in self.offsets:
@@ -196,20 +135,34 @@ class HDF5Layout:
                 offset = self.offsets[field]
                 self._maps[field] = np.memmap(self.path, described.dtype, "r", offset, shape)
             return self._maps[field][index].view(np.ndarray)
-        if not self.is_complete():
-            number, row = divmod(index, self.schema.shard_size)
-            with h5py.File(self._part(number), "r") as part:
+        number, row = divmod(index, self.schema.shard_size)
+        if (path := self._part(number)).exists():
+            with h5py.File(path, "r") as part:
                 return part[field][row]
         if self._file is None:
             self._file = h5py.File(self.path, "r")
         return self._file[field][index]
 
-    def checksum(self, index: int) -> int:
-        return int(self.read("checksum", index))
-
     def remove(self) -> None:
-        self.path.unlink()
-        shutil.rmtree(self.parts, ignore_errors=True)
+        super().remove()
+        remove(self.parts)
+
+
+def _lay_out(file: h5py.File, schema: Schema, names: list[str], parameters) -> None:
+    """Everything that a file is ever going to have, but for the records and the marks."""
+    file.attrs[ATTRIBUTE] = schema.model_dump_json()
+    file.create_dataset("name", data=names, dtype=h5py.string_dtype())
+    for name, field in schema.stored_fields.items():
+        shape = (len(names), *field.shape)
+        if schema.compression == "zstd" and name in schema.fields:
+            dataset = _compressed(file, name, shape, field.dtype)
+        else:
+            dataset = _contiguous(file, name, shape, field.dtype)
+        dataset.attrs.update(field.attributes)
+    for name, length in (("done", schema.num_shards(len(names))), ("complete", 1)):
+        _contiguous(file, name, (length,), "uint8", fill=True)
+    for name, array in parameters.items():
+        file.create_dataset(f"{PARAMETERS}/{name}", data=array, track_times=False)
 
 
 def _compressed(file: h5py.File, name: str, shape, dtype) -> h5py.Dataset:
@@ -218,10 +171,10 @@ def _compressed(file: h5py.File, name: str, shape, dtype) -> h5py.Dataset:
     return file.create_dataset(name, shape, dtype, chunks=chunks, track_times=False, **zstd)
 
 
-def _copy_chunks(source: h5py.Dataset, start: int, target: h5py.Dataset, to: int) -> None:
-    """Copy records as they are compressed, until one of the datasets ends."""
+def _copy_chunks(source, start: int, target, to: int, count: int) -> None:
+    """Copy so many records of a dataset as they are compressed, or those up to the target's end."""
     zeros = (0,) * (source.ndim - 1)
-    for row in range(min(len(source) - start, len(target) - to)):
+    for row in range(min(count, len(target) - to)):
         mask, chunk = source.id.read_direct_chunk((start + row, *zeros))
         target.id.write_direct_chunk((to + row, *zeros), chunk, mask)
 

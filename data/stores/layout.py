@@ -1,16 +1,19 @@
 """What the two layouts of a store on disk have in common."""
 
+import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import google_crc32c
 import numpy as np
 
+from ...files import beside, flush_file, flush_folder
 from .schema import Schema
 
-__all__ = ["ATTRIBUTE", "PARAMETERS", "Layout", "checksums", "parts_of", "sweep"]
+__all__ = ["ATTRIBUTE", "PARAMETERS", "Layout", "checksums", "made_beside", "parts_of", "remove"]
 
 ATTRIBUTE = "hfnet_distill"
 PARAMETERS = "parameters"
@@ -18,7 +21,7 @@ PART = 2**18
 """Bytes that are written, then summed while the processor's cache still has them."""
 
 
-class Layout(Protocol):
+class Layout(ABC):
     """How a store is kept on disk; ``RecordStore`` is written against this.
 
     Attributes:
@@ -27,8 +30,11 @@ class Layout(Protocol):
     """
 
     format: str
-    path: Path
 
+    def __init__(self, path: Path):
+        self.path = path
+
+    @abstractmethod
     def create(
         self, schema: Schema, names: list[str], parameters: Mapping[str, np.ndarray]
     ) -> None:
@@ -36,48 +42,67 @@ class Layout(Protocol):
 
     def sweep(self) -> None:
         """Remove what killed writers left behind."""
+        for path in self.path.parent.glob(f"{self.path.name}.*.partial"):
+            remove(path)
 
+    @abstractmethod
     def read_header(self) -> tuple[dict, list[str]]:
         """The schema as JSON, and the names; raises if there is no store."""
 
+    @abstractmethod
     def read_parameters(self) -> dict[str, np.ndarray]:
         """The arrays beside the records, by name."""
 
     def bind(self, schema: Schema) -> None:
         """Get ready to read and write records of this schema."""
+        self.schema, self.fields = schema, schema.stored_fields
 
+    @abstractmethod
     def write_arrays(self, number: int, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """Write fields of a shard; returns the ``checksums`` of its records."""
 
-    def mark_done(self, number: int) -> None:
-        """Mark a shard whose arrays are written."""
-
-    def done(self, count: int) -> np.ndarray:
-        """(shards,) uint8, 1 for those that are done."""
-
-    def finish(self) -> None:
-        """Mark the store complete."""
-
-    def is_complete(self) -> bool:
-        """Whether the store is marked complete."""
-
-    def reopen(self, numbers: Collection[int]) -> None:
-        """Remove the marks of these shards and that of the store."""
-
+    @abstractmethod
     def read(self, field: str, index: int) -> np.ndarray:
         """One field of one record, read-only."""
 
-    def checksum(self, index: int) -> int:
-        """The checksum of a record when it was written."""
+    @abstractmethod
+    def mark(self, array: str, number: int, value: int) -> None:
+        """Set or clear a mark of ``done`` or ``complete``; what it vouches for is on the disk."""
+
+    @abstractmethod
+    def marks(self, array: str, count: int) -> np.ndarray:
+        """(count,) uint8 of ``done``, one for each shard, or of ``complete``, one in all."""
+
+    def finish(self) -> None:
+        """Mark the store complete."""
+        self.mark("complete", 0, 1)
 
     def remove(self) -> None:
         """Delete the store."""
+        remove(self.path)
 
 
-def sweep(folder: Path, pattern: str) -> None:
-    """Remove the unfinished files that killed writers left behind."""
-    for path in folder.glob(pattern):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def made_beside(path: Path) -> Iterator[Path]:
+    """Where to make a file or folder that becomes ``path`` at the end, or goes after an error."""
+    unfinished = beside(path)
+    try:
+        yield unfinished
+        if unfinished.is_file():
+            flush_file(unfinished)
+        os.replace(unfinished, path)
+        flush_folder(path.parent)
+    except BaseException:
+        remove(unfinished)
+        raise
 
 
 def checksums(fields: Sequence[np.ndarray]) -> np.ndarray:

@@ -123,10 +123,9 @@ class RecordStore:
                     f"{path}: made from other photographs, {len(store.names)} there and "
                     f"{len(names)} here, first difference {[*changed, 'the order'][0]}; {advice}"
                 )
-            done = sorted({*range(store.num_shards)} - {*store.pending_shards()})
             if not store.complete:
                 # A disk that lies about what it has written loses the last of it in a power cut.
-                recent = done[-RECHECKED:]
+                recent = store.done_shards()[-RECHECKED:]
                 store.reopen_shards([number for number in recent if store.corrupt_records(number)])
             return store
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,12 +169,16 @@ class RecordStore:
 
     def pending_shards(self) -> list[int]:
         """The shards not yet done, in order."""
-        return np.flatnonzero(self._layout.done(self.num_shards) == 0).tolist()
+        return np.flatnonzero(self._layout.marks("done", self.num_shards) == 0).tolist()
+
+    def done_shards(self) -> list[int]:
+        """The shards that are done, in order."""
+        return np.flatnonzero(self._layout.marks("done", self.num_shards)).tolist()
 
     @property
     def complete(self) -> bool:
         """Whether every record is written."""
-        return self._layout.is_complete()
+        return bool(self._layout.marks("complete", 1)[0])
 
     def require_complete(self) -> "RecordStore":
         """This store, if it is complete.
@@ -214,7 +217,7 @@ class RecordStore:
         try:
             sums = self._layout.write_arrays(number, prepared)
             self._layout.write_arrays(number, {"checksum": sums})
-            self._layout.mark_done(number)
+            self._layout.mark("done", number, 1)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
@@ -264,7 +267,7 @@ class RecordStore:
         try:
             fields = [self._layout.read(field, index) for field in self.schema.fields]
             sums = checksums([np.asarray(array)[None] for array in fields])
-            return sums[0] == self._layout.checksum(index)
+            return sums[0] == self._layout.read("checksum", index)
         except (OSError, ValueError, RuntimeError):  # a file cut off, a chunk that does not unpack
             return False
 
@@ -274,7 +277,9 @@ class RecordStore:
         Call it under ``lock``. The store is incomplete until ``finish``.
         """
         if numbers:
-            self._layout.reopen(numbers)
+            self._layout.mark("complete", 0, 0)
+        for number in numbers:
+            self._layout.mark("done", number, 0)
 
     @staticmethod
     @contextlib.contextmanager

@@ -1,8 +1,7 @@
 """A store as a Zarr v3 group: a folder with one file per shard and array."""
 
 import os
-import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -11,14 +10,14 @@ import numpy as np
 import zarr
 
 from ...errors import StoreError
-from ...files import beside, flush_file, flush_folder, open_atomically, reserve, write_atomically
-from .layout import ATTRIBUTE, PARAMETERS, checksums, parts_of, sweep
+from ...files import flush_file, open_atomically, reserve, write_atomically
+from .layout import ATTRIBUTE, PARAMETERS, Layout, checksums, made_beside, parts_of, remove
 from .schema import Schema
 
 __all__ = ["ZarrLayout"]
 
 
-class ZarrLayout:
+class ZarrLayout(Layout):
     """A Zarr v3 group; a shard of an array is one sharded object.
 
     An uncompressed shard is written as the specification lays it out: the records one after the
@@ -29,27 +28,22 @@ class ZarrLayout:
 
     format = "zarr"
 
-    def __init__(self, path: Path):
-        self.path = path
-
     def create(
         self, schema: Schema, names: list[str], parameters: Mapping[str, np.ndarray]
     ) -> None:
-        unfinished = beside(self.path)
-        try:
+        zstd = zarr.codecs.ZstdCodec(level=3) if schema.compression == "zstd" else None
+        with made_beside(self.path) as unfinished:
             group = zarr.create_group(unfinished, attributes={ATTRIBUTE: schema.model_dump()})
             array = group.create_array("name", shape=(len(names),), dtype=str, compressors=None)
             array[:] = np.array(names, dtype=object)
-            size = schema.shard_size
-            zstd = zarr.codecs.ZstdCodec(level=3)
             for name, field in schema.stored_fields.items():
                 group.create_array(
                     name,
                     shape=(len(names), *field.shape),
                     dtype=field.dtype,
                     chunks=(1, *field.shape),
-                    shards=(size, *field.shape),
-                    compressors=zstd if schema.compression == "zstd" else None,
+                    shards=(schema.shard_size, *field.shape),
+                    compressors=zstd,
                     chunk_key_encoding={"name": "default", "separator": "."},
                     fill_value=0,
                     attributes=field.attributes,
@@ -62,15 +56,11 @@ class ZarrLayout:
                 kept = group.create_group(PARAMETERS)
                 for name, array in parameters.items():
                     kept.create_array(name, data=array, chunks=array.shape, compressors=None)
-            os.rename(unfinished, self.path)
-            flush_folder(self.path.parent)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
 
     def sweep(self) -> None:
-        sweep(self.path.parent, f"{self.path.name}.*.partial")
-        sweep(self.path, "**/*.partial")
+        super().sweep()
+        for path in self.path.glob("**/*.partial"):
+            remove(path)
 
     def read_header(self) -> tuple[dict, list[str]]:
         group = zarr.open_group(self.path, mode="r")
@@ -83,8 +73,7 @@ class ZarrLayout:
         return {name: kept[name][...] for name in sorted(kept)}
 
     def bind(self, schema: Schema) -> None:
-        self.schema = schema
-        self.fields = schema.stored_fields
+        super().bind(schema)
         self._map = lru_cache(maxsize=4096)(self._open_map)
         self._group = lru_cache(maxsize=2)(partial(zarr.open_group, self.path))
 
@@ -117,40 +106,26 @@ class ZarrLayout:
                 file.write(index.tobytes() + crc)
         return sums
 
-    def mark_done(self, number: int) -> None:
-        self._mark("done", number)
-
-    def _mark(self, array: str, number: int) -> None:
+    def mark(self, array: str, number: int, value: int) -> None:
         path = self.path / array / "c" / str(number)
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, b"\x01", flush=True)
+        if value:
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, b"\x01", flush=True)
+        else:
+            path.unlink(missing_ok=True)
 
-    def done(self, count: int) -> np.ndarray:
-        done = np.zeros(count, np.uint8)
-        folder = self.path / "done" / "c"
+    def marks(self, array: str, count: int) -> np.ndarray:
+        marks = np.zeros(count, np.uint8)
+        folder = self.path / array / "c"
         if folder.is_dir():
-            done[[int(name) for name in os.listdir(folder) if name.isdecimal()]] = 1
-        return done
-
-    def finish(self) -> None:
-        self._mark("complete", 0)
-
-    def is_complete(self) -> bool:
-        return (self.path / "complete" / "c" / "0").exists()
-
-    def reopen(self, numbers: Collection[int]) -> None:
-        self.path.joinpath("complete", "c", "0").unlink(missing_ok=True)
-        for number in numbers:
-            self.path.joinpath("done", "c", str(number)).unlink(missing_ok=True)
+            marks[[int(name) for name in os.listdir(folder) if name.isdecimal()]] = 1
+        return marks
 
     def read(self, field: str, index: int) -> np.ndarray:
         if self.schema.compression == "zstd":
             return np.asarray(self._group(mode="r")[field][index])
         number, row = divmod(index, self.schema.shard_size)
         return self._map(field, number)[row]
-
-    def checksum(self, index: int) -> int:
-        return int(self.read("checksum", index))
 
     def _open_map(self, field: str, number: int) -> list[np.ndarray]:
         """Views of a shard's records, each at the offset that the shard's own index gives."""
@@ -169,6 +144,3 @@ class ZarrLayout:
             data[start : start + size].view(described.dtype).reshape(described.shape)
             for start, size in index[index[:, 1] != 2**64 - 1]
         ]
-
-    def remove(self) -> None:
-        shutil.rmtree(self.path)
