@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict, fields
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -13,15 +11,15 @@ from ..checkpoints import read_tensors, write_tensors
 from ..device import choose_device, choose_precision
 from ..errors import CheckpointError, InputError
 from ..files import write_atomically
+from ..registry import Registry
 from .base import Network, Student
 
 __all__ = [
+    "NETWORKS",
     "PACKAGED",
     "checkpoint_path",
     "load",
     "load_checkpoint",
-    "network_class",
-    "network_names",
     "register",
     "save_checkpoint",
 ]
@@ -37,56 +35,14 @@ DEFAULT = "hfnet-superpoint"
 READING = ("refine_radius", "rank_radius")
 """Attributes of a network that its checkpoint keeps beside its configuration."""
 
-MODULES = {
-    "superpoint": "superpoint",
-    "aliked": "aliked",
-    "xfeat": "xfeat",
-    "silk": "silk",
-    "netvlad": "netvlad",
-    "vlad": "vlad",
-    "hfnet": "hfnet",
-    "light": "light",
-    "onnx": "onnx",
-    **dict.fromkeys(("sift", "orb", "akaze", "harris", "fast"), "opencv"),
-}
-"""Name -> the module of this folder that registers it, imported when it is asked for."""
-
-_classes: dict[str, type[Network]] = {}
-
-
-def register(name: str) -> Callable[[type[Network]], type[Network]]:
-    """Class decorator: make a network known by a name, also one of another package.
-
-    Raises:
-        InputError: another class has that name.
-    """
-
-    def decorate(cls: type[Network]) -> type[Network]:
-        if _classes.setdefault(name, cls).__qualname__ != cls.__qualname__:
-            raise InputError(f"network {name}: registered already by {_classes[name].__module__}")
-        _classes[name] = cls
-        cls.name = name
-        return cls
-
-    return decorate
-
-
-def network_names() -> list[str]:
-    """Every registered name, sorted."""
-    return sorted({*MODULES, *_classes})
-
-
-def network_class(name: str) -> type[Network]:
-    """The class registered under a name.
-
-    Raises:
-        InputError: no such network; lists those there are.
-    """
-    if name not in _classes and name in MODULES:
-        import_module(f".{MODULES[name]}", __package__)
-    if name not in _classes:
-        raise InputError(f"network {name!r}: expected one of {', '.join(network_names())}")
-    return _classes[name]
+NETWORKS: Registry[type[Network]] = Registry(
+    "network",
+    __package__,
+    {name: name for name in ("superpoint", "aliked", "xfeat", "silk", "netvlad", "vlad")}
+    | {name: name for name in ("hfnet", "light", "onnx")}
+    | dict.fromkeys(("sift", "orb", "akaze", "harris", "fast"), "opencv"),
+)
+register = NETWORKS.register
 
 
 def load(
@@ -117,10 +73,10 @@ def load(
 
 def _open(model: str, weights: str | None) -> Network:
     name, _, source = model.partition(":")
-    if name in network_names():
-        return network_class(name).open(source or None, weights)
+    if name in NETWORKS.names():
+        return NETWORKS.find(name).open(source or None, weights)
     detector, plus, describer = model.partition("+")
-    if plus and detector in network_names():
+    if plus and detector in NETWORKS.names():
         from .opencv import DetectorWithDescriber
 
         return DetectorWithDescriber(_open(detector, None), _open(describer, weights))
@@ -128,7 +84,7 @@ def _open(model: str, weights: str | None) -> Network:
     if not path.exists():
         raise InputError(
             f"model {model}: neither a run folder, a checkpoint nor one of "
-            f"{', '.join([*packaged_names(), *network_names()])}; also NAME:WEIGHTS, vlad:STORE "
+            f"{', '.join([*packaged_names(), *NETWORKS.names()])}; also NAME:WEIGHTS, vlad:STORE "
             "and DETECTOR+DESCRIBER"
         )
     return load_checkpoint(path)[0]
@@ -174,7 +130,7 @@ def load_checkpoint(path: str | Path) -> tuple[Network, dict]:
 
 def build(name: str, config: dict) -> Network:
     """A network of random weights from its configuration as JSON holds it."""
-    cls = network_class(name)
+    cls = NETWORKS.find(name)
     known = {field.name for field in fields(cls.Config)}
     if unknown := sorted(config.keys() - known):
         raise CheckpointError(f"{name}: unknown configuration key {unknown[0]}; expected {known}")

@@ -40,7 +40,7 @@ from ..data.keypoints import find_keypoints
 from ..data.stores.quantize import dequantize, scale_name
 from ..data.stores.store import RecordStore
 from ..errors import InputError, StoreError
-from ..networks.registry import network_class, network_names
+from ..networks.registry import NETWORKS
 from .views import (
     NEGLIGIBLE,
     cells_seen,
@@ -593,7 +593,7 @@ def _border_of_list(store: RecordStore) -> float:
     """Pixels along the edge of a photograph where no keypoint can be listed."""
     settings = store.schema.settings
     teacher = settings.get("keypoints_teacher", store.schema.teacher)
-    unseen = network_class(teacher).border if teacher in network_names() else 0
+    unseen = NETWORKS.find(teacher).border if teacher in NETWORKS.names() else 0
     return max(float(unseen), float(settings.get("border", 0)))
 
 

@@ -20,9 +20,9 @@ from ..device import autocast, choose_device, choose_precision
 from ..errors import CheckpointError, InputError
 from ..networks.base import GlobalTeacher, Student, StudentOutput
 from ..networks.registry import (
+    NETWORKS,
     checkpoint_path,
     load_checkpoint,
-    network_class,
     packaged_names,
     save_checkpoint,
 )
@@ -394,7 +394,7 @@ def make_student(
         words = whole.words
         teacher = GlobalTeacher(whole.global_dim, None if words is None else words.shape)
     if targets.descriptor is not None:
-        network = network_class(settings.network)
+        network = NETWORKS.find(settings.network)
         values = settings.networks.get(settings.network, {})
         config = network.configure(values, targets.descriptor.descriptor_dim, teacher)
     elif other is None:

@@ -4,7 +4,7 @@ A dataset of one's own is one class: a ``base.HomographyDataset``, ``base.Retrie
 ``base.PoseDataset`` under ``@register_dataset("name")``.
 """
 
-from ..registry import Registry
+from ...registry import Registry
 
 __all__ = ["DATASETS", "register_dataset"]
 

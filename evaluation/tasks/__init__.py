@@ -3,7 +3,7 @@
 A task of one's own is one class: a ``base.Task`` under ``@register_task("name")``.
 """
 
-from ..registry import Registry
+from ...registry import Registry
 
 __all__ = ["TASKS", "register_task"]
 
