@@ -1,6 +1,5 @@
 """Downloads: resumed after an interruption, verified, whole or absent."""
 
-import hashlib
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from .errors import DownloadError
+from .files import file_digest
 
 __all__ = ["download"]
 
@@ -42,7 +42,8 @@ def download(
             _fetch(url, partial, advance)
         except OSError as error:
             raise DownloadError(f"download failed ({getattr(error, 'reason', error)})") from error
-        if (found := file_digest(partial, digest.partition(":")[0])) != digest:
+        kind = digest.partition(":")[0]
+        if (found := f"{kind}:{file_digest(partial, kind)}") != digest:
             size = partial.stat().st_size
             partial.unlink()
             raise DownloadError(
@@ -75,14 +76,3 @@ def _fetch(url: str, partial: Path, advance: Callable[[int], None]) -> None:
             f"it broke off after {came} of {resumed + int(expected)} bytes; run the same command "
             "again to go on"
         )
-
-
-def file_digest(path: Path, kind: str) -> str:
-    """``sha256:...`` or ``git:...`` of a file."""
-    found = hashlib.sha256()
-    if kind == "git":
-        found = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            found.update(block)
-    return f"{kind}:{found.hexdigest()}"

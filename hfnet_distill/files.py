@@ -1,6 +1,8 @@
 """Files that are whole or absent, and texts as people's editors save them."""
 
 import codecs
+import functools
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from .errors import InputError, NotFoundError
 
 __all__ = [
     "beside",
+    "file_digest",
     "flush_file",
     "flush_folder",
     "open_atomically",
@@ -71,6 +74,14 @@ def write_atomically(path: str | Path, *parts, flush: bool = False) -> None:
     with open_atomically(path, flush=flush) as file:
         for part in parts:
             file.write(part)
+
+
+def file_digest(path: str | Path, kind: str = "sha256") -> str:
+    """The digest of a file in hexadecimal: its SHA-256, or the ``git`` id of a blob (SHA-1)."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        blob = functools.partial(hashlib.sha1, b"blob %d\0" % size)
+        return hashlib.file_digest(file, blob if kind == "git" else kind).hexdigest()
 
 
 def reserve(file: BinaryIO, offset: int, size: int) -> None:

@@ -19,8 +19,8 @@ from ..data.keypoints import KeypointChoice
 from ..data.stores.schema import Field
 from ..errors import InputError
 from .base import DenseMaps, Network
-from .registry import PACKAGED, load_checkpoint, register
-from .weights import OfficialWeights, find_weights, load_arrays, load_strictly
+from .registry import PACKAGED, register
+from .weights import OfficialWeights, find_weights, fold_norm
 
 __all__ = ["ALIKED", "ALIKEDConfig", "ALIKEDMaps", "deform_conv", "soft_argmax"]
 
@@ -126,11 +126,46 @@ class ALIKED(Network):
             raise InputError(
                 f"aliked:{variant}: neither a file nor one of {', '.join(sorted(_variants()))}"
             )
-        is_ours = path.suffix == ".safetensors"
-        network = load_checkpoint(path)[0] if is_ours else _read_official(path)
+        network = cls.read(path)
         if variant in _variants() and variant != "n32":
             network.name = f"aliked:{variant}"
         return network
+
+    @classmethod
+    def from_official(cls, state):
+        """Batch normalization is folded into the convolution before it."""
+        widths = tuple(state[f"conv{level}.weight"].shape[1] for level in (1, 2, 3, 4))
+        network = cls(ALIKEDConfig(widths, len(state["desc_head.agg_weights"])))
+        found: dict[str, Tensor] = {}
+
+        def copy(ours: str, official: str, *kinds: str) -> None:
+            found.update({f"{ours}.{kind}": state[f"{official}.{kind}"] for kind in kinds})
+
+        for number in range(4):
+            block = f"block{number + 1}"
+            for conv, norm in (("conv1", "bn1"), ("conv2", "bn2")):
+                ours, theirs = f"blocks.{number}.{conv}", f"{block}.{conv}"
+                if number < 2:
+                    found |= fold_norm(state, ours, theirs, f"{block}.{norm}")
+                else:
+                    regular = f"{theirs}.regular_conv"
+                    found |= fold_norm(state, f"{ours}.conv", regular, f"{block}.{norm}")
+                    copy(f"{ours}.offsets", f"{theirs}.offset_conv", "weight", "bias")
+            if number > 0:
+                copy(f"blocks.{number}.shortcut", f"{block}.downsample", "weight", "bias")
+            copy(f"laterals.{number}", f"conv{number + 1}", "weight")
+            copy(f"score_head.{number}", f"score_head.{2 * number}", "weight")
+        head = "descriptor_head"
+        for layer in (0, 2):
+            theirs = f"desc_head.offset_conv.{layer}"
+            copy(f"{head}.offsets.{layer}", theirs, "weight", "bias")
+        # Taps first, as ``_DescriptorHead`` lays a patch out.
+        first, second = f"{head}.offsets.0.weight", f"{head}.offsets.2.weight"
+        found[first] = found[first].permute(0, 2, 3, 1).flatten(1)
+        found[second] = found[second].flatten(1)
+        found[f"{head}.features.weight"] = state["desc_head.sf_conv.weight"].flatten(1)
+        found[f"{head}.descriptor.weight"] = state["desc_head.agg_weights"].flatten(0, 1).T
+        return network, {name: tensor.contiguous() for name, tensor in found.items()}
 
     def maps(self, images: Tensor) -> ALIKEDMaps:
         score_map, levels, padding = self.run(images)
@@ -380,64 +415,3 @@ def _variants() -> list[str]:
     """The names that may stand behind ``aliked:``."""
     packaged = (path.stem.removeprefix("aliked-") for path in PACKAGED.glob("aliked-*.safetensors"))
     return [*packaged, *OFFICIAL]
-
-
-def _read_official(path: Path) -> ALIKED:
-    """The network that the tensors in a file of the authors call for.
-
-    Raises:
-        InputError: names the tensor that is missing or of another shape.
-    """
-    state, digest = load_arrays(path)
-    try:
-        widths = tuple(state[f"conv{level}.weight"].shape[1] for level in (1, 2, 3, 4))
-        network = ALIKED(ALIKEDConfig(widths, len(state["desc_head.agg_weights"])))
-        converted = _from_official(state)
-    except KeyError as error:
-        raise InputError(f"{path}: not weights of ALIKED: tensor {error} is missing") from error
-    load_strictly(network, converted, path)
-    network.weights = digest
-    return network
-
-
-def _from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of ``ALIKED`` that the authors' state dict says.
-
-    Batch normalization is folded into the convolution before it, so that nothing of it is computed.
-    """
-    found: dict[str, Tensor] = {}
-
-    def fold(ours: str, conv: str, norm: str) -> None:
-        scale = state[f"{norm}.weight"].double() / (state[f"{norm}.running_var"] + 1e-5).sqrt()
-        shift = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
-        weight = state[f"{conv}.weight"] * scale[:, None, None, None]
-        found[f"{ours}.weight"], found[f"{ours}.bias"] = weight.float(), shift.float()
-
-    def copy(ours: str, official: str, *, bias: bool = False) -> None:
-        found[f"{ours}.weight"] = state[f"{official}.weight"]
-        if bias:
-            found[f"{ours}.bias"] = state[f"{official}.bias"]
-
-    for number in range(4):
-        for conv in ("conv1", "conv2"):
-            ours, theirs = f"blocks.{number}.{conv}", f"block{number + 1}.{conv}"
-            norm = theirs.replace("conv", "bn")
-            if number < 2:
-                fold(ours, theirs, norm)
-            else:
-                fold(f"{ours}.conv", f"{theirs}.regular_conv", norm)
-                copy(f"{ours}.offsets", f"{theirs}.offset_conv", bias=True)
-        if number > 0:
-            copy(f"blocks.{number}.shortcut", f"block{number + 1}.downsample", bias=True)
-        copy(f"laterals.{number}", f"conv{number + 1}")
-        copy(f"score_head.{number}", f"score_head.{2 * number}")
-    for layer in (0, 2):
-        copy(f"descriptor_head.offsets.{layer}", f"desc_head.offset_conv.{layer}", bias=True)
-    # Taps first, as ``_DescriptorHead`` lays a patch out.
-    first = "descriptor_head.offsets.0.weight"
-    found[first] = found[first].permute(0, 2, 3, 1).flatten(1)
-    second = "descriptor_head.offsets.2.weight"
-    found[second] = found[second].flatten(1)
-    found["descriptor_head.features.weight"] = state["desc_head.sf_conv.weight"].flatten(1)
-    found["descriptor_head.descriptor.weight"] = state["desc_head.agg_weights"].flatten(0, 1).T
-    return {name: tensor.contiguous() for name, tensor in found.items()}

@@ -6,6 +6,7 @@ what is written here once. Methods without maps, such as OpenCV's, give ``featur
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..data.keypoints import KeypointChoice
 from ..data.stores.schema import Field
 from ..device import autocast
 from ..errors import CheckpointError, InputError
+from .weights import OfficialWeights, find_weights, load_arrays, load_strictly
 
 __all__ = [
     "DenseMaps",
@@ -79,6 +81,7 @@ class Network(nn.Module):
         refine_radius, rank_radius: how its score map is best read, see ``KeypointChoice``; 0 for
             keypoints on whole pixels and ranked by one of them, as published.
         weights: SHA-256 of its file of weights, or what its values depend on where it has none.
+        official: the weights that its authors released.
         precision: float32, or bfloat16, which is coarser and on many processors faster.
     """
 
@@ -91,11 +94,12 @@ class Network(nn.Module):
     refine_radius = 0
     rank_radius = 0
     weights = ""
+    official: OfficialWeights | None = None
     precision = "float32"
 
     @classmethod
     def open(cls, source: str | None = None, weights: str | None = None) -> "Network":
-        """The network with its weights, on the CPU.
+        """The network with its weights, on the CPU; else its ``official`` ones.
 
         Args:
             source: what stands behind the colon of ``NAME:SOURCE``: a file of weights or a variant.
@@ -104,7 +108,39 @@ class Network(nn.Module):
         Raises:
             InputError, NotFoundError: no such file, or not weights of this network.
         """
-        raise NotImplementedError
+        return cls.read(find_weights(cls.official, source or weights))
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Network":
+        """The network of a checkpoint of ours (``.safetensors``) or of its authors' file.
+
+        Raises:
+            InputError, NotFoundError: no such file, or not weights of this network; names the
+                tensor that is missing, unknown or of another shape.
+        """
+        if Path(path).suffix == ".safetensors":
+            from .registry import load_checkpoint  # which imports this module
+
+            return load_checkpoint(path)[0]
+        state, digest = load_arrays(path)
+        try:
+            network, state = cls.from_official(state)
+        except KeyError as error:
+            raise InputError(
+                f"{path}: not weights of {cls.__name__}: tensor {error} is missing"
+            ) from error
+        load_strictly(network, state, path)
+        network.weights = digest
+        return network.eval()
+
+    @classmethod
+    def from_official(cls, state: dict[str, Tensor]) -> tuple["Network", dict[str, Tensor]]:
+        """The network that the authors' tensors call for, and what they are under our names.
+
+        Raises:
+            KeyError: names a tensor that is missing.
+        """
+        return cls(), state
 
     @property
     def describes_given_keypoints(self) -> bool:

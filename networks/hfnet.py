@@ -16,16 +16,10 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..data.cells import CHANNELS, occupied
-from ..errors import InputError
 from .base import Student, StudentOutput
 from .registry import register
 
-__all__ = [
-    "HFNet",
-    "HFNetConfig",
-    "LocalVLAD",
-    "load_tensorflow_variables",
-]
+__all__ = ["HFNet", "HFNetConfig", "LocalVLAD"]
 
 # (channels at width 1, stride) of the blocks up to the local heads, at stride 8, and after them.
 LOCAL_BLOCKS = [(16, 1), (24, 2), (24, 1), (32, 2), (64, 1), (128, 1)]
@@ -352,92 +346,3 @@ def _initialize(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def load_tensorflow_variables(network: HFNet, variables: Mapping[str, np.ndarray]) -> None:
-    """Load the variables of a TensorFlow checkpoint of HF-Net under their own names.
-
-    Args:
-        variables: name -> array in TensorFlow's layout, as ``MobilenetV2/Conv/weights``
-            (kh, kw, in, out). Those of a branch that the network lacks are left out.
-
-    Raises:
-        InputError: names the first variable that is missing, unknown or of another shape.
-    """
-    state = {}
-    used = set()
-    for name, tensor in network.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            state[name] = tensor
-            continue
-        source = _tensorflow_name(name)
-        if source is None:  # HF-Net's cluster memberships have no scale
-            state[name] = torch.ones_like(tensor)
-            continue
-        if source not in variables:
-            raise InputError(f"not a checkpoint of this HF-Net: variable {source} is missing")
-        array = _from_tensorflow(source, np.asarray(variables[source], np.float32))
-        if array.shape != tensor.shape:
-            raise InputError(
-                f"not a checkpoint of this HF-Net: variable {source} has shape "
-                f"{np.shape(variables[source])}, which does not give {tuple(tensor.shape)}"
-            )
-        state[name] = torch.from_numpy(array)
-        used.add(source)
-    beyond = () if network.config.global_dim else ("global_head/", *_GLOBAL_SCOPES)
-    if unknown := sorted(n for n in variables.keys() - used if not n.startswith(beyond)):
-        raise InputError(f"not a checkpoint of this HF-Net: unknown variable {unknown[0]}")
-    network.load_state_dict(state)
-
-
-_GLOBAL_SCOPES = tuple(
-    f"MobilenetV2/expanded_conv_{number}/"
-    for number in range(len(LOCAL_BLOCKS), len(LOCAL_BLOCKS) + len(GLOBAL_BLOCKS))
-)
-_HEADS = {"descriptor_head": "local_head/descriptor", "detector_head": "local_head/detector"}
-_NORM = {
-    "weight": "gamma",
-    "bias": "beta",
-    "running_mean": "moving_mean",
-    "running_var": "moving_variance",
-}
-
-
-def _tensorflow_name(name: str) -> str | None:
-    """The name in the checkpoint of one of the network's tensors."""
-    first, *rest = name.split(".")
-    if first == "stem":
-        return "MobilenetV2/Conv/" + _leaf(rest)
-    if first in ("local_blocks", "global_blocks"):
-        number = int(rest[0]) + (len(LOCAL_BLOCKS) if first == "global_blocks" else 0)
-        scope = f"expanded_conv_{number}" if number else "expanded_conv"
-        leaf = _leaf(rest[2:])
-        leaf = "depthwise_weights" if rest[1:3] == ["depthwise", "conv"] else leaf
-        return f"MobilenetV2/{scope}/{rest[1]}/{leaf}"
-    if first in _HEADS:
-        if rest[0] == "0":
-            return f"{_HEADS[first]}/Conv/{_leaf(rest[1:])}"
-        return f"{_HEADS[first]}/Conv_1/{'weights' if rest[1] == 'weight' else 'biases'}"
-    if first == "projection":
-        leaf = "weights" if rest[0] == "weight" else "biases"
-        return f"global_head/dimensionality_reduction/{leaf}"
-    if rest == ["clusters"]:
-        return "global_head/vlad/clusters"
-    if rest == ["norm", "weight"]:
-        return None
-    leaf = "weights" if rest[0] == "memberships" else f"BatchNorm/{_NORM[rest[1]]}"
-    return f"global_head/vlad/memberships/{leaf}"
-
-
-def _leaf(path: list[str]) -> str:
-    return "weights" if path[0] == "conv" else f"BatchNorm/{_NORM[path[1]]}"
-
-
-def _from_tensorflow(name: str, array: np.ndarray) -> np.ndarray:
-    """TensorFlow's layout of a variable -> torch's."""
-    if array.ndim == 4:
-        order = (2, 3, 0, 1) if name.endswith("depthwise_weights") else (3, 2, 0, 1)
-        return np.ascontiguousarray(array.transpose(order))
-    if array.ndim == 5:  # the clusters: (1, 1, 1, K, C)
-        return array[0, 0, 0]
-    return np.ascontiguousarray(array.T) if array.ndim == 2 else array

@@ -5,8 +5,7 @@ Recognition, CVPR 2016: VGG-16 up to conv5_3, soft-assigned residuals to 64 clus
 whitening to 4096 numbers.
 """
 
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Callable
 
 import numpy as np
 import scipy.io
@@ -16,11 +15,12 @@ from torch.nn import functional as F
 
 from ..device import autocast
 from ..errors import InputError
+from ..files import file_digest
 from .base import DenseMaps, Network
-from .registry import file_digest, register
-from .weights import OfficialWeights, find_weights
+from .registry import register
+from .weights import OfficialWeights, load_strictly
 
-__all__ = ["NetVLAD", "NetVLADPooling", "load_netvlad"]
+__all__ = ["NetVLAD"]
 
 # Of the 3x3 convolutions of VGG-16, stage by stage; each stage but the last ends in a max pooling.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -86,8 +86,31 @@ class NetVLAD(Network):
         self.register_buffer("mean", torch.zeros(3))
 
     @classmethod
-    def open(cls, source: str | None = None, weights: str | None = None) -> "NetVLAD":
-        return load_netvlad(find_weights(cls.official, source or weights))
+    def read(cls, path):
+        """The file is that of the NetVLAD project with objects converted to structures, as hloc
+        distributes it. It determines the number of clusters and of outputs."""
+        try:
+            net = scipy.io.loadmat(path, struct_as_record=False, squeeze_me=True)["net"]
+            layers = net.layers
+            mean = np.asarray(net.meta.normalization.averageImage)
+            centers = np.asarray(layers[VLAD_LAYER].weights[1])
+            outputs = np.asarray(layers[WHITENING_LAYER].weights[1])
+            with torch.device("meta"):  # the whitening alone takes half a gigabyte: do not copy it
+                network = cls(centers.shape[-1], outputs.size)
+            arrays = {
+                name: arrange(np.asarray(layers[number].weights[which], np.float32))
+                for name, (number, which, arrange) in _arrange(network).items()
+            }
+        except Exception as error:  # scipy raises many kinds of exceptions
+            raise InputError(
+                f"{path}: not weights of NetVLAD ({type(error).__name__}: {error}); expected "
+                "VGG16-NetVLAD-Pitts30K.mat, with net.layers and net.meta.normalization"
+            ) from error
+        arrays["mean"] = mean.reshape(-1, 3)[0].astype(np.float32)
+        state = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+        load_strictly(network, state, path, assign=True)
+        network.weights = file_digest(path)
+        return network.eval()
 
     def maps(self, images: Tensor) -> DenseMaps:
         size = (images.shape[3], images.shape[2])
@@ -100,62 +123,19 @@ class NetVLAD(Network):
             return F.normalize(self.whitening(self.pooling(conv5_3.float())), dim=1)
 
 
-def load_netvlad(path: str | Path) -> NetVLAD:
-    """The network with the weights of ``VGG16-NetVLAD-Pitts30K.mat``.
+def _arrange(network: NetVLAD) -> dict[str, tuple[int, int, Callable]]:
+    """Our names -> the layer in the official list, which of its weights, and what ours are of them.
 
-    The file is that of the NetVLAD project with objects converted to structures, as hloc
-    distributes it. It determines the number of clusters and of outputs.
-
-    Raises:
-        InputError: not such a file; says what is missing or of another shape.
+    MATLAB stores (rows, columns, in, out), and the centers with the opposite sign.
     """
-    path = Path(path)
-    try:
-        net = scipy.io.loadmat(path, struct_as_record=False, squeeze_me=True)["net"]
-        layers = net.layers
-        mean = np.asarray(net.meta.normalization.averageImage)
-        centers = np.asarray(layers[VLAD_LAYER].weights[1])
-        outputs = np.asarray(layers[WHITENING_LAYER].weights[1])
-    except Exception as error:  # scipy raises many kinds of exceptions
-        raise InputError(
-            f"{path}: not weights of NetVLAD ({type(error).__name__}: {error}); expected "
-            "VGG16-NetVLAD-Pitts30K.mat, with net.layers and net.meta.normalization"
-        ) from error
-    with torch.device("meta"):  # the whitening alone takes half a gigabyte: do not copy it
-        network = NetVLAD(centers.shape[-1], outputs.size)
-    state = _read_state(network, layers, path)
-    state["mean"] = torch.from_numpy(mean.reshape(-1, 3)[0].astype(np.float32))
-    network.load_state_dict(state, assign=True)
-    network.weights = file_digest(path)
-    return network.eval()
-
-
-def _read_state(network: NetVLAD, layers: list[SimpleNamespace], path: Path) -> dict[str, Tensor]:
-    """The official tensors under our names, in torch's order of axes."""
-    # MATLAB stores (rows, columns, in, out), and the centers with the opposite sign.
-    found = {}
+    arranged = {
+        "pooling.score_proj.weight": (VLAD_LAYER, 0, np.transpose),
+        "pooling.centers": (VLAD_LAYER, 1, np.negative),
+        "whitening.weight": (WHITENING_LAYER, 0, np.transpose),
+        "whitening.bias": (WHITENING_LAYER, 1, np.asarray),
+    }
     for number, layer in enumerate(network.backbone):
         if isinstance(layer, nn.Conv2d):
-            name = f"backbone.{number}"
-            found[f"{name}.weight"] = number, 0, lambda w: w.transpose(3, 2, 0, 1)
-            found[f"{name}.bias"] = number, 1, lambda w: w
-    found["pooling.score_proj.weight"] = VLAD_LAYER, 0, np.transpose
-    found["pooling.centers"] = VLAD_LAYER, 1, np.negative
-    found["whitening.weight"] = WHITENING_LAYER, 0, np.transpose
-    found["whitening.bias"] = WHITENING_LAYER, 1, lambda w: w
-
-    state, wanted = {}, network.state_dict()
-    for name, (number, which, arrange) in found.items():
-        where = f"{path}: not weights of NetVLAD: net.layers{{{number + 1}}}.weights{{{which + 1}}}"
-        try:
-            array = np.asarray(layers[number].weights[which], np.float32)
-            array = np.ascontiguousarray(arrange(array))
-        except (TypeError, ValueError, AttributeError, IndexError) as error:
-            raise InputError(f"{where} is missing or no array ({error})") from error
-        if array.shape != tuple(wanted[name].shape):
-            raise InputError(
-                f"{where} gives {name} the shape {array.shape}, "
-                f"expected {tuple(wanted[name].shape)}"
-            )
-        state[name] = torch.from_numpy(array)
-    return state
+            arranged[f"backbone.{number}.weight"] = number, 0, lambda w: w.transpose(3, 2, 0, 1)
+            arranged[f"backbone.{number}.bias"] = number, 1, np.asarray
+    return arranged

@@ -12,8 +12,9 @@ from ..data.geometry import PIXEL_MAP
 from ..data.keypoints import KeypointChoice
 from ..errors import InputError, NotFoundError
 from ..extras import require
+from ..files import file_digest
 from .base import DenseMaps, Network
-from .registry import file_digest, register
+from .registry import register
 
 __all__ = ["PREFIX", "ONNXNetwork", "make_session"]
 

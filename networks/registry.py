@@ -1,6 +1,5 @@
 """name -> network: the one way from what a user names to something that sees images."""
 
-import hashlib
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from ..checkpoints import read_tensors, write_tensors
 from ..device import choose_device, choose_precision
 from ..errors import CheckpointError, InputError
-from ..files import write_atomically
+from ..files import file_digest, write_atomically
 from ..registry import Registry
 from .base import Network, Student
 
@@ -156,9 +155,3 @@ def save_checkpoint(
     path = Path(path)
     write_tensors(path, tensors, description)
     write_atomically(path.with_suffix(".json"), json.dumps(description, indent=2).encode())
-
-
-def file_digest(path: str | Path) -> str:
-    """The SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

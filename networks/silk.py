@@ -5,30 +5,24 @@ have one element per pixel and lack as many pixels at each side as there are 3x3
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoints import read_tensors, write_tensors
 from ..data.cells import grid_shape
 from ..data.geometry import CELL_MAP, MapGeometry, average_map, resample_map
 from ..data.stores.schema import Field
-from ..errors import InputError, NotFoundError
+from ..errors import InputError
 from .base import DenseMaps, Network
-from .registry import PACKAGED, file_digest, register
-from .weights import load_arrays, load_strictly
+from .registry import PACKAGED, register
 
 __all__ = [
     "SiLK",
     "SiLKConfig",
     "SiLKOutput",
-    "load_silk",
-    "save_silk",
 ]
 
 OFFICIAL_NAMES = {
@@ -110,7 +104,18 @@ class SiLK(Network):
 
     @classmethod
     def open(cls, source: str | None = None, weights: str | None = None) -> "SiLK":
-        return load_silk(source or weights or PACKAGED / "silk.safetensors")
+        return cls.read(source or weights or PACKAGED / "silk.safetensors")
+
+    @classmethod
+    def from_official(cls, state):
+        """The widths are those of the tensors; what is unknown keeps its name."""
+        network = cls(_config_of(state))
+        ours = {_official_name(name): name for name in network.state_dict()}
+        if missing := ours.keys() - state.keys():
+            raise KeyError(min(missing))
+        return network, {
+            ours.get(name, name): tensor for name, tensor in state.items() if name != OFFICIAL_SCALE
+        }
 
     def maps(self, images: Tensor) -> DenseMaps:
         output = self.run(images)
@@ -197,75 +202,6 @@ def _head(before: int, lateral: int, after: int) -> nn.Sequential:
     return nn.Sequential(_layer(before, lateral), last)
 
 
-def load_silk(path: str | Path) -> SiLK:
-    """A SiLK in evaluation mode on the CPU.
-
-    Args:
-        path: an official Lightning checkpoint, its ``state_dict`` alone (``.pth``) or as ``.npz``,
-            or a ``.safetensors`` of ``save_silk``.
-
-    Raises:
-        NotFoundError: there is no such file.
-        InputError: not a SiLK; names the tensors that are missing, unknown or of another shape.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise NotFoundError(f"{path}: no such SiLK checkpoint")
-    if path.suffix == ".safetensors":
-        state, metadata = read_tensors(path)
-        if "config" not in metadata:
-            raise InputError(
-                f"{path}: holds no SiLK; its weights are in silk.safetensors beside it"
-            )
-        config = metadata["config"]
-        network = SiLK(SiLKConfig(**{**config, "channels": tuple(config["channels"])}))
-    else:
-        network, state = _read_official(path)
-    load_strictly(network, state, path)
-    network.weights = file_digest(path)
-    return network.eval()
-
-
-def save_silk(path: str | Path, network: SiLK, info: dict, dtype=torch.float32) -> None:
-    """Write weights that ``load_silk`` reads; ``info`` describes them and is stored as JSON."""
-    tensors = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in network.state_dict().items()
-    }
-    write_tensors(path, tensors, {"network": "silk", "config": asdict(network.config), **info})
-
-
-def _read_official(path: Path) -> tuple[SiLK, dict[str, Tensor]]:
-    """The network of the widths in an official checkpoint, and its tensors under our names."""
-    found = load_arrays(path)[0] if path.suffix == ".npz" else _read_lightning(path)
-    network = SiLK(_config_of(found))
-    official = {_official_name(name): name for name in network.state_dict()}
-    missing = sorted(official.keys() - found.keys())
-    unknown = sorted(found.keys() - official.keys() - {OFFICIAL_SCALE})
-    if missing or unknown:
-        raise InputError(
-            f"{path}: not an official SiLK checkpoint: {_some(missing)} missing, "
-            f"{_some(unknown)} unknown; expected the names of Lightning's state_dict, such as "
-            f"{next(iter(official))}"
-        )
-    return network, {ours: found[name] for name, ours in official.items()}
-
-
-def _read_lightning(path: Path) -> dict[str, Tensor]:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(
-            f"{path}: not readable as a checkpoint without running code in it "
-            f"({type(error).__name__}); where you trust it, load it with torch and save its "
-            '["state_dict"] alone'
-        ) from error
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path}: expected a Lightning checkpoint with a state_dict of tensors")
-    return state
-
-
 def _config_of(found: dict[str, Tensor]) -> SiLKConfig:
     """The widths of an official checkpoint; the official ones where a tensor is missing."""
     default = SiLKConfig()
@@ -287,8 +223,3 @@ def _config_of(found: dict[str, Tensor]) -> SiLKConfig:
 def _official_name(name: str) -> str:
     ours = next(prefix for prefix in OFFICIAL_NAMES if name.startswith(prefix))
     return OFFICIAL_NAMES[ours] + name.removeprefix(ours)
-
-
-def _some(names: list[str]) -> str:
-    """How many names there are, and the first."""
-    return f"{len(names)} tensors (first: {names[0]})" if names else "no tensor"

@@ -11,7 +11,7 @@ from ..data.cells import CHANNELS
 from ..data.geometry import CELL_MAP
 from .base import DenseMaps, Network
 from .registry import register
-from .weights import OfficialWeights, find_weights, load_arrays, load_strictly
+from .weights import OfficialWeights
 
 __all__ = ["SuperPoint"]
 
@@ -41,15 +41,6 @@ class SuperPoint(Network):
         self.convPb = nn.Conv2d(256, CHANNELS, 1)
         self.convDa = nn.Conv2d(128, 256, 3, padding=1)
         self.convDb = nn.Conv2d(256, 256, 1)
-
-    @classmethod
-    def open(cls, source: str | None = None, weights: str | None = None) -> "SuperPoint":
-        path = find_weights(cls.official, source or weights)
-        state, digest = load_arrays(path)
-        network = cls()
-        load_strictly(network, state, path)
-        network.weights = digest
-        return network
 
     def maps(self, images: Tensor) -> DenseMaps:
         logits, descriptor_map = self.run(images)

@@ -1,6 +1,5 @@
 """Official weights: where they come from, their licenses, and how they are verified."""
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,16 @@ from torch import nn
 
 from ..download import download
 from ..errors import DownloadError, InputError, NotFoundError
+from ..files import file_digest
 
-__all__ = ["VARIABLE", "OfficialWeights", "find_weights", "load_arrays", "load_strictly"]
+__all__ = [
+    "VARIABLE",
+    "OfficialWeights",
+    "find_weights",
+    "fold_norm",
+    "load_arrays",
+    "load_strictly",
+]
 
 VARIABLE = "HFNET_DISTILL_WEIGHTS"
 
@@ -73,13 +80,16 @@ def _where(official: OfficialWeights) -> str:
 
 
 def load_arrays(path: str | Path) -> tuple[dict[str, torch.Tensor], str]:
-    """The tensors of a ``.pth`` state dict or an ``.npz``, and the file's SHA-256.
+    """The tensors of an ``.npz``, a ``.pth`` state dict or a checkpoint around one; its SHA-256.
 
     Raises:
+        NotFoundError: there is no such file.
         InputError: another kind of file. Nothing in it is ever executed.
     """
     path = Path(path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not path.is_file():
+        raise NotFoundError(f"{path}: no such file of weights")
+    digest = file_digest(path)
     try:
         if path.suffix == ".npz":
             with np.load(path) as arrays:
@@ -87,16 +97,22 @@ def load_arrays(path: str | Path) -> tuple[dict[str, torch.Tensor], str]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(
-            f"{path}: not readable as weights ({type(error).__name__}); expected a state dict "
-            "saved by torch, or an .npz of its tensors"
+            f"{path}: not readable as weights without running code in it ({type(error).__name__}); "
+            "expected a state_dict saved by torch, or an .npz of its tensors"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise InputError(f"{path}: expected a flat dictionary of tensors")
+    state = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path}: expected a state_dict of tensors")
     return state, digest
 
 
-def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:
+def load_strictly(
+    module: nn.Module, state: dict[str, torch.Tensor], source: str | Path, *, assign: bool = False
+) -> None:
     """Load a state dict whose names and shapes are exactly the module's.
+
+    Args:
+        assign: take over the tensors themselves rather than copy their values.
 
     Raises:
         InputError: names the first tensor that is missing, left over or of another shape.
@@ -113,4 +129,20 @@ def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], source: str
             )
     if extra := sorted(state.keys() - wanted.keys()):
         raise InputError(f"{source}: not weights of {model}: unknown tensor {extra[0]}")
-    module.load_state_dict(state)
+    module.load_state_dict(state, assign=assign)
+
+
+def fold_norm(
+    state: dict[str, torch.Tensor], name: str, conv: str, norm: str
+) -> dict[str, torch.Tensor]:
+    """A convolution's tensors without bias, and its batch normalization's, as those of ``name``.
+
+    Raises:
+        KeyError: names a tensor that is missing.
+    """
+    mean, variance = state[f"{norm}.running_mean"], state[f"{norm}.running_var"]
+    scale = (variance.double() + 1e-5).rsqrt() * state.get(f"{norm}.weight", 1)
+    return {
+        f"{name}.weight": (state[f"{conv}.weight"] * scale[:, None, None, None]).float(),
+        f"{name}.bias": (state.get(f"{norm}.bias", 0) - mean * scale).float(),
+    }

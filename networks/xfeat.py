@@ -17,7 +17,7 @@ from ..data.stores.schema import Field
 from ..errors import InputError
 from .base import DenseMaps, Network
 from .registry import register
-from .weights import OfficialWeights, find_weights, load_arrays, load_strictly
+from .weights import OfficialWeights, fold_norm
 
 __all__ = ["XFeat"]
 
@@ -75,16 +75,20 @@ class XFeat(Network):
         )
 
     @classmethod
-    def open(cls, source: str | None = None, weights: str | None = None) -> "XFeat":
-        path = find_weights(cls.official, source or weights)
-        state, digest = load_arrays(path)
-        network = cls()
-        try:
-            load_strictly(network, _from_official(state, network), path)
-        except KeyError as error:
-            raise InputError(f"{path}: not weights of XFeat: tensor {error} is missing") from error
-        network.weights = digest
-        return network
+    def from_official(cls, state):
+        """Batch normalization is folded in; the refinement of semi-dense matches is left out."""
+        network, found = cls(), {}
+        for layer, module in network.named_modules():
+            if not isinstance(module, nn.Conv2d):
+                continue
+            official = layer.removesuffix(".0") + ".layer"
+            if layer.count(".") == 1:  # a convolution alone, with a bias
+                found |= {
+                    f"{layer}.{kind}": state[f"{layer}.{kind}"] for kind in ("weight", "bias")
+                }
+            else:
+                found |= fold_norm(state, layer, f"{official}.0", f"{official}.1")
+        return network, found
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of a batch (B, 3, H, W) float32 of any range, H and W multiples of 32.
@@ -184,24 +188,3 @@ def _sample(values: Tensor, points: Tensor, mode: str) -> Tensor:
     last = torch.tensor([side * CELL - 1 for side in values.shape[:0:-1]]).to(points)
     grid = (2 * points / last - 1)[None, None]
     return F.grid_sample(values[None], grid, mode, align_corners=False)[0, :, 0].T
-
-
-def _from_official(state: dict[str, Tensor], network: XFeat) -> dict[str, Tensor]:
-    """The authors' tensors under our names, batch normalization folded into the convolutions.
-
-    The refinement of semi-dense matches, which the file holds as well, is left out.
-    """
-    found = {}
-    for name in network.state_dict():
-        layer, _, kind = name.rpartition(".")
-        if layer.count(".") == 1:  # a convolution alone, with a bias
-            found[name] = state[name]
-            continue
-        official = layer.removesuffix(".0") + ".layer"
-        scale = (state[f"{official}.1.running_var"].double() + 1e-5).rsqrt()
-        if kind == "weight":
-            value = state[f"{official}.0.weight"] * scale[:, None, None, None]
-        else:
-            value = -state[f"{official}.1.running_mean"] * scale
-        found[name] = value.float()
-    return found

@@ -22,7 +22,8 @@ from ..data.geometry import Homographies, resize_matrix
 from ..data.images import list_images, read_image, split_names, view_through
 from ..device import autocast, choose_device, choose_precision
 from ..errors import InputError
-from ..networks.silk import SiLK, SiLKConfig, save_silk
+from ..networks.registry import save_checkpoint
+from ..networks.silk import SiLK, SiLKConfig
 from ..runs import RunFolder
 from .silk_loss import homography_correspondences, match_rates, pair_losses
 
@@ -354,4 +355,4 @@ def _check_size(path: Path, photograph: np.ndarray, side: int) -> None:
 
 
 def _save_weights(network: SiLK, output: Path, step: int) -> None:
-    save_silk(output / "silk.safetensors", network, {"step": step})
+    save_checkpoint(output / "silk.safetensors", network, {"step": step})

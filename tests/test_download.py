@@ -11,12 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
-from hfnet_distill.download import download, file_digest
+from hfnet_distill.download import download
 from hfnet_distill.errors import DownloadError
 from hfnet_distill.evaluation import cli
 from hfnet_distill.evaluation.datasets import download as module
 from hfnet_distill.evaluation.datasets.download import Archive, fetch_hpatches
 from hfnet_distill.evaluation.datasets.hpatches import HPatches
+from hfnet_distill.files import file_digest
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -96,7 +97,7 @@ def test_other_bytes_are_refused_and_removed(server, tmp_path):
 
 def test_the_id_of_a_repository(tmp_path):
     (tmp_path / "file").write_bytes(b"hello\n")  # git hash-object
-    expected = "git:ce013625030ba8dba906f756967f9e9ca394464a"
+    expected = "ce013625030ba8dba906f756967f9e9ca394464a"
     assert file_digest(tmp_path / "file", "git") == expected
 
 
@@ -116,7 +117,7 @@ def serve_archive(server, **options) -> Archive:
     path = server.folder / "sequences.zip"
     make_archive(path, **options)
     url = f"{server.url}/sequences.zip"
-    return Archive(url, path.stat().st_size, file_digest(path, "sha256"), sequences=2)
+    return Archive(url, path.stat().st_size, f"sha256:{file_digest(path)}", sequences=2)
 
 
 def test_hpatches_is_fetched_once(server, run_command, tmp_path, monkeypatch):

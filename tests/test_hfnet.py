@@ -1,24 +1,16 @@
 """HF-Net against the outputs that its TensorFlow code gave, and its parts by hand."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
+from tensorflow_variables import load_variables
 from torch import nn
 from torch.nn import functional as F
 
 from hfnet_distill.data.geometry import MapGeometry, sample_map
 from hfnet_distill.data.keypoints import KeypointChoice
 from hfnet_distill.networks.base import DenseMaps
-from hfnet_distill.networks.hfnet import (
-    ConvBN,
-    HFNet,
-    HFNetConfig,
-    LocalVLAD,
-    load_tensorflow_variables,
-    scale_channels,
-)
+from hfnet_distill.networks.hfnet import ConvBN, HFNet, HFNetConfig, LocalVLAD, scale_channels
 
 SIZES = ["s96x128", "s200x264", "s101x135"]
 
@@ -48,7 +40,7 @@ def pixel_scores(output) -> torch.Tensor:
 
 def make_network(variables, global_dim=256) -> HFNet:
     network = HFNet(HFNetConfig(global_dim=global_dim)).eval()
-    load_tensorflow_variables(network, variables)
+    load_variables(network, variables)
     return network
 
 
@@ -172,30 +164,6 @@ def test_a_student_without_global_branch_loads_the_local_variables(excerpt_varia
     network = make_network(excerpt_variables, global_dim=0)
     parts = {name.split(".")[0] for name, _ in network.named_parameters()}
     assert parts == {"stem", "local_blocks", "descriptor_head", "detector_head"}
-
-
-def test_variables_are_loaded_strictly(excerpt_variables):
-    name = "MobilenetV2/expanded_conv_4/project/weights"
-    with pytest.raises(ValueError, match=f"{name} is missing"):
-        make_network({key: value for key, value in excerpt_variables.items() if key != name})
-    with pytest.raises(ValueError, match="unknown variable local_head/extra"):
-        make_network({**excerpt_variables, "local_head/extra": np.zeros(1)})
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "MobilenetV2/expanded_conv_4/project/weights",
-        "MobilenetV2/expanded_conv_4/depthwise/depthwise_weights",
-        "MobilenetV2/Conv/BatchNorm/gamma",
-        "global_head/vlad/clusters",
-        "global_head/dimensionality_reduction/weights",
-    ],
-)
-@pytest.mark.parametrize("shape", [(), (2, 3), (1, 1, 3, 3), (1, 1, 1, 5, 7)])
-def test_a_variable_of_another_shape_is_named(excerpt_variables, name, shape):
-    with pytest.raises(ValueError, match=f"{name} has shape {re.escape(str(shape))}"):
-        make_network({**excerpt_variables, name: np.zeros(shape, np.float32)})
 
 
 def convolve_same(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hfnet_distill.networks.silk import SiLK, SiLKConfig, load_silk
+from hfnet_distill.networks.silk import SiLK, SiLKConfig
 from hfnet_distill.teacher_export.silk_training import (
     SiLKTraining,
     compare_views,
@@ -105,7 +105,7 @@ def test_a_resumed_run_takes_the_same_steps(photographs, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train_silk(photographs[1:], photographs[:1], halves, SETTINGS, advance=interrupt_at(4))
     train_silk(photographs[1:], photographs[:1], halves, SETTINGS, resume=True)
-    whole, other = (load_silk(tmp_path / n / "silk.safetensors") for n in ("whole", "halves"))
+    whole, other = (SiLK.read(tmp_path / n / "silk.safetensors") for n in ("whole", "halves"))
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
 
@@ -150,5 +150,5 @@ def test_a_loss_that_is_no_number_ends_the_run(photographs, tmp_path, monkeypatc
     monkeypatch.setattr("hfnet_distill.teacher_export.silk_training.compare_views", counted)
     with pytest.raises(RuntimeError, match=r"the loss became nan at step 3; .* are sound"):
         train_silk(photographs, photographs[:1], tmp_path / "run", SETTINGS)
-    network = load_silk(tmp_path / "run" / "silk.safetensors")
+    network = SiLK.read(tmp_path / "run" / "silk.safetensors")
     assert all(tensor.isfinite().all() for tensor in network.state_dict().values())

@@ -17,7 +17,7 @@ from hfnet_distill.data.stores.quantize import quantize_fields
 from hfnet_distill.data.stores.store import RecordStore
 from hfnet_distill.errors import StoreError
 from hfnet_distill.networks.registry import load
-from hfnet_distill.networks.silk import SiLK, load_silk
+from hfnet_distill.networks.silk import SiLK
 from hfnet_distill.teacher_export.cli import export_teacher, train_teacher
 
 
@@ -135,7 +135,7 @@ def train(run_command, photographs, output, *arguments, code=0) -> str:
 
 def test_training_from_photographs_alone(run_command, photographs, tmp_path):
     train(run_command, photographs, tmp_path / "run", "--init", "packaged")
-    network = load_silk(tmp_path / "run" / "silk.safetensors")
+    network = SiLK.read(tmp_path / "run" / "silk.safetensors")
     assert network.config == SiLK.open().config
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["kind"] == "validation"
