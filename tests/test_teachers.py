@@ -149,7 +149,7 @@ def test_what_cannot_be_trained_from(run_command, photographs, tmp_path):
     np.savez(tmp_path / "other.npz", weight=np.zeros(3))
     init = ("--init", tmp_path / "other.npz")
     output = train(run_command, photographs, tmp_path / "run", *init, code=1)
-    assert "not an official SiLK checkpoint" in output
+    assert "not weights of SiLK: tensor" in output
     assert not os.path.exists(tmp_path / "run" / "silk.safetensors")
 
 
