@@ -30,11 +30,10 @@ from hfnet_distill.data.geometry import resize_homography
 from hfnet_distill.data.samples import copy_samples
 from hfnet_distill.evaluation.datasets.hpatches import HPatches
 from hfnet_distill.evaluation.datasets.rendered import render_sequences
-from hfnet_distill.evaluation.features import NetworkFeatures
+from hfnet_distill.evaluation.features import NetworkFeatures, load_view
 from hfnet_distill.evaluation.intervals import Statistics
 from hfnet_distill.evaluation.tasks.base import score_pairs
 from hfnet_distill.evaluation.tasks.hfnet import HFNet
-from hfnet_distill.evaluation.views import load_view
 from hfnet_distill.networks.registry import load
 
 Pair = tuple[Features, Features, np.ndarray]

@@ -17,10 +17,10 @@ from ..errors import InputError
 from ..files import write_atomically
 from ..networks.base import Network
 from ..networks.registry import load
-from .comparison import compare_models
 from .datasets import DATASETS
 from .datasets.base import Dataset
 from .features import FeatureFile, FeaturesOfOthers, Model, NetworkFeatures, file_name
+from .intervals import compare_models
 from .matching import Matcher
 from .report.page import render_page
 from .report.tables import comparison_table, results_table

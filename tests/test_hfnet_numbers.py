@@ -12,8 +12,8 @@ import pytest
 
 from hfnet_distill.data.features import Features
 from hfnet_distill.evaluation.intervals import Statistics
-from hfnet_distill.evaluation.ransac import find_homography
 from hfnet_distill.evaluation.tasks.hfnet import HFNet, score_pair
+from hfnet_distill.evaluation.tasks.homography import find_homography
 
 FULL = ["superpoint", "sift", "orb"]
 

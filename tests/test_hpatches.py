@@ -4,7 +4,7 @@ import pytest
 
 from hfnet_distill.data.geometry import resize_homography, warp_points
 from hfnet_distill.evaluation.datasets.hpatches import HPatches
-from hfnet_distill.evaluation.views import load_view
+from hfnet_distill.evaluation.features import load_view
 
 H_FILE = "1 0 {k}\n0 1 0\n0 0 1\n"
 

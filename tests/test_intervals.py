@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from hfnet_distill.evaluation import comparison
-from hfnet_distill.evaluation.comparison import by_group, compare
+from hfnet_distill.evaluation import intervals
 from hfnet_distill.evaluation.intervals import (
     Statistics,
     auc_statistic,
     average_precision_statistic,
     bootstrap_interval,
+    by_group,
+    compare,
     draw_weights,
     mean_statistic,
     median_statistic,
@@ -181,7 +182,7 @@ def test_drawn_flips_agree_with_all_flips(monkeypatch):
     rng = np.random.default_rng(0)
     a, b = means(rng.normal(0.4, 1, 13)), means(rng.normal(0, 1, 13))
     exact = compare(a, b, 13).p_value
-    monkeypatch.setattr(comparison, "EXACT", 0)
+    monkeypatch.setattr(intervals, "EXACT", 0)
     assert compare(a, b, 13).p_value == pytest.approx(exact, abs=0.015)
 
 

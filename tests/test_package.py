@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("numba", "distributed", "obstore", "skimage", "pycolmap", "onnx", "onnxruntime", "kornia")
+EXTRAS = ("distributed", "obstore", "skimage", "pycolmap", "onnx", "onnxruntime", "kornia")
 FIVE_LINES = """
 import numpy as np
 import hfnet_distill

@@ -12,7 +12,7 @@ from hfnet_distill.data.features import Features
 from hfnet_distill.evaluation.datasets import kitti_tum
 from hfnet_distill.evaluation.datasets.base import Camera
 from hfnet_distill.evaluation.datasets.kitti_tum import KittiTum
-from hfnet_distill.evaluation.features import FeatureFile, NetworkFeatures
+from hfnet_distill.evaluation.features import FeatureFile, NetworkFeatures, load_view
 from hfnet_distill.evaluation.matching import match_mutual
 from hfnet_distill.evaluation.tasks.relative_pose import (
     RelativePose,
@@ -20,7 +20,6 @@ from hfnet_distill.evaluation.tasks.relative_pose import (
     estimate_pose,
     pose_error,
 )
-from hfnet_distill.evaluation.views import load_view
 from hfnet_distill.networks.registry import load
 
 SIZE = (320, 240)

@@ -1,11 +1,15 @@
 """What a dataset gives to a task: images by name, and what is known to be true of them."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+
+from ...errors import InputError, NotFoundError
+from ...files import read_text
 
 __all__ = [
     "Camera",
@@ -16,7 +20,14 @@ __all__ = [
     "PoseDataset",
     "PosePair",
     "RetrievalDataset",
+    "read_lines",
+    "rotation_angle",
+    "to_4x4",
+    "to_numbers",
 ]
+
+BESIDE_NUMBERS = re.compile(r"[\s,;\[\]]+")
+"""What stands between numbers, or around them where Python or MATLAB printed a matrix."""
 
 
 class Dataset:
@@ -141,3 +152,54 @@ class PoseDataset(PairDataset):
     task = "relative_pose"
     cameras: dict[str, Camera]
     pairs: list[PosePair]
+
+
+def to_4x4(R: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Rotations (..., 3, 3) and translations (..., 3) as motions (..., 4, 4)."""
+    T = np.zeros((*t.shape[:-1], 4, 4))
+    T[..., :3, :3], T[..., :3, 3], T[..., 3, 3] = R, t, 1
+    return T
+
+
+def rotation_angle(R: np.ndarray) -> np.ndarray:
+    """Degrees (...) of rotations (..., 3, 3); exact for small ones, unlike the arc cosine."""
+    twice_axis = (R - R.swapaxes(-1, -2))[..., [2, 0, 1], [1, 2, 0]]
+    trace = np.trace(R, axis1=-2, axis2=-1)
+    return np.degrees(np.arctan2(np.linalg.norm(twice_axis, axis=-1), trace - 1))
+
+
+def read_lines(path: Path, expected: str) -> list[str]:
+    """The lines of a text that are neither empty nor a comment, which begins with ``#``.
+
+    Raises:
+        NotFoundError: there is no such file; says what was ``expected`` of it.
+        InputError: it is empty, or no text, see ``files.read_text``.
+    """
+    if not path.is_file():
+        raise NotFoundError(f"{path}: missing; expected {expected}")
+    lines = [line.strip() for line in read_text(path).split("\n")]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise InputError(f"{path}: is empty; expected {expected}")
+    return lines
+
+
+def to_numbers(lines: list[str], path: Path, count: int) -> np.ndarray:
+    """Lines of ``count`` numbers, between spaces, commas, semicolons or brackets.
+
+    Returns:
+        (N, count) float64.
+
+    Raises:
+        InputError: other words, or another number of them; names the first such line.
+    """
+    rows = []
+    for line in lines:
+        words = [word for word in BESIDE_NUMBERS.split(line) if word]
+        try:
+            rows.append([float(word) for word in words])
+        except ValueError:
+            rows.append([])
+        if len(rows[-1]) != count or not np.isfinite(rows[-1]).all():
+            raise InputError(f"{path}: expected lines of {count} finite numbers, found {line!r}")
+    return np.array(rows, np.float64).reshape(-1, count)

@@ -14,8 +14,7 @@ import numpy as np
 from ...data.images import SUFFIXES
 from ...errors import InputError, NotFoundError
 from . import register_dataset
-from .base import HomographyDataset, HomographyPair
-from .texts import read_lines, to_numbers
+from .base import HomographyDataset, HomographyPair, read_lines, to_numbers
 
 __all__ = ["HPatches"]
 

@@ -24,13 +24,21 @@ are taken at even steps through sequences, strides and frames.
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from ...data.images import list_images, natural_order
 from ...errors import InputError, NotFoundError
-from ..motions import rotation_angle, to_4x4
 from . import register_dataset
-from .base import Camera, PoseDataset, PosePair
-from .texts import BESIDE_NUMBERS, read_lines, to_numbers
+from .base import (
+    BESIDE_NUMBERS,
+    Camera,
+    PoseDataset,
+    PosePair,
+    read_lines,
+    rotation_angle,
+    to_4x4,
+    to_numbers,
+)
 
 __all__ = ["KittiTum"]
 
@@ -133,8 +141,9 @@ def _read_tum(root: Path, folder: Path) -> tuple[Camera, list[str], np.ndarray]:
     rows = after - (times - truth[after - 1, 0] <= truth[after, 0] - times)
     known = np.flatnonzero(np.abs(truth[rows, 0] - times) <= MAX_LAG)
     names = [_find_listed(root, folder, lines[row][1]) for row in known]
-    R = _from_quaternions(truth[rows[known], 4:])
-    return _read_camera(folder), names, to_4x4(R, truth[rows[known], 1:4])
+    poses = truth[rows[known]]
+    R = Rotation.from_quat(poses[:, 4:]).as_matrix()
+    return _read_camera(folder), names, to_4x4(R, poses[:, 1:4])
 
 
 def _find_listed(root: Path, folder: Path, listed: str) -> str:
@@ -179,17 +188,6 @@ def _check_matrix(K: np.ndarray, path: Path) -> None:
             f"{path}: {K.tolist()} is no camera matrix; expected fx 0 cx, 0 fy cy, 0 0 1 with "
             "focal lengths fx and fy above 0"
         )
-
-
-def _from_quaternions(quaternions: np.ndarray) -> np.ndarray:
-    """Quaternions (N, 4), x y z w of any length, as rotations (N, 3, 3)."""
-    x, y, z, w = (quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)).T
-    R = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.moveaxis(np.array(R), -1, 0)
 
 
 def _choose_pairs(sequences: dict[str, tuple[list[str], np.ndarray]]) -> list[PosePair]:

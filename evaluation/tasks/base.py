@@ -12,12 +12,11 @@ from threadpoolctl import ThreadpoolController
 
 from ...config import EvaluateSettings
 from ..datasets.base import Dataset
-from ..features import FeatureFile, ImageFeatures
+from ..features import FeatureFile, ImageFeatures, View, load_view
 from ..intervals import Statistic, Statistics
 from ..matching import NEAREST, Matcher
 from ..report.pictures import Drawing, draw_matches
 from ..report.tables import Column
-from ..views import View, load_view
 
 __all__ = ["PairTask", "Picture", "ScoredPairs", "Sides", "Task", "score_pairs"]
 

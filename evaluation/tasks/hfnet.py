@@ -23,11 +23,10 @@ from ...data.geometry import warp_points
 from ...errors import InputError
 from ..intervals import Statistic, average_precision_statistic, mean_statistic
 from ..matching import match_both_ways
-from ..ransac import THRESHOLD, find_homography
 from ..report.tables import Column
 from . import register_task
 from .base import Picture
-from .homography import HomographyTask, are_inside, corner_error
+from .homography import THRESHOLD, HomographyTask, are_inside, corner_error, find_homography
 
 __all__ = [
     "HFNet",

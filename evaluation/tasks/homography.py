@@ -34,7 +34,6 @@ from ..datasets.base import HomographyDataset, HomographyPair
 from ..features import ImageFeatures
 from ..intervals import Statistic, Statistics, auc_statistic, mean_statistic
 from ..matching import NEAREST, Matcher
-from ..ransac import THRESHOLD, find_homography
 from ..report.pictures import Drawing, draw_keypoints
 from ..report.tables import Column
 from . import register_task
@@ -47,10 +46,13 @@ __all__ = [
     "SiLK",
     "are_inside",
     "corner_error",
+    "find_homography",
     "match_pair",
     "visible_offsets",
 ]
 
+THRESHOLD = 3.0
+"""In pixels, of an estimator's inliers and of the pictures' correct matches."""
 THRESHOLDS = (1, 3, 5)
 """In pixels, of the corner error."""
 MATCH_THRESHOLDS = tuple(range(1, 11))
@@ -210,10 +212,27 @@ def match_pair(
     )
 
 
+def find_homography(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
+    """OpenCV's RANSAC homography at ``THRESHOLD``, with a fixed seed.
+
+    Args:
+        points0, points1: (N, 2) float32, matched pixels of the two views.
+
+    Returns:
+        H_0to1 (3, 3) float64, or None where there is none, as for fewer than four matches.
+    """
+    cv2.setRNGSeed(0)
+    return _ask_opencv(points0, points1, cv2.RANSAC)
+
+
 def _magsac(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
+    return _ask_opencv(points0, points1, cv2.USAC_MAGSAC)
+
+
+def _ask_opencv(points0: np.ndarray, points1: np.ndarray, method: int) -> np.ndarray | None:
     if len(points0) < 4:
         return None
-    return cv2.findHomography(points0, points1, cv2.USAC_MAGSAC, THRESHOLD)[0]
+    return cv2.findHomography(points0, points1, method, THRESHOLD)[0]
 
 
 def _poselib(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:

@@ -17,11 +17,10 @@ import poselib
 
 from ...data.features import Features
 from ...data.geometry import resize_matrix
-from ..datasets.base import Camera, PoseDataset, PosePair
+from ..datasets.base import Camera, PoseDataset, PosePair, rotation_angle, to_4x4
 from ..features import ImageFeatures
 from ..intervals import Statistic, auc_statistic, mean_statistic, median_statistic
 from ..matching import NEAREST, Matcher
-from ..motions import rotation_angle, to_4x4
 from ..report.tables import Column
 from . import register_task
 from .base import PairTask, Picture

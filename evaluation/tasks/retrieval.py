@@ -13,11 +13,10 @@ import numpy as np
 
 from ...errors import InputError
 from ..datasets.base import RetrievalDataset
-from ..features import ImageFeatures
+from ..features import ImageFeatures, load_view
 from ..intervals import Statistics, mean_statistic
 from ..report.pictures import CORRECT, WRONG, Drawing
 from ..report.tables import Column
-from ..views import load_view
 from . import register_task
 from .base import Sides, Task
 
