@@ -96,7 +96,7 @@ def main(
             store = RecordStore.open(path)
         speeds, wait = measure(store, folder, settings, device, seconds, Path(temporary) / "run")
     click.echo(
-        f"{device.type}, {choose_precision(settings.precision, device)}: "
+        f"{device.type}, {choose_precision(settings.precision, device, training=True)}: "
         + ", ".join(f"{name} {speed:.1f} views/s" for name, speed in speeds.items())
         + f"; waiting for data {wait:.1%} of the time"
     )

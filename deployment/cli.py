@@ -121,7 +121,7 @@ def export_onnx(
     help="Pixels that larger photographs are resized to for the network; 0 takes all as they are.",
 )
 @click.option("--upright", is_flag=True, help="Turn photographs as their EXIF orientation says.")
-@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
+@click.option("--precision", type=click.Choice(["auto", "float32", "float16", "bfloat16"]))
 @click.option("--workers", type=click.IntRange(1), default=1, help="Processes, on a CPU.")
 @click.option("--colmap", type=click.Path(path_type=Path), help="Also write a COLMAP database.")
 @click.option("--single-camera", is_flag=True, help="For --colmap: one camera, one lens setting.")

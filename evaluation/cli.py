@@ -72,7 +72,7 @@ MEGABYTE = 10**6
 )
 @click.option("--split", metavar="NAME", help="Of hpatches: all, illumination, viewpoint.")
 @click.option("--weights", type=click.Path(), help="A teacher's weights, if kept elsewhere.")
-@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
+@click.option("--precision", type=click.Choice(["auto", "float32", "float16", "bfloat16"]))
 @click.option(
     "--render",
     "photographs",

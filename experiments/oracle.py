@@ -198,7 +198,7 @@ def make_oracles(teacher: Network, name: str) -> dict[str, Network]:
 @click.option(
     "--output", type=click.Path(path_type=Path), required=True, help="Folder for the reports."
 )
-@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
+@click.option("--precision", type=click.Choice(["auto", "float32", "float16", "bfloat16"]))
 @shared_options
 def main(
     teachers: tuple[str, ...],

@@ -65,7 +65,8 @@ Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
 Radius = Annotated[NotNegative | None, BeforeValidator(lambda v: None if v == "auto" else v)]
-Precision = Literal["auto", "float32", "bfloat16"]
+TrainingPrecision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "float16", "bfloat16"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Tilt = Annotated[float, Field(ge=1)]
 
@@ -113,7 +114,7 @@ class TeacherSettings(_Section):
     temperature: Annotated[float, Field(gt=0)]
     validation: Share
     validate_every: Count
-    precision: Precision
+    precision: TrainingPrecision
     device: str
     seed: NotNegative
     checkpoint_minutes: Weight
@@ -146,7 +147,7 @@ class TrainSettings(_Section):
     norm_batches: NotNegative
     photometric: Share
     validation: Share
-    precision: Precision
+    precision: TrainingPrecision
     device: str
     num_workers: NotNegative
     seed: NotNegative

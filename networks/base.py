@@ -82,7 +82,7 @@ class Network(nn.Module):
             keypoints on whole pixels and ranked by one of them, as published.
         weights: SHA-256 of its file of weights, or what its values depend on where it has none.
         official: the weights that its authors released.
-        precision: float32, or bfloat16, which is coarser and on many processors faster.
+        precision: float32, or float16 or bfloat16, coarser and where the device has them faster.
     """
 
     name = ""

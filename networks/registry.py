@@ -58,7 +58,7 @@ def load(
             name, with weights or a variant of its own behind a colon (``silk:FILE``,
             ``vlad:STORE``); or ``DETECTOR+DESCRIBER``, as ``harris+superpoint``.
         device: auto, cpu, cuda or cuda:N.
-        precision: float32, bfloat16, or auto for the faster one.
+        precision: float32, float16, bfloat16, or auto for the fastest.
         weights: of a network that has no packaged weights, where not in their usual place.
 
     Raises:

@@ -57,6 +57,9 @@ TEMPERATURE = 0.05
 SOFT_TEMPERATURE = 0.1
 """Of those that are compared as distributions: the second and third choice are seen, too."""
 
+EXACT = "donot_use_mm_for_euclid_dist"
+"""Distances by subtraction: as products, those of far-off points are a pixel off."""
+
 Needs = Literal["local", "pair", "global"]
 
 
@@ -312,7 +315,7 @@ def correspondence_loss(
         for maps, at in zip(descriptor_maps, places, strict=True)
     ]
     similarity = descriptors[0] @ descriptors[1].mT / temperature
-    same = torch.cdist(places[0], places[0]) < SAME
+    same = torch.cdist(places[0], places[0], compute_mode=EXACT) < SAME
     same.diagonal(dim1=1, dim2=2).fill_(False)
     ignored = same | ~(seen[:, :, None] & seen[:, None, :])
     similarity = similarity.masked_fill(ignored, -1e4)
@@ -346,7 +349,8 @@ def contrast_loss(
         F.normalize(sample_map(maps, at, CELL_MAP), dim=2).flatten(0, 1)
         for maps, at in zip(descriptor_maps, points, strict=True)
     ]
-    near = [torch.block_diag(*(torch.cdist(at, at) < SAME)).bool() for at in points]
+    distances = (torch.cdist(at, at, compute_mode=EXACT) for at in points)
+    near = [torch.block_diag(*(of_pairs < SAME)).bool() for of_pairs in distances]
     same = near[0] | near[1]
     absent = ~(weights.flatten() > 0)
     own = torch.eye(len(same), dtype=torch.bool, device=same.device)

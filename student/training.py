@@ -120,9 +120,10 @@ def train(
     }
     run = RunFolder(output, info, resume=resume, may_change=MAY_CHANGE, writes=rank() == 0)
     steps = len(training) // settings.batch_size * settings.epochs
+    precision = choose_precision(settings.precision, device, training=True)
     say(
         f"train {student.name} on {len(training)} photographs, validate on {len(validation)}, "
-        f"{steps} steps, {device.type}, {choose_precision(settings.precision, device)}",
+        f"{steps} steps, {device.type}, {precision}",
         quiet=quiet,
     )
     with progress("train student", steps, done=run.steps_done, quiet=quiet) as advance:
@@ -224,7 +225,7 @@ def batch_losses(
     batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
     H_view_to_photo = batch.pop("H_view_to_photo")
     images = _images(batch)
-    with autocast(device, choose_precision(settings.precision, device)):
+    with autocast(device, choose_precision(settings.precision, device, training=True)):
         if student.local_is_frozen:
             said = StudentOutput(None, None, student.describe_globally(images))
         else:
@@ -286,7 +287,7 @@ def _estimate_norms(student, training, batches: Batches, settings, device) -> No
     )
     loader = make_loader(training, following, settings.num_workers)
     images = (_images(batch).to(device, non_blocking=True) for batch in loader)
-    context = autocast(device, choose_precision(settings.precision, device))
+    context = autocast(device, choose_precision(settings.precision, device, training=True))
     estimate_norms(student, images, count, context=context)
 
 

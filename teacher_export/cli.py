@@ -29,7 +29,7 @@ from ..console import StorePath, say, shared_options
 )
 @click.option("--compression", type=click.Choice(["none", "zstd"]), help="Of the store.")
 @click.option("--weights", type=click.Path(), help="The teacher's weights, if kept elsewhere.")
-@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
+@click.option("--precision", type=click.Choice(["auto", "float32", "float16", "bfloat16"]))
 @click.option("--batch-size", type=int, help="Photographs per forward pass.")
 @click.option("--workers", type=int, help="Processes that fill shards.")
 @click.option("--scheduler", help="Have a Dask cluster's workers fill them: tcp://HOST:PORT.")

@@ -145,7 +145,7 @@ def train_teacher(
         network=initial.config if initial else NETWORKS[settings.network],
         homographies=form,
         device=str(device),
-        precision=choose_precision(settings.precision, device),
+        precision=choose_precision(settings.precision, device, training=True),
         **settings.model_dump(exclude=others),
     )
     say(f"train on {len(names)} photographs, validate on {len(held_out)}", quiet=quiet)
