@@ -5,19 +5,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from .errors import CheckpointError
 from .files import write_atomically
 
-__all__ = [
-    "load_training",
-    "read_description",
-    "read_tensors",
-    "save_training",
-    "write_tensors",
-]
+__all__ = ["read_description", "read_tensors", "write_tensors"]
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], description: dict) -> None:
@@ -50,35 +43,3 @@ def read_description(path: str | Path) -> dict:
             return json.loads((file.metadata() or {})["json"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of this software ({error})") from error
-
-
-def save_training(
-    path: str | Path, modules: dict[str, nn.Module], optimizer: Optimizer, state: dict
-) -> None:
-    """Write everything that ``load_training`` needs to one file.
-
-    Args:
-        state: whatever else training carries from step to step, as JSON can store it.
-    """
-    tensors = {
-        f"{prefix}/{name}": tensor
-        for prefix, module in modules.items()
-        for name, tensor in module.state_dict().items()
-    }
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{key}": value for key, value in values.items()}
-    write_tensors(path, tensors, state)
-
-
-def load_training(path: str | Path, modules: dict[str, nn.Module], optimizer: Optimizer) -> dict:
-    """Restore the modules and the optimizer of ``save_training``; returns its ``state``."""
-    tensors, state = read_tensors(path)
-    restored = optimizer.state_dict()
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer/"):
-            _, index, key = name.split("/")
-            restored["state"].setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict(restored)
-    for prefix, module in modules.items():
-        module.load_state_dict({name: tensors[f"{prefix}/{name}"] for name in module.state_dict()})
-    return state

@@ -3,53 +3,27 @@
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from types import FrameType
 
-__all__ = [
-    "evaluate",
-    "export_onnx",
-    "export_teacher",
-    "extract_features",
-    "live_features",
-    "train_student",
-    "train_teacher",
-]
+STAGES = {
+    "export_teacher": "teacher_export",
+    "train_teacher": "teacher_export",
+    "train_student": "student",
+    "evaluate": "evaluation",
+    "extract_features": "deployment",
+    "export_onnx": "deployment",
+    "live_features": "deployment",
+}
+"""Command -> the folder whose ``cli`` has it; each is a function of this module."""
 
 
-def export_teacher() -> None:
-    """Stage 1: photographs -> a store of what a teacher says of them."""
-    _run("teacher_export", "export_teacher")
-
-
-def train_teacher() -> None:
-    """Photographs -> a teacher."""
-    _run("teacher_export", "train_teacher")
-
-
-def train_student() -> None:
-    """Stage 2: stores and photographs -> a run folder."""
-    _run("student", "train_student")
-
-
-def evaluate() -> None:
-    """Stage 3: models and a dataset -> numbers and pictures."""
-    _run("evaluation", "evaluate")
-
-
-def extract_features() -> None:
-    """Stage 4: photographs -> a features file, a COLMAP database, matches."""
-    _run("deployment", "extract_features")
-
-
-def export_onnx() -> None:
-    """Stage 4: a student -> an ONNX file."""
-    _run("deployment", "export_onnx")
-
-
-def live_features() -> None:
-    """Stage 4: a camera or a video -> keypoints and tracks on the screen."""
-    _run("deployment", "live_features")
+def __getattr__(name: str) -> Callable[[], None]:
+    if name not in STAGES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return partial(_run, STAGES[name], name)
 
 
 def _run(stage: str, command: str) -> None:

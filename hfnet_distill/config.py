@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from .errors import InputError, NotFoundError
 from .files import read_text
-from .plugins import import_plugins
+from .registry import import_plugins
 
 __all__ = [
     "EvaluateSettings",
@@ -97,30 +97,35 @@ class ExportSettings(_Section):
     vlad_dim: Count
 
 
-class TeacherSettings(_Section):
-    """[teacher]: see pipeline.toml for the meaning of each key."""
+class _Training(_Section):
+    """What both trainings have."""
 
-    network: Literal["vgg4", "micro"]
-    grid: Annotated[int, Field(ge=8)]
-    steps: Count
     learning_rate: Annotated[float, Field(gt=0)]
-    warmup: Count
     zoom: Range
-    view_scale: Range
     rotation: Weight
     perspective: Share
     tilt: Tilt
     photometric: Share
-    temperature: Annotated[float, Field(gt=0)]
     validation: Share
-    validate_every: Count
     precision: TrainingPrecision
     device: str
     seed: NotNegative
     checkpoint_minutes: Weight
 
 
-class TrainSettings(_Section):
+class TeacherSettings(_Training):
+    """[teacher]: see pipeline.toml for the meaning of each key."""
+
+    network: Literal["vgg4", "micro"]
+    grid: Annotated[int, Field(ge=8)]
+    steps: Count
+    warmup: Count
+    view_scale: Range
+    temperature: Annotated[float, Field(gt=0)]
+    validate_every: Count
+
+
+class TrainSettings(_Training):
     """[train]: see pipeline.toml for the meaning of each key."""
 
     network: str
@@ -132,26 +137,15 @@ class TrainSettings(_Section):
     crop: Crop
     views: Literal[1, 2]
     warp: Share
-    zoom: Range
-    rotation: Weight
-    perspective: Share
-    tilt: Tilt
     inside: bool
     overlap: Share
     full_resolution: bool
-    learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Weight
     warmup: Share
     weighting: Literal["fixed", "uncertainty"]
     ema: Annotated[float, Field(ge=0, lt=1)]
     norm_batches: NotNegative
-    photometric: Share
-    validation: Share
-    precision: TrainingPrecision
-    device: str
     num_workers: NotNegative
-    seed: NotNegative
-    checkpoint_minutes: Weight
     loss_weights: dict[str, Weight]
     networks: dict[str, dict[str, Any]]
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
 
 import click
 from rich.console import Console
@@ -69,18 +68,13 @@ def user_errors(command: Callable) -> Callable:
             raise click.ClickException(message) from None
         except BrokenPipeError:
             raise  # whoever read the output has seen enough; click ends without a word
-        except DistillError as error:
-            _refuse(_of_worker(error) or str(error), traceback)
-        except OSError as error:
-            said = _of_worker(error) if error.errno is None else _os_error(error)
-            if said is None:
-                raise
-            _refuse(said, traceback)
         except Exception as error:
-            if (said := _known(error)) is not None:
-                _refuse(said, traceback)
-            say("this is a bug: please report it with the traceback below")
-            raise
+            if (said := _in_words(error)) is None:
+                say("this is a bug: please report it with the traceback below")
+                raise
+            if traceback:
+                raise
+            raise click.ClickException(_printable(said)) from None
 
     return wrapped
 
@@ -100,20 +94,21 @@ def _printable(text: str) -> str:
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _refuse(message: str, traceback: bool) -> NoReturn:
-    """End the command with a sentence, or with the traceback of the error being handled."""
-    if traceback:
-        raise
-    raise click.ClickException(_printable(message))
-
-
-def _known(error: Exception) -> str | None:
-    """What to say of an error that others raise although a user caused it; None for a bug."""
+def _in_words(error: Exception) -> str | None:
+    """What to say of an error that a user can cause; None for a bug."""
+    if (said := _of_worker(error)) is not None:
+        return said
+    if isinstance(error, OSError) and error.strerror is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        advice = "; free some space and run the same command again" if error.errno == 28 else ""
+        return f"{where}{error.strerror}{advice}"
+    if isinstance(error, DistillError):
+        return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return "memory ran out; lower --batch-size, --size or the number of workers"
     if re.match(r"DataLoader worker .* is killed by signal", str(error)):
         return "a loader's process was killed, perhaps because memory ran out; lower --num-workers"
-    return _of_worker(error)
+    return None
 
 
 def _of_worker(error: Exception) -> str | None:
@@ -140,14 +135,6 @@ def shared_options(command: Callable) -> Callable:
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def _os_error(error: OSError) -> str:
-    if error.errno is None or error.strerror is None:
-        return str(error)
-    where = f"{error.filename}: " if error.filename else ""
-    advice = {28: "; free some space and run the same command again"}
-    return f"{where}{error.strerror}{advice.get(error.errno, '')}"
 
 
 @contextmanager

@@ -1,12 +1,15 @@
-"""Names -> classes or functions: networks, datasets, tasks, losses; of the package and of users."""
+"""Names -> networks, datasets, tasks and losses; the files in which users register their own."""
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from .errors import InputError
+from .errors import InputError, NotFoundError
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "import_plugins"]
 
 Entry = TypeVar("Entry", bound=Callable)
 
@@ -78,3 +81,26 @@ class Registry(Generic[Entry]):
 
     def _module(self, name: str) -> str:
         return f"{self.package}.{self.modules[name]}"
+
+
+def import_plugins(files: Sequence[str | Path]) -> None:
+    """Import Python files, each once in a process.
+
+    Raises:
+        NotFoundError: there is no such file.
+        InputError: it cannot be imported; says why.
+    """
+    for file in files:
+        path = Path(file).resolve()
+        name = f"hfnet_distill_plugins.{path.stem}"
+        if str(getattr(sys.modules.get(name), "__file__", "")) == str(path):
+            continue
+        if not path.is_file():
+            raise NotFoundError(f"{file}: no such file; it is named as a plug-in in pipeline.toml")
+        spec = spec_from_file_location(name, path)
+        sys.modules[name] = module = module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise InputError(f"{file}: the plug-in does not import: {error!r}") from error

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .checkpoints import load_training, read_description, save_training
+from .checkpoints import read_description, read_tensors, write_tensors
 from .config import first_difference
 from .errors import AlreadyExistsError, InputError, TrainingError
 from .files import write_atomically
@@ -93,14 +93,28 @@ class RunFolder:
         """
         if not self._resume_file.exists():
             return state
-        return load_training(self._resume_file, modules, optimizer)
+        tensors, state = read_tensors(self._resume_file)
+        restored = optimizer.state_dict()
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer/"):
+                _, index, key = name.split("/")
+                restored["state"].setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict(restored)
+        for prefix, module in modules.items():
+            module.load_state_dict({key: tensors[f"{prefix}/{key}"] for key in module.state_dict()})
+        return state
 
     def save(
         self, modules: dict[str, nn.Module], optimizer: Optimizer, state: dict[str, Any]
     ) -> None:
-        """Write everything that ``load`` needs; ``state`` has the ``step``."""
-        if self.writes:
-            save_training(self._resume_file, modules, optimizer, state)
+        """Write all that ``load`` needs; ``state`` is what JSON can store, and has the ``step``."""
+        if not self.writes:
+            return
+        states = {prefix: module.state_dict() for prefix, module in modules.items()}
+        for index, values in optimizer.state_dict()["state"].items():
+            states[f"optimizer/{index}"] = values
+        tensors = {f"{prefix}/{k}": v for prefix, of in states.items() for k, v in of.items()}
+        write_tensors(self._resume_file, tensors, state)
 
     def journal(self, start: int) -> "Journal":
         """The journal of this run from step ``start`` on."""
@@ -160,11 +174,8 @@ class Journal:
 
     def step(self, step: int, values: Mapping[str, Tensor], rate: float) -> None:
         """Record the values of a step, detached scalars, and its learning rate."""
-        for (
-            name,
-            value,
-        ) in values.items():  # read only when a line is written, so that a GPU need not wait
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        # Sums are read only when a line is written, so that a GPU need not wait.
+        self._sums |= {name: self._sums.get(name, 0) + value for name, value in values.items()}
         self._steps += 1
         if step % self.EVERY:
             return

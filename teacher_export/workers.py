@@ -18,7 +18,7 @@ from ..data.stores.store import RecordStore
 from ..errors import StoreError, WorkerError
 from ..networks.base import Network
 from ..networks.registry import load
-from ..plugins import import_plugins
+from ..registry import import_plugins
 from .export import fill_shards, make_schema
 
 __all__ = ["ShardJob", "export_in_workers"]
