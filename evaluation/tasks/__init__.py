@@ -13,6 +13,7 @@ TASKS = Registry(
     {
         "hfnet": "hfnet",
         "matching": "homography",
+        "tracks": "tracks",
         "silk": "homography",
         "retrieval": "retrieval",
         "relative_pose": "relative_pose",
