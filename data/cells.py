@@ -75,15 +75,16 @@ def occupied(cells: Tensor) -> Tensor:
     return 1 - cells[:, NOTHING]
 
 
-def cell_centers(shape: tuple[int, int]) -> Tensor:
+def cell_centers(shape: tuple[int, int], device: torch.device | None = None) -> Tensor:
     """Those of a grid of ``shape`` cells in pixels, row by row, (h * w, 2) float64."""
-    rows, columns = torch.meshgrid(*(torch.arange(side) for side in shape), indexing="ij")
+    axes = (torch.arange(side, device=device) for side in shape)
+    rows, columns = torch.meshgrid(*axes, indexing="ij")
     return CELL_MAP.to_image(torch.stack([columns, rows], -1).flatten(0, 1).double())
 
 
-def cell_corners(shape: tuple[int, int]) -> Tensor:
+def cell_corners(shape: tuple[int, int], device: torch.device | None = None) -> Tensor:
     """Where the outer edges of the cells cross, row by row, ((h + 1) * (w + 1), 2) float64."""
-    return cell_centers((shape[0] + 1, shape[1] + 1)) - CELL / 2
+    return cell_centers((shape[0] + 1, shape[1] + 1), device) - CELL / 2
 
 
 def cell_peaks(cells: Tensor) -> Tensor:
@@ -93,5 +94,5 @@ def cell_peaks(cells: Tensor) -> Tensor:
         cells: (B, 65, h, w), distributions or their logits.
     """
     within = cells[:, :NOTHING].argmax(1).flatten(1)
-    top_left = cell_centers(cells.shape[2:]).to(cells.device) - CELL_MAP.offset
+    top_left = cell_centers(cells.shape[2:], cells.device) - CELL_MAP.offset
     return top_left + torch.stack([within % CELL, within // CELL], -1)

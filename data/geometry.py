@@ -21,6 +21,7 @@ __all__ = [
     "MapGeometry",
     "average_map",
     "frame_corners",
+    "invert",
     "is_inside",
     "orient_points",
     "place_frame",
@@ -132,7 +133,12 @@ def unwarp_points(points: torch.Tensor, H_0to1: torch.Tensor) -> torch.Tensor:
     Args:
         H_0to1: (B, 3, 3) float64.
     """
-    return warp_points(points.double(), torch.linalg.inv(H_0to1)).float()
+    return warp_points(points.double(), invert(H_0to1)).float()
+
+
+def invert(H_0to1: torch.Tensor) -> torch.Tensor:
+    """``H_1to0`` (B, 3, 3); unlike ``inv``, asks no GPU whether a matrix is singular."""
+    return torch.linalg.inv_ex(H_0to1).inverse
 
 
 def is_inside(points, size: tuple[int, int]):
@@ -256,8 +262,10 @@ def sample_map(
         (B, N, C) samples, not normalized.
     """
     height, width = values.shape[-2:]
-    last = torch.tensor([max(width - 1, 1), max(height - 1, 1)]).to(points)
-    grid = 2 * geometry.to_map(points) / last - 1  # align_corners=True: -1, 1 are outer centers
+    doubled = 2 * geometry.to_map(points)
+    # Of align_corners=True: -1 and 1 are outer centers. Plain numbers need no copy to a GPU.
+    x, y = doubled[..., 0] / max(width - 1, 1) - 1, doubled[..., 1] / max(height - 1, 1) - 1
+    grid = torch.stack([x, y], -1)
     samples = F.grid_sample(
         values, grid[:, None].to(values.dtype), "bilinear", padding, align_corners=True
     )
@@ -280,8 +288,9 @@ def resample_map(
     Returns:
         (B, C, *shape), not normalized.
     """
-    rows, columns = torch.meshgrid(*(torch.arange(side) for side in shape), indexing="ij")
-    points = onto.to_image(torch.stack([columns, rows], -1).float().flatten(0, 1)).to(values.device)
+    axes = (torch.arange(side, device=values.device) for side in shape)
+    rows, columns = torch.meshgrid(*axes, indexing="ij")
+    points = onto.to_image(torch.stack([columns, rows], -1).float().flatten(0, 1))
     samples = sample_map(values, points.expand(len(values), -1, -1), geometry)
     return samples.transpose(1, 2).unflatten(2, shape)
 

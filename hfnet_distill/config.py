@@ -145,6 +145,7 @@ class TrainSettings(_Training):
     weighting: Literal["fixed", "uncertainty"]
     ema: Annotated[float, Field(ge=0, lt=1)]
     norm_batches: NotNegative
+    compile: bool
     num_workers: NotNegative
     loss_weights: dict[str, Weight]
     networks: dict[str, dict[str, Any]]

@@ -9,11 +9,13 @@ The resulting weights lie beside them, under names that the training chooses.
 """
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -127,13 +129,27 @@ class RunFolder:
             "with --resume goes on"
         )
 
-    def not_a_number(self, step: int, found: float) -> TrainingError:
-        """The exception for a loss, or the norm of a gradient, that is not finite."""
-        kept = "the checkpoints there are sound" if self.holds_a_run else "nothing was written yet"
-        return TrainingError(
-            f"{self.path}: the loss became {found:g} at step {step}; {kept}: train again with a "
-            "lower learning_rate"
-        )
+    def check_losses(self, step: int, losses: Sequence[Tensor]) -> float:
+        """The last of the losses, scalars, of the steps up to ``step``; waits for a GPU.
+
+        Call it before anything is kept.
+
+        Raises:
+            TrainingError: one is not finite; says at which step.
+        """
+        values = torch.stack([*losses]).tolist()
+        for number, value in enumerate(values, start=step - len(values)):
+            if not math.isfinite(value):
+                kept = (
+                    "the checkpoints there are sound"
+                    if self.holds_a_run
+                    else "nothing was written yet"
+                )
+                raise TrainingError(
+                    f"{self.path}: the loss became {value:g} at step {number}; {kept}: train again "
+                    "with a lower learning_rate"
+                )
+        return values[-1]
 
 
 class Journal:

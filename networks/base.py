@@ -476,10 +476,11 @@ def pack_sparse(
     found: list[tuple[Tensor, Tensor, Tensor]], max_num_keypoints: int, descriptor_dim: int
 ) -> dict[str, Tensor]:
     """Keypoints, scores and descriptors of each image of a batch as arrays of ``sparse_fields``."""
+    shape, device = (len(found), max_num_keypoints), found[0][2].device
     arrays = {
-        "keypoints": torch.zeros(len(found), max_num_keypoints, 2),
-        "scores": torch.zeros(len(found), max_num_keypoints),
-        "descriptors": torch.zeros(len(found), max_num_keypoints, descriptor_dim),
+        "keypoints": torch.zeros(*shape, 2, device=device),
+        "scores": torch.zeros(shape, device=device),
+        "descriptors": torch.zeros(*shape, descriptor_dim, device=device),
         "count": torch.tensor([len(keypoints) for keypoints, _, _ in found], dtype=torch.int32),
     }
     for row, parts in enumerate(found):

@@ -3,12 +3,14 @@
 import copy
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
+from itertools import compress, islice
 
 import torch
 from torch import Tensor, nn
 
 __all__ = ["WeightAverage", "estimate_norms"]
+
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class WeightAverage:
@@ -32,13 +34,12 @@ class WeightAverage:
     def update(self, student: nn.Module, step: int) -> None:
         """Take in the weights after so many steps, the first being 1."""
         decay = min(self.decay, step / (10 + step))
-        for kept, new in zip(
-            self.student.state_dict().values(), student.state_dict().values(), strict=True
-        ):
-            if kept.is_floating_point():
-                kept.lerp_(new, 1 - decay)
-            else:
-                kept.copy_(new)
+        kept, new = ([*module.state_dict().values()] for module in (self.student, student))
+        real = [tensor.is_floating_point() for tensor in kept]
+        torch._foreach_lerp_([*compress(kept, real)], [*compress(new, real)], 1 - decay)
+        for tensor, value, averaged in zip(kept, new, real, strict=True):
+            if not averaged:
+                tensor.copy_(value)
 
 
 @torch.no_grad()
@@ -63,7 +64,7 @@ def estimate_norms(
     norms = [
         module
         for module in student.modules()
-        if isinstance(module, nn.BatchNorm2d) and module.training
+        if isinstance(module, BATCH_NORMS) and module.training
     ]
     momenta = [norm.momentum for norm in norms]
     for number, batch in enumerate(islice(images, count), start=1):

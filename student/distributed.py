@@ -4,6 +4,7 @@ What they compute together is what one process computes of the whole batch: grad
 and batch normalization sees all of it. Without torchrun nothing here changes anything.
 """
 
+import atexit
 import os
 from datetime import timedelta
 
@@ -13,7 +14,15 @@ from torch import Tensor, nn
 
 from ..errors import TrainingError
 
-__all__ = ["average", "average_gradients", "join", "rank", "synchronize_norms", "world_size"]
+__all__ = [
+    "any_process",
+    "average",
+    "average_gradients",
+    "join",
+    "rank",
+    "synchronize_norms",
+    "world_size",
+]
 
 TIMEOUT = timedelta(hours=6)  # the others wait as long for the first process, which validates
 
@@ -26,8 +35,11 @@ def join(device: torch.device) -> torch.device:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        # What the host itself must know goes by gloo: it waits for the others, not for its GPU.
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT
+        )
+        atexit.register(dist.destroy_process_group)
     return device
 
 
@@ -39,6 +51,11 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def any_process(flag: bool) -> bool:
+    """Whether any process says so; all get the same answer."""
+    return flag if world_size() == 1 else bool(_sum(torch.tensor(float(flag))))
 
 
 def average(values: Tensor) -> Tensor:
@@ -62,6 +79,9 @@ def average_gradients(*modules: nn.Module) -> None:
 def synchronize_norms(module: nn.Module) -> None:
     """Have every batch normalization of a module see the batches of all processes."""
     if world_size() == 1:
+        return
+    if any(parameter.is_cuda for parameter in module.parameters()):
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)
         return
     for parent in list(module.modules()):
         for name, child in parent.named_children():

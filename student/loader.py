@@ -2,7 +2,9 @@
 
 import atexit
 import functools
+import math
 import multiprocessing
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,12 @@ from ..errors import InputError
 from .targets import Targets
 from .views import ViewSampler
 
-__all__ = ["Batches", "DistillationDataset", "make_loader"]
+__all__ = ["Batches", "DistillationDataset", "check_shared_memory", "make_loader"]
+
+BATCHES_AHEAD = 4
+"""Batches that each of the loader's processes makes ahead."""
+SHARED_MEMORY = Path("/dev/shm")
+"""Through which they are handed over."""
 
 
 class DistillationDataset(Dataset):
@@ -156,8 +163,28 @@ def make_loader(dataset: DistillationDataset, batches, num_workers: int) -> Data
         multiprocessing_context="spawn" if remote and num_workers else None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_prepare_worker,
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=BATCHES_AHEAD if num_workers else None,
     )
+
+
+def check_shared_memory(dataset: DistillationDataset, batch_size: int, num_workers: int) -> None:
+    """See that the batches on their way from the loader's processes fit into /dev/shm.
+
+    Raises:
+        InputError: they do not; a container usually has 64 MB, and ends a process that needs more.
+    """
+    if not num_workers or not SHARED_MEMORY.is_dir():
+        return
+    needed = (
+        num_workers * BATCHES_AHEAD * batch_size * sum(v.nbytes for v in dataset[0, 0].values())
+    )
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise InputError(
+            f"{SHARED_MEMORY}: {free / 1e6:.0f} MB are free, the batches of {num_workers} loader "
+            f"processes take up to {needed / 1e6:.0f} MB; use --num-workers 0, or start the "
+            f"container with --shm-size {math.ceil(needed / 1e9) + 1}g"
+        )
 
 
 def _prepare_worker(worker: int) -> None:

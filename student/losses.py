@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.cells import CELL, NOTHING, cell_peaks, image_shape, occupied, to_pixels
-from ..data.geometry import CELL_MAP, is_inside, sample_map, warp_points
+from ..data.geometry import CELL_MAP, invert, is_inside, sample_map, warp_points
 from ..errors import InputError
 from ..networks.base import StudentOutput
 from .targets import Lesson
@@ -148,7 +148,7 @@ def _correspondence(said: StudentOutput, lesson: Lesson) -> Tensor:
 
 @register_loss("localization", needs="pair")
 def _localization(said: StudentOutput, lesson: Lesson) -> Tensor:
-    """Of every second photograph: it costs as much as the rest of the detector's losses."""
+    """Of every second photograph of a process: it costs as much as the detector's other losses."""
     logits, seen = (
         [each[::2] for each in _pairs(maps)] if maps is not None else None
         for maps in (said.score_logits, lesson.seen)
@@ -207,7 +207,7 @@ def _pairs(of_views: Tensor) -> tuple[Tensor, Tensor]:
 def _between(lesson: Lesson) -> Tensor:
     """``H_0to1`` (B, 3, 3) of the two views of each photograph."""
     views = lesson.H_view_to_photo
-    return torch.linalg.inv(views[:, 1]) @ views[:, 0]
+    return invert(views[:, 1]) @ views[:, 0]
 
 
 def descriptor_loss(predicted: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -393,7 +393,7 @@ def localization_loss(
         ]
     (points0, found0), (points1, found1) = map(_best_keypoints, maps)
     offsets1 = warp_points(points0, H_0to1)[:, :, None] - points1[:, None]
-    offsets0 = points0[:, :, None] - warp_points(points1, torch.linalg.inv(H_0to1))[:, None]
+    offsets0 = points0[:, :, None] - warp_points(points1, invert(H_0to1))[:, None]
     apart = (offsets1.square().sum(3) + 1e-6).sqrt()
     nearest = (apart == apart.amin(1, keepdim=True)) & (apart == apart.amin(2, keepdim=True))
     apart_in_0 = (offsets0.square().sum(3) + 1e-6).sqrt()

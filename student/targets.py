@@ -305,7 +305,7 @@ class CenterTarget:
         return _read(self.store, name, "descriptor_map")
 
     def compare(self, fields, H_view_to_photo, shape, detections):
-        centers = cell_centers(shape).to(H_view_to_photo)
+        centers = cell_centers(shape, H_view_to_photo.device)
         target, known = self._descriptors_at(centers, fields, H_view_to_photo)
         return None, target, known
 

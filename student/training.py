@@ -29,6 +29,7 @@ from ..networks.registry import (
 from ..runs import RunFolder
 from .averaging import WeightAverage, estimate_norms
 from .distributed import (
+    any_process,
     average,
     average_gradients,
     join,
@@ -36,12 +37,13 @@ from .distributed import (
     synchronize_norms,
     world_size,
 )
-from .loader import Batches, DistillationDataset, make_loader
+from .loader import Batches, DistillationDataset, check_shared_memory, make_loader
 from .losses import UncertaintyWeights, active_losses, compute_losses, weighted_mean
 from .targets import Targets, choose_targets
 from .views import ViewSampler
 
 __all__ = [
+    "Learner",
     "batch_losses",
     "fit",
     "losses_to_learn",
@@ -156,16 +158,9 @@ def fit(
     names = losses_to_learn(student, training, settings)
     if not names:
         raise InputError("loss_weights: no loss that has a weight above 0 fits what is learned")
-    weighting = make_weighting(settings, names).to(device)
-    student.to(device, memory_format=torch.channels_last)
-    synchronize_norms(student)
-    modules = {"student": student, "weighting": weighting}
-    averaged = WeightAverage(student, settings.ema) if settings.ema else None
-    if averaged:
-        modules["average"] = averaged.student
-    result = averaged.student if averaged else student
-    optimizer = torch.optim.AdamW(parameter_groups(student, weighting, settings))
-    state = run.load(modules, optimizer, {"step": 0, "best": math.inf})
+    check_shared_memory(training, settings.batch_size // world_size(), settings.num_workers)
+    learner = Learner(student, names, settings, device)
+    state = run.load(learner.modules, learner.optimizer, {"step": 0, "best": math.inf})
     batches = Batches(
         len(training),
         settings.batch_size,
@@ -176,41 +171,111 @@ def fit(
     )
     total = batches.steps_per_epoch * settings.epochs
     saved = time.monotonic()
+    losses: list[Tensor] = []  # of the steps that were not looked at yet
+    note = ""
     with run.journal(state["step"]) as journal, deferred_interrupt() as interrupted:
         loader = make_loader(training, batches, settings.num_workers)
         for batch in journal.timed(loader, lambda batch: batch["image"].shape[:2].numel()):
             rate = settings.learning_rate * one_cycle(state["step"] / total, settings.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            losses = batch_losses(student.train(), batch, training, names, settings, device)
-            loss = weighting(losses)
-            optimizer.zero_grad()
-            loss.backward()
-            average_gradients(student, weighting)
-            # Of all processes, so that they agree on what to log and when to stop.
-            stop = torch.tensor(float(interrupted()), device=device)
-            loss, stop, *values = average(torch.stack([loss, stop, *losses.values()]).detach())
-            if not torch.isfinite(loss):
-                raise run.not_a_number(state["step"], loss.item())
-            nn.utils.clip_grad_norm_(student.parameters(), LONGEST_GRADIENT)
-            optimizer.step()
             state["step"] += 1
-            if averaged:
-                averaged.update(student, state["step"])
-            named = dict(zip(losses, values, strict=True))
-            journal.step(state["step"], {"loss": loss, **named}, rate)
-            advance(1, f"loss {loss.item():.3f}")
+            values = learner.step(batch, training, state["step"], rate)
+            losses.append(values["loss"])
+            stop = any_process(interrupted())
             epoch, within = divmod(state["step"], batches.steps_per_epoch)
-            if state["step"] == total and settings.norm_batches:
-                _estimate_norms(result, training, batches, settings, device)
-            if within == 0 and run.writes:
-                _validate_and_keep(result, validation, run, journal, state, epoch, settings, device)
             due = time.monotonic() - saved > settings.checkpoint_minutes * 60
-            if within == 0 or due or stop:
-                run.save(modules, optimizer, state)
+            keep = within == 0 or due or stop
+            if keep or state["step"] % journal.EVERY == 0:  # a look waits for a GPU
+                note = f"loss {run.check_losses(state['step'], losses):.3f}"
+                losses.clear()
+            journal.step(state["step"], values, rate)
+            advance(1, note)
+            if state["step"] == total and settings.norm_batches:
+                _estimate_norms(learner.result, training, batches, settings, device)
+            if within == 0 and run.writes:
+                _validate_and_keep(
+                    learner.result, validation, run, journal, state, epoch, settings, device
+                )
+            if keep:
+                run.save(learner.modules, learner.optimizer, state)
                 saved = time.monotonic()
             if stop:
                 raise run.interrupted(state["step"])
+
+
+class Learner:
+    """A student and what its training changes with it.
+
+    Args:
+        names: of the losses.
+
+    Attributes:
+        modules: by name, those with weights that resuming needs; so does ``optimizer``.
+        result: the student that is kept, which is the average where there is one.
+    """
+
+    def __init__(
+        self, student: Student, names: Sequence[str], settings: TrainSettings, device: torch.device
+    ):
+        self.student, self.names, self.settings, self.device = student, names, settings, device
+        self.weighting = make_weighting(settings, names).to(device)
+        student.to(device, memory_format=torch.channels_last)
+        synchronize_norms(student)
+        self.average = WeightAverage(student, settings.ema) if settings.ema else None
+        self.modules = {"student": student, "weighting": self.weighting}
+        if self.average:
+            self.modules["average"] = self.average.student
+        self.result = self.average.student if self.average else student
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(student, self.weighting, settings),
+            fused=device.type == "cuda",  # which alone reads no number of the GPU
+        )
+        if settings.compile:
+            compile_module(student, device)
+
+    def step(
+        self, batch: dict[str, Tensor], dataset: DistillationDataset, number: int, rate: float
+    ) -> dict[str, Tensor]:
+        """Learn from a batch; nothing here waits for a GPU.
+
+        Args:
+            number: of the step, the first being 1.
+            rate: of learning.
+
+        Returns:
+            ``loss`` and what it is made of, scalars on the device, means over all processes.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        losses = batch_losses(
+            self.student.train(), batch, dataset, self.names, self.settings, self.device
+        )
+        loss = self.weighting(losses)
+        self.optimizer.zero_grad()
+        loss.backward()
+        average_gradients(self.student, self.weighting)
+        nn.utils.clip_grad_norm_(self.student.parameters(), LONGEST_GRADIENT)
+        self.optimizer.step()
+        if self.average:
+            self.average.update(self.student, number)
+        values = average(torch.stack([loss, *losses.values()]).detach())
+        return dict(zip(("loss", *losses), values.unbind(), strict=True))
+
+
+def compile_module(module: nn.Module, device: torch.device) -> None:
+    """Have ``torch.compile`` translate a module when it first runs.
+
+    Raises:
+        InputError: this machine lacks the compiler that it needs.
+    """
+    try:
+        torch.compile(torch.sin)(torch.zeros(1, device=device))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"compile = true in [train]: torch.compile does not work on this machine ({reason}); "
+            "install a C++ compiler, and Triton for a GPU, or set compile = false"
+        ) from error
+    module.compile()
 
 
 def batch_losses(
@@ -252,12 +317,16 @@ def validate(
     """
     student.eval()
     names = losses_to_learn(student, dataset, settings)
-    sums = dict.fromkeys(names, 0.0) if len(dataset) else {}
     keys = [[(0, index)] for index in range(len(dataset))]
-    for batch in make_loader(dataset, keys, settings.num_workers):
-        for name, loss in batch_losses(student, batch, dataset, names, settings, device).items():
-            sums[name] += loss.item() / len(dataset)
-    return {**sums, "loss": sum(sums.values())}
+    found = [
+        torch.stack([*batch_losses(student, batch, dataset, names, settings, device).values()])
+        for batch in make_loader(dataset, keys, settings.num_workers)
+    ]
+    if not found:
+        return {"loss": 0.0}
+    of_each = zip(names, torch.stack(found, 1).tolist(), strict=True)
+    means = {name: sum(value / len(found) for value in values) for name, values in of_each}
+    return {**means, "loss": sum(means.values())}
 
 
 def _validate_and_keep(

@@ -26,6 +26,7 @@ from ..data.geometry import (
     CELL_MAP,
     Homographies,
     MapGeometry,
+    invert,
     is_inside,
     place_frame,
     resize_matrix,
@@ -157,11 +158,9 @@ def cells_seen(
         size: (width, height) of the photographs.
         border: so many pixels along their edges do not count.
     """
-    corners = cell_corners(shape).to(H_view_to_photo)
-    points = warp_points(corners, H_view_to_photo)
+    x, y = warp_points(cell_corners(shape, H_view_to_photo.device), H_view_to_photo).unbind(-1)
     edge = border - 0.5 - 1e-6  # a cell's own edge may lie on the photograph's
-    last = torch.tensor([size[0] - 1 - edge, size[1] - 1 - edge]).to(points)
-    inside = ((points >= edge) & (points <= last)).all(-1)
+    inside = (x >= edge) & (y >= edge) & (x <= size[0] - 1 - edge) & (y <= size[1] - 1 - edge)
     inside = inside.unflatten(1, (shape[0] + 1, shape[1] + 1))
     return inside[:, 1:, 1:] & inside[:, 1:, :-1] & inside[:, :-1, 1:] & inside[:, :-1, :-1]
 
@@ -203,23 +202,33 @@ def scatter_keypoints(points: Tensor, probability: Tensor, shape: tuple[int, int
     Returns:
         (B, 65, *shape) float32.
     """
+    count, each = probability.shape
+    views = torch.arange(count, device=points.device).repeat_interleave(each)
+    return _scatter(points.flatten(0, 1), probability.flatten(), views, count, shape)
+
+
+def _scatter(
+    points: Tensor, probability: Tensor, views: Tensor, count: int, shape: tuple[int, int]
+) -> Tensor:
+    """``scatter_keypoints`` of points (N, 2), each of one of so many views (N,)."""
     height, width = image_shape(shape)
     # What lies far outside, or on the horizon, must neither overflow nor stay: nan * 0 is nan.
     points = points.float().nan_to_num(-2.0).clamp(-2.0, 2.0 * max(height, width))
     corner = points.floor()
-    right = points - corner  # (B, N, 2): the weights of the corner after, on either axis
-    x, y = corner.long().unbind(2)
-    moved = points.new_zeros(len(points), height * width + 1)  # the last one takes all outside
+    after = points - corner  # the weights of the pixel after, on either axis
+    x, y = corner.long().unbind(1)
+    outside = count * height * width
     indices, shares = [], []
-    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        inside = (x + dx >= 0) & (x + dx < width) & (y + dy >= 0) & (y + dy < height)
-        indices.append(torch.where(inside, (y + dy) * width + x + dx, height * width))
-        weight_x, weight_y = (
-            part if step else 1 - part for part, step in zip(right.unbind(2), (dx, dy), strict=True)
-        )
-        shares.append(weight_x * weight_y * probability)
-    moved.scatter_add_(1, torch.cat(indices, 1), torch.cat(shares, 1))
-    return with_nothing(from_pixels(moved[:, :-1].unflatten(1, (height, width))))
+    for dy, weight_y in ((0, 1 - after[:, 1]), (1, after[:, 1])):
+        for dx, weight_x in ((0, 1 - after[:, 0]), (1, after[:, 0])):
+            column, row = x + dx, y + dy
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            index = (views * height + row) * width + column
+            indices.append(torch.where(inside, index, outside))
+            shares.append(weight_x * weight_y * probability)
+    moved = points.new_zeros(outside + 1)
+    moved.scatter_add_(0, torch.cat(indices), torch.cat(shares))
+    return with_nothing(from_pixels(moved[:-1].view(count, height, width)))
 
 
 def view_scores(score_map: Tensor, H_view_to_photo: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -237,20 +246,11 @@ def view_scores(score_map: Tensor, H_view_to_photo: Tensor, shape: tuple[int, in
         (B, 65, *shape) float32, distributions.
     """
     pixels = to_pixels(score_map)
-    height, width = image_shape(shape)
-    moved = pixels.new_zeros(len(pixels), height * width)
-    H_photo_to_view = torch.linalg.inv(H_view_to_photo).to(pixels)
-    for seen, image, H in zip(moved, pixels, H_photo_to_view, strict=True):
-        row, column = (image > NEGLIGIBLE).nonzero(as_tuple=True)
-        points = warp_points(torch.stack([column, row], 1).to(image), H[None])[0]
-        for corner in ((0, 0), (1, 0), (0, 1), (1, 1)):
-            pixel = points.floor() + torch.tensor(corner).to(points)
-            share = (1 - (points - pixel).abs()).prod(1)
-            x, y = pixel.long().unbind(1)
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            seen.index_add_(0, (y * width + x)[inside], (share * image[row, column])[inside])
-    # Where the view shrinks the photograph, one cell may get the keypoints of several.
-    return with_nothing(from_pixels(moved.view(-1, height, width)))
+    # How many pixels count is the one thing that a GPU is asked, for all views at once.
+    view, row, column = (pixels > NEGLIGIBLE).nonzero(as_tuple=True)
+    points = torch.stack([column, row], 1)[:, None].to(pixels)
+    points = warp_points(points, invert(H_view_to_photo).to(pixels)[view])[:, 0]
+    return _scatter(points, pixels[view, row, column], view, len(pixels), shape)
 
 
 def to_cells(score_map: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -6,7 +6,6 @@ They are made block by block, reduced at once to what the losses need, and made 
 backward pass.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -17,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.geometry import MapGeometry, warp_points
-from ..errors import InputError
 
 __all__ = [
+    "MAX_SIMILARITY",
     "PairLosses",
     "homography_correspondences",
     "match_rates",
@@ -57,7 +56,6 @@ def pair_losses(
     correspondences: Tensor,
     *,
     temperature: float,
-    ghost_similarity: float | None = None,
     block_size: int = 256,
     bfloat16: bool = False,
 ) -> PairLosses:
@@ -68,20 +66,16 @@ def pair_losses(
         descriptors1: (B, M, D) likewise of view 1.
         score_logits0, score_logits1: (B, N) and (B, M).
         correspondences: (B, N) int64, mutual: the position in view 1 of each of view 0, or -1.
-        temperature: divides the similarities; SiLK's 0.1 goes with descriptors of length 1.41.
-        ghost_similarity: of a position that is in neither view, as similar to all others, divided
-            by the temperature already; a match must be more similar. None for no such position.
+        temperature: divides the similarities, which must not exceed ``MAX_SIMILARITY`` then; SiLK's
+            0.1 goes with descriptors of length 1.41.
         block_size: rows of similarities made at a time; changes memory and speed, not the result.
         bfloat16: multiply in bfloat16, where the device can, and add in float32.
 
     Returns:
         see ``PairLosses``; a pair without correspondences has losses of 0.
-
-    Raises:
-        InputError: similarities too large for float32 exponentials.
     """
     items = [
-        _pair_loss(*item, temperature, ghost_similarity, block_size, bfloat16)
+        _pair_loss(*item, temperature, block_size, bfloat16)
         for item in zip(
             descriptors0, descriptors1, score_logits0, score_logits1, correspondences, strict=True
         )
@@ -90,23 +84,23 @@ def pair_losses(
 
 
 def _pair_loss(
-    descriptors0, descriptors1, logits0, logits1, correspondences, temperature, ghost, *how
+    descriptors0, descriptors1, logits0, logits1, correspondences, temperature, *how
 ) -> tuple[Tensor, ...]:
     descriptors0 = descriptors0 / temperature
-    log_sums0, log_sums1, matches = _Compare.apply(descriptors0, descriptors1, ghost, *how)
-    visible0 = (correspondences >= 0).nonzero()[:, 0]
-    visible1 = correspondences[visible0]
-    count = max(len(visible0), 1)
-    similarities = (descriptors0[visible0] * descriptors1[visible1]).sum(1)
-    log_sums = log_sums0[visible0] + log_sums1[visible1]
-    descriptor = (log_sums - 2 * similarities).sum() / count
+    log_sums0, log_sums1, matches = _Compare.apply(descriptors0, descriptors1, *how)
+    # All positions are kept, for a GPU would be asked how many are visible.
+    visible, other = correspondences >= 0, correspondences.clamp(min=0)
+    count = visible.sum().clamp(min=1)
+    similarities = (descriptors0 * descriptors1.index_select(0, other)).sum(1)
+    log_sums = log_sums0 + log_sums1.index_select(0, other)
+    descriptor = (visible * (log_sums - 2 * similarities)).sum() / count
 
-    correct = (matches[visible0] == visible1).to(logits0.dtype)
+    correct = (matches == correspondences).to(logits0.dtype)
     keypoint = sum(
-        F.binary_cross_entropy_with_logits(logits[visible], correct, reduction="sum") / count
-        for logits, visible in ((logits0, visible0), (logits1, visible1))
+        (visible * F.binary_cross_entropy_with_logits(logits, correct, reduction="none")).sum()
+        for logits in (logits0, logits1.index_select(0, other))
     )
-    return descriptor, keypoint / 2, matches
+    return descriptor, keypoint / (2 * count), matches
 
 
 def match_rates(
@@ -145,8 +139,7 @@ class _Compare(torch.autograd.Function):
     """Log-sum-exp of the similarities of two sets of descriptors, and their mutual best matches."""
 
     @staticmethod
-    def forward(ctx, descriptors0, descriptors1, ghost, block_size, bfloat16):
-        _check_range(descriptors0, descriptors1, ghost)
+    def forward(ctx, descriptors0, descriptors1, block_size, bfloat16):
         sums0, best0, indices0 = [], [], []
         sums1 = descriptors1.new_zeros(len(descriptors1))
         best1 = descriptors1.new_full((len(descriptors1),), -torch.inf)
@@ -160,9 +153,7 @@ class _Compare(torch.autograd.Function):
                 sums0.append(block.sum(1))
                 sums1 += block.sum(0)
         sums0 = torch.cat(sums0)
-        matches = _mutual(torch.cat(best0), torch.cat(indices0), best1, ghost)
-        if ghost is not None:
-            sums0, sums1 = sums0 + math.exp(ghost), sums1 + math.exp(ghost)
+        matches = _mutual(torch.cat(best0), torch.cat(indices0), best1)
         ctx.save_for_backward(descriptors0, descriptors1, sums0, sums1)
         ctx.how = block_size, bfloat16
         ctx.mark_non_differentiable(matches)
@@ -182,7 +173,7 @@ class _Compare(torch.autograd.Function):
                 block.exp_().mul_(weights)
                 torch.mm(block, descriptors1, out=grad_descriptors0[span])
                 grad_descriptors1.addmm_(block.T, descriptors0[span])
-        return grad_descriptors0, grad_descriptors1, None, None, None
+        return grad_descriptors0, grad_descriptors1, None, None
 
 
 def _similarities(
@@ -197,17 +188,7 @@ def _similarities(
         yield span, torch.mm(descriptors0[span], descriptors1.T, out=block)
 
 
-def _check_range(descriptors0: Tensor, descriptors1: Tensor, ghost: float | None) -> None:
-    largest = (descriptors0.norm(dim=1).max() * descriptors1.norm(dim=1).max()).item()
-    largest = max(largest, ghost or 0.0)
-    if largest > MAX_SIMILARITY:
-        raise InputError(
-            f"similarities divided by the temperature reach {largest:.1f}, expected at most "
-            f"{MAX_SIMILARITY:g}; raise the temperature or normalize the descriptors"
-        )
-
-
-def _mutual(best0: Tensor, indices0: Tensor, best1: Tensor, ghost: float | None) -> Tensor:
+def _mutual(best0: Tensor, indices0: Tensor, best1: Tensor) -> Tensor:
     """For each row its best column if it is that column's best row too, else -1; (N,) int64.
 
     Of rows that share their best column, which is as similar to each, the first is matched:
@@ -215,8 +196,6 @@ def _mutual(best0: Tensor, indices0: Tensor, best1: Tensor, ghost: float | None)
     """
     rows = torch.arange(len(best0), device=best0.device)
     mutual = best0 == best1[indices0]
-    if ghost is not None:
-        mutual &= best0 > ghost
     first = rows.new_full((len(best1),), len(rows))
     first.scatter_reduce_(0, indices0, torch.where(mutual, rows, len(rows)), "amin")
     return torch.where(mutual & (first[indices0] == rows), indices0, -1)

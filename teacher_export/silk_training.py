@@ -25,7 +25,7 @@ from ..errors import InputError
 from ..networks.registry import save_checkpoint
 from ..networks.silk import SiLK, SiLKConfig
 from ..runs import RunFolder
-from .silk_loss import homography_correspondences, match_rates, pair_losses
+from .silk_loss import MAX_SIMILARITY, homography_correspondences, match_rates, pair_losses
 
 __all__ = [
     "SiLKTraining",
@@ -192,16 +192,25 @@ def train_silk(
         KeyboardInterrupt: asked to stop; the run can go on.
     """
     _check_photographs(photographs, validation, settings.view_side)
+    if settings.temperature * MAX_SIMILARITY < 1:
+        raise InputError(
+            f"temperature {settings.temperature:g}: similarities of unit descriptors reach "
+            f"{1 / settings.temperature:.0f}, expected at most {MAX_SIMILARITY:g}; raise it to "
+            f"{1 / MAX_SIMILARITY:.3f} at least"
+        )
     info = {"settings": asdict(settings), "photographs": len(photographs)}
     run = RunFolder(output, info, resume=resume, may_change=MAY_CHANGE)
     torch.manual_seed(settings.seed)
     network = initial or SiLK(settings.network)
     network.to(settings.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(network.parameters())
+    on_gpu = next(network.parameters()).is_cuda
+    optimizer = torch.optim.Adam(network.parameters(), fused=on_gpu)  # fused reads no number
     modules = {"network": network}
     step = run.load(modules, optimizer, {"step": 0})["step"]
     advance(step, "")
     saved = time.monotonic()
+    losses: list[Tensor] = []  # and norms of gradients, of the steps that were not looked at yet
+    note = ""
     with run.journal(step) as journal, deferred_interrupt() as interrupted:
         views = _views_ahead(photographs, step, settings)
         for pair in journal.timed(views, lambda pair: len(pair.images)):
@@ -211,18 +220,22 @@ def train_silk(
             optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(network.parameters(), LONGEST_GRADIENT)
-            if not torch.isfinite(loss + norm):
-                raise run.not_a_number(step, (loss + norm).item())
             optimizer.step()
             step += 1
+            losses.append((loss + norm).detach())
+            stop, last = interrupted(), step == settings.steps
+            validates = step % settings.validate_every == 0 or last
+            due = time.monotonic() - saved > settings.checkpoint_minutes * 60
+            if validates or due or stop or step % journal.EVERY == 0:  # a look waits for a GPU
+                run.check_losses(step, losses)
+                note = f"loss {loss.item():.3f}"
+                losses.clear()
             journal.step(step, values, rate)
-            advance(1, f"loss {loss.item():.3f}")
-            if step % settings.validate_every == 0 or step == settings.steps:
+            advance(1, note)
+            if validates:
                 journal.write("validation", step, validate(network, validation, settings))
                 _save_weights(network, output, step)
-            stop = interrupted()
-            due = time.monotonic() - saved > settings.checkpoint_minutes * 60
-            if due or stop or step == settings.steps:
+            if due or stop or last:
                 run.save(modules, optimizer, {"step": step})
                 _save_weights(network, output, step)
                 saved = time.monotonic()
@@ -236,8 +249,8 @@ def compare_views(
     """The loss of a pair of views, a scalar, and by name what it is made of and what it means."""
     bfloat16 = settings.precision == "bfloat16"
     device = torch.device(settings.device)
-    images = pair.images.to(device, memory_format=torch.channels_last)
-    correspondences = pair.correspondences.to(device)[None]
+    images = pair.images.to(device, non_blocking=True, memory_format=torch.channels_last)
+    correspondences = pair.correspondences.to(device, non_blocking=True)[None]
     with autocast(device, settings.precision):
         output = network(images)
     # (2, D, h, w) lies in memory as (2, h, w, D): flattening the grid copies nothing.
@@ -313,7 +326,9 @@ def _views_ahead(
         epoch, place = divmod(step, len(photographs))
         order = np.random.default_rng((settings.seed, 0, epoch)).permutation(len(photographs))
         rng = np.random.default_rng((settings.seed, 1, step))
-        return random_views(photographs[order[place]], rng, settings)
+        pair = random_views(photographs[order[place]], rng, settings)
+        on_gpu = torch.device(settings.device).type == "cuda"
+        return ViewPair(*(part.pin_memory() for part in pair)) if on_gpu else pair
 
     with ThreadPoolExecutor(1) as pool:
         made = [pool.submit(views, s) for s in range(start, min(start + ahead, settings.steps))]

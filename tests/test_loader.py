@@ -15,7 +15,8 @@ from test_training import make_dataset, store  # noqa: F401  (a fixture)
 from torch.utils.data import Dataset
 
 from hfnet_distill.data.stores.store import Field, RecordStore, Schema
-from hfnet_distill.student.loader import Batches, make_loader
+from hfnet_distill.errors import InputError
+from hfnet_distill.student.loader import Batches, check_shared_memory, make_loader
 
 RECORD = 2**22
 
@@ -51,6 +52,17 @@ def test_batches_are_pinned_for_a_gpu(store, photographs, monkeypatch):  # noqa:
     for present in (True, False):
         monkeypatch.setattr("torch.cuda.is_available", lambda present=present: present)
         assert make_loader(dataset, [[(0, 0)]], 0).pin_memory is present
+
+
+def test_shared_memory_that_is_too_small_is_named(store, photographs, monkeypatch):  # noqa: F811
+    dataset = make_dataset(store, photographs)
+    check_shared_memory(dataset, 2, 4)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    check_shared_memory(dataset, 2, 0)
+    with pytest.raises(
+        InputError, match=r"0 MB are free, .* 4 loader processes take up to \d MB; .*"
+    ):
+        check_shared_memory(dataset, 2, 4)
 
 
 class Reading(Dataset):

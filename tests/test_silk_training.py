@@ -128,6 +128,12 @@ def test_a_run_is_not_mixed_with_another(photographs, tmp_path):
     train_silk(photographs, photographs[:1], tmp_path / "run", longer, resume=True)
 
 
+def test_similarities_beyond_float32_are_refused(photographs, tmp_path):
+    hot = replace(SETTINGS, temperature=0.01)
+    with pytest.raises(ValueError, match=r"reach 100, expected at most 60; raise it to 0\.017"):
+        train_silk(photographs, photographs[:1], tmp_path / "run", hot)
+
+
 def test_a_small_photograph_is_named(photographs, tmp_path):
     cv2.imwrite(str(tmp_path / "small.png"), np.zeros((17, 40), np.uint8))
     with pytest.raises(ValueError, match=r"small\.png: 40x17 pixels, smaller than a view of 18x18"):

@@ -331,8 +331,12 @@ def test_a_run_is_not_overwritten_or_mixed(train):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(train, tmp_path, monkeypatch):
+    steps = []
+
     def explode(*arguments):
-        return {name: loss * torch.nan for name, loss in batch_losses(*arguments).items()}
+        steps.append(1)
+        factor = torch.nan if len(steps) == 2 else 1  # the losses are looked at after the third
+        return {name: loss * factor for name, loss in batch_losses(*arguments).items()}
 
     train("--epochs", 1)
     before = (tmp_path / "run" / "last.safetensors").read_bytes()
@@ -340,8 +344,21 @@ def test_a_loss_that_is_no_number_stops_the_run(train, tmp_path, monkeypatch):
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     (tmp_path / "copy" / "resume.safetensors").unlink()
     output = train("--epochs", 1, "--resume", output="copy", code=1)
-    assert "the loss became nan at step 0" in output
+    assert "the loss became nan at step 1" in output
     assert (tmp_path / "copy" / "last.safetensors").read_bytes() == before
+
+
+def test_a_missing_compiler_is_named(train, tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "pipeline.toml").read_text()
+    (tmp_path / "compiled.toml").write_text(text.replace("compile = false", "compile = true"))
+
+    def missing(function):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand a traceback")
+
+    monkeypatch.setattr("torch.compile", missing)
+    output = train("--config", tmp_path / "compiled.toml", code=1)
+    assert "torch.compile does not work on this machine (InvalidCxxCompiler: No working" in output
+    assert "or set compile = false" in output
 
 
 def test_a_global_store_beside_a_local_one(train, store, tmp_path):
