@@ -11,7 +11,7 @@ from typing import Any
 
 import cv2
 
-from ..config import PredictSettings, Settings, load_settings, override
+from ..config import Settings, load_settings, override
 from ..console import progress
 from ..errors import InputError
 from ..files import write_atomically
@@ -19,7 +19,14 @@ from ..networks.base import Network
 from ..networks.registry import load
 from .datasets import DATASETS
 from .datasets.base import Dataset
-from .features import FeatureFile, FeaturesOfOthers, Model, NetworkFeatures, file_name
+from .features import (
+    FeatureFile,
+    FeaturesOfOthers,
+    Model,
+    NetworkFeatures,
+    as_written,
+    file_name,
+)
 from .intervals import compare_models
 from .matching import Matcher
 from .report.page import render_page
@@ -54,8 +61,8 @@ def evaluate(
 ) -> Path:
     """Evaluate models on a dataset.
 
-    Features are extracted once and kept in ``output/features/MODEL.h5``. Those that are there
-    already are reused: of an evaluation that was interrupted, or of one with another protocol.
+    Features are extracted once and kept in ``output/features/MODEL.h5``; those that are there
+    already, of an interrupted evaluation or another protocol, are reused.
 
     Args:
         dataset: a registered name, or a dataset.
@@ -65,14 +72,13 @@ def evaluate(
         root: the dataset's folder, where ``dataset`` is a name.
         protocol: the name of a task.
         num_keypoints, nms_radius, split, matcher, precision: rule over what a protocol is published
-            with, and that over ``settings``.
+            with, and that over ``settings``, by default pipeline.toml.
         compare: pairs of models; which of their differences are real.
-        against: a further model. Of each pair of views, the features of view 0 are each model's and
-            those of view 1 this one's; of a retrieval, the database is each model's.
+        against: a further model, whose features view 1 (or the queries) get, while view 0 (or the
+            database) keeps each model's.
         weights: of teachers that name none, where they are not in their usual place.
         device: auto, cpu, cuda or cuda:N.
-        settings: pipeline.toml where there are none.
-        overwrite: extract features again, also where the file has them.
+        overwrite: extract features again.
         command: that repeats it, for the report.
         show: called with the tables, before anything can go wrong with pictures.
 
@@ -107,38 +113,51 @@ def evaluate(
         )
     task.matcher = Matcher(wanted.matcher, device)
     _check_writable(output)
-    opened = {
-        name: _open_model(
-            models[name] if isinstance(models, Mapping) and name in models else name,
-            predict,
-            wanted.num_keypoints,
-            device=device,
-            weights=weights,
-        )
-        for name in dict.fromkeys(name for pair in pairings.values() for name in pair)
+    networks = models if isinstance(models, Mapping) else {}
+
+    def open_model(name: str) -> Model:
+        if name in networks:
+            network = networks[name]
+        elif name.startswith("features:"):
+            return FeaturesOfOthers(Path(name.removeprefix("features:")), wanted.num_keypoints)
+        else:
+            network = load(name, device=device, precision=predict.precision, weights=weights)
+        return NetworkFeatures(network, predict, wanted.num_keypoints)
+
+    names = dict.fromkeys(name for pair in pairings.values() for name in pair)
+    opened, files = {name: open_model(name) for name in names}, {}
+    side = {
+        "longest_side": 0 if task.shorter_side else wanted.longest_side,
+        "shorter_side": task.shorter_side,
     }
-    files = {
-        name: _extract(task, name, model, output / "features", overwrite=overwrite, quiet=quiet)
-        for name, model in opened.items()
-    }
+    for name, model in opened.items():
+        # Files of others may have changed, and are soon copied.
+        again = overwrite or isinstance(model, FeaturesOfOthers)
+        path = output / "features" / file_name(name)
+        files[name] = FeatureFile(path, {**model.settings, **side}, overwrite=again)
+        with progress(f"extract {name}", len(task.dataset.images), quiet=quiet) as advance:
+            files[name].extract(model, task.dataset.images, task.load_view, advance)
     sides = {row: (files[name0], files[name1]) for row, (name0, name1) in pairings.items()}
     scored = {row: _score(task, row, pair, quiet=quiet) for row, pair in sides.items()}
     report = {
         "protocol": rules.name,
         "dataset": {"name": kind.name, "root": root and str(root), **task.dataset.size},
-        "settings": {**wanted.model_dump(), **_as_written(predict), **task.own_settings},
+        "settings": {
+            **wanted.model_dump(),
+            **as_written(predict.model_dump()),
+            **task.own_settings,
+        },
         "models": [{"model": name, "origin": model.origin} for name, model in opened.items()],
         **_summarize(task, scored, compare),
         "command": command,
         "software": _software(),
     }
     splits = list(dict.fromkeys(result["split"] for result in report["results"]))
-    show("\n\n".join(_tables(report, task, splits[:1])))
+    show(_tables(report, task, splits[:1]))
     (output / "index.html").unlink(missing_ok=True)  # an earlier report's
     text = json.dumps(_without_nan(report), indent=2, allow_nan=False)
     write_atomically(output / "report.json", f"{text}\n".encode())
-    tables = "\n\n".join(_tables(report, task, splits))
-    write_atomically(output / "table.md", f"{tables}\n".encode())
+    write_atomically(output / "table.md", f"{_tables(report, task, splits)}\n".encode())
     with progress("draw", wanted.pictures * len(scored), quiet=quiet) as advance:
         drawings = task.draw(scored, sides, advance)
     write_atomically(output / "index.html", render_page(report, task, drawings).encode())
@@ -180,38 +199,6 @@ def _check_writable(output: Path) -> None:
         raise InputError(
             f"--output {output}: cannot be written ({error.strerror}); name another folder"
         ) from error
-
-
-def _open_model(
-    model: str | Network,
-    predict: PredictSettings,
-    num_keypoints: int,
-    *,
-    device: str,
-    weights: str | None,
-) -> Model:
-    if isinstance(model, str):
-        kind, _, path = model.partition(":")
-        if kind == "features":
-            return FeaturesOfOthers(Path(path), num_keypoints)
-        model = load(model, device=device, precision=predict.precision, weights=weights)
-    return NetworkFeatures(model, predict, num_keypoints)
-
-
-def _extract(
-    task: Task, name: str, model: Model, folder: Path, *, overwrite: bool, quiet: bool
-) -> FeatureFile:
-    settings = {
-        **model.settings,
-        "longest_side": 0 if task.shorter_side else task.settings.longest_side,
-        "shorter_side": task.shorter_side,
-    }
-    overwrite |= isinstance(model, FeaturesOfOthers)  # they may have changed, and are soon copied
-    file = FeatureFile(folder / file_name(name), settings, overwrite=overwrite)
-    images = task.dataset.images
-    with progress(f"extract {name}", len(images), quiet=quiet) as advance:
-        file.extract(model, images, task.load_view, advance)
-    return file
 
 
 def _score(task: Task, row: str, sides: Sides, *, quiet: bool) -> Any:
@@ -259,17 +246,11 @@ def _nest(values: Mapping[str, float]) -> dict[str, Any]:
     return nested
 
 
-def _tables(report: dict, task: Task, splits: Sequence[str]) -> list[str]:
+def _tables(report: dict, task: Task, splits: Sequence[str]) -> str:
     """Results and comparisons of some splits in Markdown."""
-    return [
-        *(results_table(report["results"], task.columns, split) for split in splits),
-        *(comparison_table(c, split) for c in report["comparisons"] for split in splits),
-    ]
-
-
-def _as_written(predict: PredictSettings) -> dict[str, Any]:
-    """[predict] as it is written in pipeline.toml."""
-    return {key: "auto" if v is None else v for key, v in predict.model_dump().items()}
+    results = (results_table(report["results"], task.columns, split) for split in splits)
+    compared = (comparison_table(c, split) for c in report["comparisons"] for split in splits)
+    return "\n\n".join([*results, *compared])
 
 
 def _software() -> dict[str, str]:

@@ -38,6 +38,7 @@ __all__ = [
     "Model",
     "NetworkFeatures",
     "View",
+    "as_written",
     "file_name",
     "load_view",
 ]
@@ -49,13 +50,8 @@ CACHED = 8
 
 @dataclass(frozen=True)
 class View:
-    """An image as it is given to a model.
-
-    Attributes:
-        image: uint8, (H, W) gray or (H, W, 3) red, green, blue.
-        file_size: (width, height) of the upright photograph that it was resized from.
-        path: of its file.
-    """
+    """An image as it is given to a model: uint8, (H, W) gray or (H, W, 3) red, green, blue; and the
+    ``file_size`` (width, height) of the upright photograph that it was resized from."""
 
     image: np.ndarray
     file_size: tuple[int, int]
@@ -68,12 +64,8 @@ class View:
 
 
 def load_view(path: str | Path, *, longest: int = 640, shorter: int = 0, channels: int = 1) -> View:
-    """Read an image and resize it so that its longest side has ``longest`` pixels.
-
-    Args:
-        longest: 0 keeps the size of the file.
-        shorter: if not 0, the shorter side gets so many instead.
-        channels: 1 for gray, 3 for color.
+    """Read an image, gray (1 channel) or color (3), and resize its longest side to ``longest``
+    pixels, or its shorter side to ``shorter``; where both are 0 it keeps its size.
 
     Raises:
         FileNotFoundError, UnreadablePhotographError: see ``data.images.read_image``.
@@ -88,8 +80,8 @@ class Model(Protocol):
 
     Attributes:
         channels: 1 or 3, of the views it takes.
-        origin: where its numbers come from, for the report: a digest, a version, a path.
-        settings: all that its features depend on besides the view, by the names of the settings.
+        origin: where its numbers come from: a digest, a version, a path.
+        settings: all that its features depend on besides the view, by name.
     """
 
     channels: int
@@ -101,7 +93,7 @@ class Model(Protocol):
 
 
 class NetworkFeatures:
-    """What a network gives with one choice of keypoints."""
+    """What a network gives with one choice of keypoints; a ``Model``."""
 
     def __init__(self, network: Network, predict: PredictSettings, num_keypoints: int):
         self.network, self.channels, self.origin = network, network.channels, network.origin
@@ -119,11 +111,7 @@ class NetworkFeatures:
 
 
 class FeaturesOfOthers:
-    """The best features of a file in hloc's layout.
-
-    Raises:
-        NotFoundError: no such file.
-    """
+    """The best features of a file in hloc's layout, which must exist; a ``Model``."""
 
     channels = 1
 
@@ -149,13 +137,8 @@ class FeaturesOfOthers:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """One image's features as the file holds them.
-
-    Attributes:
-        features: in pixels of the view.
-        file_size: (width, height) of the image's file, of which the view is a resized copy.
-        seconds: that extraction took, without reading the image.
-    """
+    """One image's features in pixels of its view, the ``file_size`` (width, height) of which the
+    view is a resized copy, and the seconds that extraction took, without reading the image."""
 
     features: Features
     file_size: tuple[int, int]
@@ -166,19 +149,18 @@ class FeatureFile:
     """The features of one model on the images of one dataset.
 
     Args:
-        path: of the file, which need not exist.
+        path: of the file, which is made where it is missing.
         settings: what the features depend on, kept in the file.
-        overwrite: start from nothing where there is a file already.
+        overwrite: start from nothing.
 
     Raises:
-        InputError: the file is damaged, or holds features made with other settings; names the
-            setting that differs.
+        InputError: the file is damaged, or holds features made with other settings; says which.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool = False):
         self.path = path
         self.read = lru_cache(CACHED)(self._read)
-        settings = {key: "auto" if v is None else v for key, v in settings.items()}
+        settings = as_written(settings)
         if overwrite:
             path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -203,10 +185,8 @@ class FeatureFile:
     ) -> None:
         """Extract the features of all images that the file lacks, or that have changed since.
 
-        Args:
-            images: name -> path.
-            load: path and channels -> the view that the model is shown.
-            advance: called after each image.
+        ``load`` makes of a path and a number of channels the view that the model is shown;
+        ``advance`` is called after each image.
         """
         with open_hdf5(self.path, "a", AGAIN) as file:
             for name, path in images.items():
@@ -233,12 +213,13 @@ class FeatureFile:
             )
 
 
-def open_hdf5(path: Path, mode: str, advice: str = "") -> h5py.File:
-    """An HDF5 file.
+def as_written(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as pipeline.toml writes them, where None is "auto"."""
+    return {key: "auto" if value is None else value for key, value in settings.items()}
 
-    Raises:
-        InputError: it is not one, or another process writes it.
-    """
+
+def open_hdf5(path: Path, mode: str, advice: str = "") -> h5py.File:
+    """An HDF5 file; an ``InputError`` where it is none, or in use."""
     try:
         return h5py.File(path, mode)
     except BlockingIOError as error:

@@ -7,6 +7,10 @@ values, and gives no interval where one draw has no number; this one does both.
 
 A ``Statistic`` is a function of ``weights`` (S,), how often each of S groups (sequences, queries)
 was drawn. A number of the report is its statistic at weights of one: it is defined once.
+
+Two models are compared on the same groups, by the bootstrap of their difference and by a test that
+flips the sign of what one has more than the other in a group (Fisher, The Design of Experiments,
+1935; drawn flips count as in Phipson and Smyth, 2010).
 """
 
 import math
@@ -41,12 +45,7 @@ Statistic = Callable[[np.ndarray], float]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Numbers of one model as functions of how often each group was drawn.
-
-    Attributes:
-        groups: names of the S groups.
-        of: key of a number -> its statistic.
-    """
+    """Numbers of one model: the names of the S groups, and key -> statistic."""
 
     groups: list[str]
     of: dict[str, Statistic]
@@ -58,25 +57,18 @@ class Statistics:
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """The 95 % ``bootstrap_interval`` of each number."""
-        return {
-            key: bootstrap_interval(statistic, len(self.groups))
-            for key, statistic in self.of.items()
-        }
+        count = len(self.groups)
+        return {key: bootstrap_interval(statistic, count) for key, statistic in self.of.items()}
 
 
-def bootstrap_interval(
-    statistic: Statistic, num_groups: int, *, resamples: int = RESAMPLES
-) -> tuple[float, float]:
-    """The 95 % percentile interval of a statistic under resampling of groups.
+def bootstrap_interval(statistic: Statistic, num_groups: int) -> tuple[float, float]:
+    """The 95 % percentile interval (low, high) of a statistic under resampling of groups.
 
-    Returns:
-        (low, high); nan for fewer than two groups, which say nothing of their spread. Draws without
-        a number are left out.
+    Draws without a number are left out; nan for fewer than two groups, which have no spread.
     """
     if num_groups < 2:
         return math.nan, math.nan
-    draws = draw_weights(num_groups, resamples)
-    values = np.array([statistic(weights) for weights in draws])
+    values = np.array([statistic(weights) for weights in draw_weights(num_groups, RESAMPLES)])
     values = values[~np.isnan(values)]
     if not len(values):
         return math.nan, math.nan
@@ -116,10 +108,9 @@ def median_statistic(groups: Sequence[int], values: Sequence[float]) -> Statisti
 def auc_statistic(groups: Sequence[int], errors: Sequence[float], threshold: float) -> Statistic:
     """Area under the recall of errors (N,) from 0 to ``threshold``, divided by it; exact.
 
-    The recall is the step function "share of errors at most t", its steps joined by straight lines
-    from (0, 0), as in SuperGlue's published evaluation (Sarlin et al., CVPR 2020). The area below
-    the steps is a mean, that of an error e being 1 - e / threshold; the lines add half a step as
-    far as the last error.
+    The steps of the recall are joined by straight lines from (0, 0), as in SuperGlue's published
+    evaluation (Sarlin et al., CVPR 2020). The area below the steps is a mean, that of an error e
+    being 1 - e / threshold; the lines add half a step as far as the last error.
     """
     groups, errors = np.asarray(groups, np.intp), np.asarray(errors, np.float64)
     below = errors < threshold
@@ -139,10 +130,8 @@ def auc_statistic(groups: Sequence[int], errors: Sequence[float], threshold: flo
 def average_precision_statistic(
     groups: np.ndarray, correct: np.ndarray, ranks: np.ndarray, relevant: np.ndarray
 ) -> Statistic:
-    """Area below the precision-recall curve of all answers, as HF-Net's published code computes it.
-
-    Precision is made to fall monotonically, and the first point of the curve is left out. Answers
-    are sorted once; a draw counts each as often as its group was drawn.
+    """Area below the precision-recall curve of all answers, as HF-Net's published code computes it:
+    precision is made to fall monotonically, and the first point of the curve is left out.
 
     Args:
         groups: (N,) int, the group of each answer, 0 to S - 1.
@@ -177,11 +166,9 @@ def average_precision_statistic(
 
 @dataclass(frozen=True)
 class Comparison:
-    """What model A has more than model B.
+    """What model A has more than model B, and the 95 % interval of it.
 
     Attributes:
-        difference: A's number minus B's.
-        low, high: its 95 % interval.
         p_value: two-sided, of the hypothesis that A and B could change places on any group; from
             the numbers of each group alone.
         sequences: how many groups have both numbers.
@@ -233,15 +220,11 @@ def compare_models(
     statistics: tuple[Mapping[str, Statistics], Mapping[str, Statistics]],
     columns: Sequence[Column],
 ) -> dict:
-    """What model A has more than model B, for each split and column.
-
-    Args:
-        statistics: of each model, split -> its numbers; of the same groups.
+    """What model A has more than model B, for each split and column of the same groups.
 
     Returns:
         ``a`` and ``b``; ``rows``, with ``better``, the model that is better or None where they
-        cannot be told apart; ``values``: key of a column -> group -> [of A, of B], of the first
-        split.
+        cannot be told apart; ``values``: key of a column -> group -> [of A, of B], first split.
     """
     (a, b), rows, values = names, [], {}
     for split, of_a in statistics[0].items():

@@ -21,12 +21,8 @@ MATCHERS = {"nearest": "mutual nearest neighbors", "lightglue": "LightGlue's mat
 
 @dataclass(frozen=True)
 class Matcher:
-    """A way to match two views, by its name: small enough to be sent to another process.
-
-    Attributes:
-        name: one of ``MATCHERS``.
-        device: on which LightGlue runs: auto, cpu, cuda or cuda:N.
-    """
+    """One of ``MATCHERS`` by its name, and the device on which LightGlue runs: small enough to be
+    sent to another process."""
 
     name: str = "nearest"
     device: str = "auto"
@@ -40,8 +36,7 @@ class Matcher:
         """Matches (K, 2) intp, rows of both.
 
         Raises:
-            InputError: no descriptors, or those of the two views are not alike; LightGlue without
-                kornia, or descriptors that it was not made for.
+            InputError: no descriptors, or not alike, or not made for LightGlue; no kornia.
             NotFoundError: the weights of LightGlue are not there.
         """
         if self.name == "lightglue":
@@ -93,17 +88,10 @@ def match_both_ways(
 def match_mutual(descriptors0: np.ndarray, descriptors1: np.ndarray) -> np.ndarray:
     """Nearest neighbors that choose each other, in memory linear in the number of descriptors.
 
-    The nearest is that of the smallest L2 distance, or Hamming distance between binary ones; the
-    first of equally near ones.
-
-    Args:
-        descriptors0, descriptors1: (N, D) and (M, D), both float or both bool.
+    Distances, arguments and errors are those of ``match_both_ways``; either may be empty.
 
     Returns:
         (K, 2) intp (row, column), rows ascending.
-
-    Raises:
-        InputError: different widths or kinds.
     """
     _check_alike(descriptors0, descriptors1)
     if not len(descriptors0) or not len(descriptors1):
@@ -156,10 +144,8 @@ def _squared_distances(rows0: np.ndarray, rows1: np.ndarray) -> np.ndarray:
 
 
 def _two_nearest(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the smallest element of each row, and its ratio to the second smallest.
-
-    The smallest are overwritten.
-    """
+    """Indices of the smallest element of each row, which is overwritten, and its ratio to the
+    second smallest."""
     rows = np.arange(len(distances))
     indices = distances.argmin(axis=1)
     nearest = distances[rows, indices]

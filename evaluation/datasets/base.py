@@ -16,6 +16,7 @@ __all__ = [
     "Dataset",
     "HomographyDataset",
     "HomographyPair",
+    "Pair",
     "PairDataset",
     "PoseDataset",
     "PosePair",
@@ -34,7 +35,6 @@ class Dataset:
     """A folder of images; made of its root and the split that is asked for.
 
     Attributes:
-        name: under which it is registered.
         SPLITS: the splits that can be asked for.
         task: which task is run where none is named; None for [evaluate] protocol.
         images: name -> path of each image once, in the order in which they are shown to a model.
@@ -49,31 +49,19 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class HomographyPair:
-    """Two views of a plane, or of a camera that only turns.
-
-    Attributes:
-        sequence: the name of its sequence.
-        name0, name1: of the images.
-        H_0to1: (3, 3) float64, pixels of view 0 to view 1 at the size of the files.
-    """
+class Pair:
+    """Two images of one sequence, by their names."""
 
     sequence: str
     name0: str
     name1: str
-    H_0to1: np.ndarray
 
 
 class PairDataset(Dataset):
-    """Pairs of images, some from each of several sequences.
-
-    Attributes:
-        sequences: names, in the order of the pairs.
-        pairs: sequence by sequence.
-    """
+    """Pairs of images, sequence by sequence; ``sequences`` are their names in that order."""
 
     sequences: list[str]
-    pairs: list
+    pairs: list[Pair]
 
     @property
     def size(self) -> dict[str, int]:
@@ -84,12 +72,16 @@ class PairDataset(Dataset):
         return {"all": self.sequences}
 
 
-class HomographyDataset(PairDataset):
-    """Pairs of views with a known homography.
+@dataclass(frozen=True)
+class HomographyPair(Pair):
+    """Two views of a plane, or of a camera that only turns; ``H_0to1`` (3, 3) float64 takes pixels
+    of view 0 to view 1 at the size of the files."""
 
-    Attributes:
-        pairs: sequence by sequence.
-    """
+    H_0to1: np.ndarray
+
+
+class HomographyDataset(PairDataset):
+    """Pairs of views with a known homography."""
 
     pairs: list[HomographyPair]
 
@@ -126,28 +118,15 @@ class Camera:
 
 
 @dataclass(frozen=True)
-class PosePair:
-    """Two images of one sequence, taken by the same camera.
+class PosePair(Pair):
+    """Two images of one camera; ``T_0to1`` (4, 4) float64 takes points of camera 0 to camera 1, in
+    meters."""
 
-    Attributes:
-        sequence: the name of its sequence.
-        name0, name1: of the images.
-        T_0to1: (4, 4) float64, points of camera 0 to camera 1, in meters.
-    """
-
-    sequence: str
-    name0: str
-    name1: str
     T_0to1: np.ndarray
 
 
 class PoseDataset(PairDataset):
-    """Pairs of images with a known relative pose.
-
-    Attributes:
-        cameras: sequence -> its camera.
-        pairs: sequence by sequence.
-    """
+    """Pairs of images with a known relative pose; ``cameras``: sequence -> its camera."""
 
     task = "relative_pose"
     cameras: dict[str, Camera]
@@ -185,10 +164,7 @@ def read_lines(path: Path, expected: str) -> list[str]:
 
 
 def to_numbers(lines: list[str], path: Path, count: int) -> np.ndarray:
-    """Lines of ``count`` numbers, between spaces, commas, semicolons or brackets.
-
-    Returns:
-        (N, count) float64.
+    """Lines of ``count`` numbers as (N, count) float64; see ``BESIDE_NUMBERS``.
 
     Raises:
         InputError: other words, or another number of them; names the first such line.

@@ -18,13 +18,8 @@ __all__ = ["ARCHIVE", "Archive", "fetch_hpatches"]
 
 @dataclass(frozen=True)
 class Archive:
-    """A released archive of sequences.
-
-    Attributes:
-        size: of the file, in bytes.
-        digest: of the file, as ``data.download.download`` takes it.
-        sequences: how many it holds.
-    """
+    """A released archive: its size in bytes, its digest as ``download`` takes it, and how many
+    sequences it holds."""
 
     url: str
     size: int
@@ -50,10 +45,7 @@ def fetch_hpatches(
     """Make ``root`` the full HPatches, unless it is there.
 
     The archive is fetched beside ``root``, verified, unpacked beside it, looked through and only
-    then renamed; it is removed in the end.
-
-    Args:
-        advance: called with the number of bytes that came.
+    then renamed; it is removed in the end. ``advance`` is called with the bytes that came.
 
     Raises:
         AlreadyExistsError: ``root`` is there and is not the full HPatches.

@@ -5,20 +5,13 @@
   ``poses/00.txt`` with twelve numbers a line, the 3x4 matrix of camera 0 row by row. A sequence
   without poses is left out.
 * TUM RGB-D (Sturm et al., IROS 2012): ``rgb.txt`` (timestamp, file), ``groundtruth.txt``
-  (timestamp tx ty tz qx qy qz qw) and ``calibration.txt`` or ``camera.txt``: fx fy cx cy and, for
-  photographs that are not rectified, OpenCV's distortion k1 k2 p1 p2 k3, or the 3x3 camera matrix.
-  TUM ships no such file; its web page lists the numbers in that order, and freiburg 1 and 2 are not
-  rectified. A file is named from the folder of ``rgb.txt``, or absolutely: where it was written,
-  another machine's path, what lies under the end of the path is taken. The root is one such folder
-  or holds several. A photograph takes the pose of the nearest timestamp within 0.02 s, and is left
-  out if there is none.
+  (timestamp tx ty tz qx qy qz qw) and ``calibration.txt`` or ``camera.txt``: fx fy cx cy, perhaps
+  with OpenCV's distortion k1 k2 p1 p2 k3, or the 3x3 camera matrix. TUM ships no such file; its web
+  page lists the numbers. The root is one such folder or holds several.
 
-Both count pixels as ``data.geometry`` does: the center of the top-left pixel is (0, 0).
-
-Pairs are frames i and i + s of a sequence, for the strides s of ``STRIDES``, with a rotation of at
-most ``MAX_ROTATION`` degrees, so that the views overlap, and a baseline of at least
-``MIN_BASELINE`` meters, so that there is a direction to find. Of more than ``MAX_PAIRS``, so many
-are taken at even steps through sequences, strides and frames.
+Both count pixels as ``data.geometry`` does. Pairs are frames i and i + s of a sequence, for the
+strides s of ``STRIDES``, with a rotation of at most ``MAX_ROTATION`` degrees, so that the views
+overlap, and a baseline of at least ``MIN_BASELINE`` meters, so that there is a direction to find.
 """
 
 from pathlib import Path
@@ -43,9 +36,11 @@ from .base import (
 __all__ = ["KittiTum"]
 
 STRIDES = (1, 3, 10, 30)
-MAX_ROTATION, MIN_BASELINE, MAX_PAIRS = 45.0, 0.05, 500
+MAX_ROTATION, MIN_BASELINE = 45.0, 0.05
+MAX_PAIRS = 500
+"""Of more, so many are taken at even steps through sequences, strides and frames."""
 MAX_LAG = 0.02
-"""Seconds between a photograph and its pose."""
+"""Seconds between a photograph and the nearest pose; it is left out if there is none."""
 
 
 @register_dataset("kitti_tum")
@@ -147,7 +142,10 @@ def _read_tum(root: Path, folder: Path) -> tuple[Camera, list[str], np.ndarray]:
 
 
 def _find_listed(root: Path, folder: Path, listed: str) -> str:
-    """A photograph that ``rgb.txt`` names, relative to the root where it lies in it."""
+    """A photograph that ``rgb.txt`` names, relative to the root where it lies in it.
+
+    Of another machine's absolute path, the end that lies in the folder is taken.
+    """
     path = Path(listed)
     if path.is_absolute() and not path.is_file():
         tails = (folder.joinpath(*path.parts[i:]) for i in range(1, len(path.parts)))

@@ -37,14 +37,12 @@ def render_sequences(
     """Render ``count`` sequences, by turns of changing viewpoint and of changing light.
 
     ``v_*`` has strong geometry under mild light; ``i_*`` keeps the geometry (every homography is
-    the identity) under strong light. Photographs are sorted, drawn at random, and each is used once
-    before one is used again. The same photographs, seed and arguments give the same files.
+    the identity) under strong light. Each photograph is used once before one is used again. The
+    same photographs, seed and arguments give the same files.
 
     Args:
         photo_paths: color or gray; best larger than ``size``.
-        output: the folder to make. In it a folder for each sequence, with ``1.ppm``, ... and
-            ``H_1_2``, ...: pixels (x, y) of image 1 to image k, the center of the top-left pixel at
-            (0, 0). It appears only when all is rendered.
+        output: the folder to make, in the layout of ``hpatches``; whole or absent.
         size: (width, height) of the images.
         views: images beside image 1; HPatches has 5.
 

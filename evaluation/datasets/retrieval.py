@@ -1,11 +1,9 @@
 """Image retrieval in a plain layout: which photographs of a database show the place of a query.
 
 The folder holds ``database/``, ``queries/`` and ``ground_truth.csv`` with the columns ``query`` and
-``positives`` among others. Columns stand between commas, semicolons or tabs; several positives
-between spaces, commas, semicolons or bars, also in further columns where theirs is the last. Names
-may hold these characters themselves, and may leave out the suffix, and the folder where no other
-photograph has the same name. A query without a positive in the database cannot be answered: it is
-left out and counted.
+``positives`` among others, between commas, semicolons or tabs. Several positives stand between
+spaces, commas, semicolons or bars, also in further columns where theirs is the last; names may hold
+these characters themselves. A query without a positive is left out and counted.
 """
 
 import csv

@@ -11,12 +11,7 @@ COLORS = ("#0b84d6", "#d55e00", "#009e73", "#cc79a7", "#c79a00", "#8a6fdf", "#56
 
 
 def curves_svg(title: str, x: Sequence[float], curves: Mapping[str, Sequence[float]]) -> str:
-    """Shares (0 to 1) against pixels, a line per model in the order of ``COLORS``.
-
-    Args:
-        x: pixels, ascending from above 0.
-        curves: model -> its share at each of ``x``.
-    """
+    """Shares (0 to 1) against pixels ``x``, ascending; a line per model, ``COLORS`` in order."""
     chart = _Chart(title, "pixels", "", (0, max(x)), (0, 1), width=340, height=250)
     for number, (model, shares) in enumerate(curves.items()):
         points = [(px, share) for px, share in zip(x, shares, strict=True) if share == share]
@@ -35,13 +30,10 @@ def curves_svg(title: str, x: Sequence[float], curves: Mapping[str, Sequence[flo
 def scatter_svg(
     title: str, names: tuple[str, str], values: Mapping[str, tuple[float, float]]
 ) -> str:
-    """A dot per sequence: upwards what the first model has, to the right what the second has.
+    """A dot per sequence: upwards what the first of two models has, to the right what the second.
 
-    Sequences of changing viewpoint (``v_*``) are blue, others orange; hovering names them.
-
-    Args:
-        names: of the two models.
-        values: sequence -> a number of each model; those that are nan are left out.
+    Sequences of changing viewpoint (``v_*``) are blue, others orange; hovering names them. Numbers
+    that are nan are left out.
     """
     found = {k: v for k, v in values.items() if not any(map(math.isnan, v))}
     top = max([max(pair) for pair in found.values()], default=1)

@@ -42,13 +42,12 @@ def draw_matches(
     Args:
         image0, image1: (H, W) uint8.
         keypoints0, keypoints1: (N, 2) and (M, 2) float, (x, y).
-        matches: (K, 2) rows of the two.
-        correct: (K,) bool.
+        matches, correct: (K, 2) rows of the two, and (K,) bool.
 
     Returns:
         (H, W, 3) uint8.
     """
-    canvas, width0 = _side_by_side(image0, image1)
+    canvas, width0 = _side_by_side([image0, image1])
     keypoints1 = keypoints1 + np.array([width0, 0], np.float32)
     for keypoints in (keypoints0, keypoints1):
         _draw_points(canvas, keypoints, PLAIN, len(keypoints0) > MANY)
@@ -65,17 +64,15 @@ def draw_matches(
 def draw_keypoints(
     images: Sequence[np.ndarray], keypoints: Sequence[np.ndarray], correct: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """One or two gray images side by side with their keypoints: correct ones green, others yellow.
+    """One or two images side by side with their keypoints: correct ones green, others yellow.
 
     Args:
-        images: (H, W) uint8 each.
-        keypoints: (N, 2) float (x, y) of each.
-        correct: (N,) bool of each.
+        images, keypoints, correct: of each image (H, W) uint8, (N, 2) float (x, y), and (N,) bool.
 
     Returns:
         (H, W, 3) uint8.
     """
-    canvas, width0 = _side_by_side(*images)
+    canvas, width0 = _side_by_side(images)
     for number, (points, is_correct) in enumerate(zip(keypoints, correct, strict=True)):
         points = points + np.array([number * width0, 0], np.float32)
         _draw_points(canvas, points[~is_correct], PLAIN, len(points) > MANY)
@@ -83,14 +80,13 @@ def draw_keypoints(
     return canvas
 
 
-def _side_by_side(image0: np.ndarray, image1: np.ndarray | None = None) -> tuple[np.ndarray, int]:
-    """A color canvas (H, W, 3) with the images on it, and where the second one begins."""
-    images = [image0] if image1 is None else [image0, image1]
-    height, width0 = max(len(image) for image in images), image0.shape[1]
-    canvas = np.full((height, sum(image.shape[1] for image in images), 3), 255, np.uint8)
-    for image, left in zip(images, (0, width0), strict=False):
-        canvas[: len(image), left : left + image.shape[1]] = image[..., None]
-    return canvas, width0
+def _side_by_side(images: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
+    """One or two gray images on a color canvas (H, W, 3), and where the second one begins."""
+    height = max(map(len, images))
+    padded = [
+        np.pad(image, ((0, height - len(image)), (0, 0)), constant_values=255) for image in images
+    ]
+    return cv2.cvtColor(np.hstack(padded), cv2.COLOR_GRAY2RGB), images[0].shape[1]
 
 
 def _fixed(point: np.ndarray) -> tuple[int, int]:

@@ -12,9 +12,7 @@ class Column:
     """One number of the table.
 
     Attributes:
-        title: its heading.
         key: where it stands in a result, "a.b" for ``result["a"]["b"]``.
-        less_is_better: of which of two rows is the better one.
         is_ranked: a row can be better by it at all.
         digits: behind the point.
         unit: the table shows multiples of this.

@@ -11,14 +11,14 @@ from joblib import Parallel, delayed
 from threadpoolctl import ThreadpoolController
 
 from ...config import EvaluateSettings
-from ..datasets.base import Dataset
+from ..datasets.base import Dataset, Pair
 from ..features import FeatureFile, ImageFeatures, View, load_view
 from ..intervals import Statistic, Statistics
 from ..matching import NEAREST, Matcher
 from ..report.pictures import Drawing, draw_matches
 from ..report.tables import Column
 
-__all__ = ["PairTask", "Picture", "ScoredPairs", "Sides", "Task", "score_pairs"]
+__all__ = ["PairTask", "Picture", "ScoredPairs", "Sides", "Task", "read_views", "score_pairs"]
 
 Sides = tuple[FeatureFile, FeatureFile]
 """The features of view 0 (or the database) and of view 1 (or the queries), mostly the same file."""
@@ -31,14 +31,12 @@ class Task:
         dataset_type: what it can be asked of.
         about: a sentence on what is measured and how, for the report.
         legend: of the pictures, HTML.
-        columns: of the table.
         unit: what is resampled for intervals and compared over, in the plural.
         curve_thresholds: at which ``curves`` has values, in pixels.
         num_keypoints, nms_radius: that it is published with, or None. They override pipeline.toml,
             and flags override them.
         shorter_side: pixels that views get at their shorter side; 0 for [evaluate] longest_side.
-        takes_matcher: whether [evaluate] matcher may be other than nearest.
-        matcher: how views are matched, set by ``evaluate``.
+        takes_matcher: whether ``matcher``, set by ``evaluate``, may be other than nearest.
     """
 
     name: ClassVar[str]
@@ -100,12 +98,7 @@ class Task:
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """What is known of each pair of a dataset.
-
-    Attributes:
-        scores: of each pair, what ``PairTask.score_pair`` returned.
-        mean_keypoints: of an image.
-    """
+    """What ``PairTask.score_pair`` returned of each pair, and the keypoints of a mean image."""
 
     scores: list
     mean_keypoints: float
@@ -126,7 +119,7 @@ class PairTask(Task):
     def num_steps(self) -> int:
         return len(self.dataset.pairs)
 
-    def truth(self, pair: Any, view0: ImageFeatures, view1: ImageFeatures) -> tuple:
+    def truth(self, pair: Pair, view0: ImageFeatures, view1: ImageFeatures) -> tuple:
         """What is known to be true of a pair at the size of its views."""
         raise NotImplementedError
 
@@ -159,11 +152,10 @@ class PairTask(Task):
 
         def jobs() -> Iterator[tuple]:
             for pair in self.dataset.pairs:
-                names = pair.name0, pair.name1
-                views = [side.read(name) for side, name in zip(sides, names, strict=True)]
-                for side, name, view in zip(sides, names, views, strict=True):
-                    counts[side.path, name] = len(view.features.keypoints)
+                views = read_views(sides, pair)
                 features = [view.features for view in views]
+                names = (sides[0].path, pair.name0), (sides[1].path, pair.name1)
+                counts.update(zip(names, (len(f.keypoints) for f in features), strict=True))
                 yield (*features, *self.truth(pair, *views), *matcher)
 
         scores = []
@@ -180,10 +172,10 @@ class PairTask(Task):
                 for pair, score in zip(self.dataset.pairs, scored.scores, strict=True)
                 if pair.sequence in sequences
             ]
-            names = list(dict.fromkeys(sequence for sequence, _ in pairs))
-            number_of = {name: number for number, name in enumerate(names)}
-            groups = [number_of[sequence] for sequence, _ in pairs]
             if pairs:
+                names = list(dict.fromkeys(sequence for sequence, _ in pairs))
+                number_of = {name: number for number, name in enumerate(names)}
+                groups = [number_of[sequence] for sequence, _ in pairs]
                 scores = [score for _, score in pairs]
                 found[split] = Statistics(names, self.pair_statistics(groups, scores))
         return found
@@ -210,11 +202,10 @@ class PairTask(Task):
         for row, kind in chosen.items():
             pair = self.dataset.pairs[row]
             title = f"{pair.name0} – {Path(pair.name1).name}, among the {kind} of {first}"
-            names = pair.name0, pair.name1
-            images = [self.load_view(self.dataset.images[name], 1).image for name in names]
+            paths = [self.dataset.images[name] for name in (pair.name0, pair.name1)]
+            images = [self.load_view(path, 1).image for path in paths]
             for model, found in scored.items():
-                views = [side.read(name) for side, name in zip(sides[model], names, strict=True)]
-                points = [view.features.keypoints for view in views]
+                points = [view.features.keypoints for view in read_views(sides[model], pair)]
                 picture = self.picture(found.scores[row])
                 image = draw_matches(*images, *points, picture.matches, picture.correct)
                 drawings.append(Drawing(title, model, picture.caption, image))
@@ -222,12 +213,8 @@ class PairTask(Task):
         return drawings
 
     def _choose_pairs(self, pictures: Sequence[Picture]) -> tuple[int, dict[int, str]]:
-        """Rows of the pairs worth a look, by the share of what is drawn that is correct.
-
-        Returns:
-            the median one, and those that are "best" (half of them) or "worst", no two of one
-            sequence in a half.
-        """
+        """The row of the median pair by the share of its matches that are correct, and row ->
+        "best" or "worst" of others: half of each, no two of one sequence in a half."""
         count = self.settings.pictures
         shares = np.array([p.correct.mean() if len(p.correct) else 0.0 for p in pictures])
         ascending = np.argsort(shares, kind="stable").tolist()
@@ -246,12 +233,15 @@ class PairTask(Task):
         return between, chosen
 
 
+def read_views(sides: Sides, pair: Pair) -> list[ImageFeatures]:
+    """The features of both views of a pair."""
+    return [side.read(name) for side, name in zip(sides, (pair.name0, pair.name1), strict=True)]
+
+
 def score_pairs(score_pair: Callable, jobs: Iterable[tuple], workers: int) -> Iterator:
     """What ``score_pair`` returns for each of the jobs' arguments, in their order.
 
-    Args:
-        jobs: asked for as they are needed.
-        workers: processes; with one, it is this one.
+    Jobs are asked for as they are needed; with one worker, this process does them.
     """
     if not score_pair.__module__.startswith("hfnet_distill."):
         workers = 1  # other processes could not import a plug-in by its name
@@ -261,10 +251,8 @@ def score_pairs(score_pair: Callable, jobs: Iterable[tuple], workers: int) -> It
 
 def _score_one(score_pair: Callable, *arguments) -> Any:
     # The matrices are so small that more threads would mostly wait for one another.
-    with _linear_algebra().limit(limits=1, user_api="blas"):
+    with _threadpools().limit(limits=1, user_api="blas"):
         return score_pair(*arguments)
 
 
-@functools.cache
-def _linear_algebra() -> ThreadpoolController:
-    return ThreadpoolController()
+_threadpools = functools.cache(ThreadpoolController)

@@ -1,8 +1,6 @@
 """The six numbers of HF-Net's evaluation of local features (Sarlin et al., CVPR 2019), on HPatches.
 
-``score_pair`` compares the features of two views whose homography is known; each number is a
-function of many such ``PairScores``. The arithmetic is that of HF-Net's published code, so that
-results can be laid beside its tables:
+The arithmetic is that of HF-Net's published code, so that results can be laid beside its tables:
 
 * matches are nearest neighbors in both directions; the ratio of the two nearest distances removes
   no match, it only ranks matches for ``descriptor_ap``;
@@ -12,7 +10,7 @@ results can be laid beside its tables:
 * the average precision leaves out the first point of its curve, and breaks ties by input order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,41 +26,7 @@ from . import register_task
 from .base import Picture
 from .homography import THRESHOLD, HomographyTask, are_inside, corner_error, find_homography
 
-__all__ = [
-    "HFNet",
-    "Matches",
-    "PairScores",
-    "ViewScores",
-    "descriptor_ap",
-    "detector_ap",
-    "homography_accuracy",
-    "localization_error",
-    "matching_score",
-    "repeatability",
-    "score_pair",
-]
-
-
-@dataclass(frozen=True)
-class Matches:
-    """The nearest descriptor of the other view for each of N keypoints.
-
-    Attributes:
-        indices: (N,) intp, the row in the other view.
-        ratios: (N,) float32, nearest over second nearest distance; 1 where the second is 0 or
-            there is none.
-        errors: (N,) float64, pixels from the match to where the homography takes the keypoint;
-            infinity for a keypoint that is not visible in the other view.
-    """
-
-    indices: np.ndarray
-    ratios: np.ndarray
-    errors: np.ndarray
-
-    @property
-    def correct(self) -> np.ndarray:
-        """(N,) bool, the keypoint is visible and its match errs below ``THRESHOLD``."""
-        return self.errors < THRESHOLD
+__all__ = ["HFNet", "PairScores", "ViewScores", "score_pair"]
 
 
 @dataclass(frozen=True)
@@ -74,41 +38,34 @@ class ViewScores:
         visible: (N,) bool, the homography takes the keypoint into the other image.
         offsets: (N,) float64, pixels from there to the other view's nearest keypoint.
         repeated: (N,) bool, the two are mutually nearest and at most ``THRESHOLD`` apart.
-        matches: None where a view has no keypoints or no descriptors.
+        indices: (N,) intp, the row of the nearest descriptor in the other view. This and what
+            follows is None where a view has no keypoints or no descriptors.
+        ratios: (N,) float32, nearest over second nearest distance of descriptors.
+        errors: (N,) float64, pixels from the match to where the homography takes the keypoint;
+            infinity for a keypoint that is not visible.
     """
 
     scores: np.ndarray
     visible: np.ndarray
     offsets: np.ndarray
     repeated: np.ndarray
-    matches: Matches | None
+    indices: np.ndarray | None = None
+    ratios: np.ndarray | None = None
+    errors: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class PairScores:
-    """All that the numbers and the pictures need to know of one pair.
-
-    Attributes:
-        view0, view1: the two directions.
-        H_0to1_estimated: (3, 3) float64 from the matches of view 1, or None if RANSAC found none.
-        corner_error: mean distance in pixels of view 0's corners under the estimated and the true
-            homography; infinity without an estimate.
-    """
+    """Both directions, and the ``corner_error`` of the homography from the matches of view 1."""
 
     view0: ViewScores
     view1: ViewScores
-    H_0to1_estimated: np.ndarray | None
     corner_error: float
 
     @property
     def is_empty(self) -> bool:
         """Whether a view has no keypoints."""
         return len(self.view0.scores) == 0 or len(self.view1.scores) == 0
-
-    @property
-    def is_matched(self) -> bool:
-        """Whether there were descriptors to match."""
-        return self.view0.matches is not None
 
 
 def score_pair(features0: Features, features1: Features, H_0to1: np.ndarray) -> PairScores:
@@ -124,71 +81,53 @@ def score_pair(features0: Features, features1: Features, H_0to1: np.ndarray) -> 
     """
     if (features0.descriptors is None) != (features1.descriptors is None):
         raise InputError("only one of the two views has descriptors; extract both views alike")
-    points0, points1 = features0.keypoints, features1.keypoints
-    warped0 = warp_points(points0, H_0to1)
-    warped1 = warp_points(points1, np.linalg.inv(H_0to1))
-    visible0 = are_inside(warped0, features1.image_size)
-    visible1 = are_inside(warped1, features0.image_size)
-    offsets0, repeated0 = _nearest_keypoints(warped0, points1)
-    offsets1, repeated1 = _nearest_keypoints(warped1, points0)
-
-    matches0 = matches1 = H_0to1_estimated = None
-    if len(points0) and len(points1) and features0.descriptors is not None:
+    matched, estimated = ((), ()), None
+    if len(features0.keypoints) and len(features1.keypoints) and features0.descriptors is not None:
         matched = match_both_ways(features0.descriptors, features1.descriptors)
-        matches0 = _errors_of(*matched[0], warped0, visible0, points1)
-        matches1 = _errors_of(*matched[1], warped1, visible1, points0)
-        H_0to1_estimated = find_homography(points0[matches1.indices], points1)
+        estimated = find_homography(features0.keypoints[matched[1][0]], features1.keypoints)
     return PairScores(
-        ViewScores(features0.scores, visible0, offsets0, repeated0, matches0),
-        ViewScores(features1.scores, visible1, offsets1, repeated1, matches1),
-        H_0to1_estimated,
-        corner_error(H_0to1_estimated, H_0to1, features0.image_size),
+        _score_view(features0, features1, H_0to1, *matched[0]),
+        _score_view(features1, features0, np.linalg.inv(H_0to1), *matched[1]),
+        corner_error(estimated, H_0to1, features0.image_size),
     )
 
 
-def _nearest_keypoints(warped: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each warped keypoint: how far the nearest of ``points`` is, and if it is repeated."""
-    if not len(warped) or not len(points):
-        return np.full(len(warped), np.inf), np.zeros(len(warped), bool)
-    squared = cdist(warped, points, "sqeuclidean")
-    rows = np.arange(len(warped))
-    nearest = squared.argmin(axis=1)
-    offsets = np.sqrt(squared[rows, nearest])
-    return offsets, (offsets <= THRESHOLD) & (squared.argmin(axis=0)[nearest] == rows)
+def _score_view(here: Features, there: Features, H: np.ndarray, *matched) -> ViewScores:
+    """One direction, of which ``H`` maps pixels; ``matched``: indices and ratios, or nothing."""
+    warped = warp_points(here.keypoints, H)
+    visible = are_inside(warped, there.image_size)
+    offsets, repeated = np.full(len(warped), np.inf), np.zeros(len(warped), bool)
+    if len(warped) and len(there.keypoints):
+        squared = cdist(warped, there.keypoints, "sqeuclidean")
+        rows, nearest = np.arange(len(warped)), squared.argmin(axis=1)
+        offsets = np.sqrt(squared[rows, nearest])
+        repeated = (offsets <= THRESHOLD) & (squared.argmin(axis=0)[nearest] == rows)
+    if matched:
+        errors = np.linalg.norm(warped - there.keypoints[matched[0]], axis=1)
+        errors[~visible] = np.inf
+        matched = (*matched, errors)
+    return ViewScores(here.scores, visible, offsets, repeated, *matched)
 
 
-def _errors_of(indices, ratios, warped, visible, points) -> Matches:
-    errors = np.linalg.norm(warped - points[indices], axis=1)
-    errors[~visible] = np.inf
-    return Matches(indices, ratios, errors)
+# Each number is a function of the pairs, of which ``groups`` says to which sequence each belongs.
 
 
 def matching_score(
     groups: Sequence[int], pairs: Sequence[PairScores], threshold: float = THRESHOLD
 ) -> Statistic:
-    """Correct matches over visible keypoints, mean of both directions and of all matched pairs.
-
-    Args:
-        groups: of the six numbers: to which sequence each pair belongs.
-    """
+    """Correct matches over visible keypoints, mean of both directions and of all matched pairs."""
 
     def score(view: ViewScores) -> float:
-        correct = np.count_nonzero(view.matches.errors < threshold)
-        return correct / max(np.count_nonzero(view.visible), 1)
+        return np.count_nonzero(view.errors < threshold) / max(np.count_nonzero(view.visible), 1)
 
-    found = [
-        (group, (score(pair.view0) + score(pair.view1)) / 2)
-        for group, pair in _matched(groups, pairs)
-    ]
-    return mean_statistic(*_columns(found))
+    return _mean_of_matched(groups, pairs, lambda p: (score(p.view0) + score(p.view1)) / 2)
 
 
 def homography_accuracy(
     groups: Sequence[int], pairs: Sequence[PairScores], threshold: float = THRESHOLD
 ) -> Statistic:
     """The share of matched pairs whose estimated homography errs below ``threshold`` pixels."""
-    found = [(group, pair.corner_error < threshold) for group, pair in _matched(groups, pairs)]
-    return mean_statistic(*_columns(found))
+    return _mean_of_matched(groups, pairs, lambda pair: pair.corner_error < threshold)
 
 
 def descriptor_ap(groups: Sequence[int], pairs: Sequence[PairScores]) -> Statistic:
@@ -201,9 +140,9 @@ def descriptor_ap(groups: Sequence[int], pairs: Sequence[PairScores]) -> Statist
     for group, view in views:
         relevant[group] += np.count_nonzero(view.offsets[view.visible] < THRESHOLD)
     return average_precision_statistic(
-        _concatenate([np.full(v.visible.sum(), group) for group, v in views], np.intp),
-        _concatenate([v.matches.correct[v.visible] for _, v in views], bool),
-        _concatenate([v.matches.ratios[v.visible] for _, v in views], np.float32),
+        _groups_of_visible(views),
+        _concatenate([view.errors[view.visible] < THRESHOLD for _, view in views], bool),
+        _concatenate([view.ratios[view.visible] for _, view in views], np.float32),
         relevant,
     )
 
@@ -211,10 +150,9 @@ def descriptor_ap(groups: Sequence[int], pairs: Sequence[PairScores]) -> Statist
 def localization_error(groups: Sequence[int], pairs: Sequence[PairScores]) -> Statistic:
     """Mean distance in pixels of visible repeated keypoints; all directions weigh alike."""
     views = [(g, view) for g, p in zip(groups, pairs, strict=True) for view in (p.view1, p.view0)]
-    repeated = [(group, view.offsets[view.visible & view.repeated]) for group, view in views]
-    return mean_statistic(
-        *_columns([(g, offsets.mean()) for g, offsets in repeated if len(offsets)])
-    )
+    found = [(g, view.offsets[view.visible & view.repeated]) for g, view in views]
+    found = [(g, offsets.mean()) for g, offsets in found if len(offsets)]
+    return mean_statistic([g for g, _ in found], [mean for _, mean in found])
 
 
 def repeatability(groups: Sequence[int], pairs: Sequence[PairScores]) -> Statistic:
@@ -230,30 +168,28 @@ def repeatability(groups: Sequence[int], pairs: Sequence[PairScores]) -> Statist
 
 def detector_ap(groups: Sequence[int], pairs: Sequence[PairScores]) -> Statistic:
     """Average precision of visible keypoints as repeated ones, highest score first."""
-    views = [
-        (group, view)
-        for group, pair in zip(groups, pairs, strict=True)
-        if not pair.is_empty
-        for view in (pair.view1, pair.view0)
-    ]
-    groups_of = _concatenate([np.full(v.visible.sum(), group) for group, v in views], np.intp)
-    repeated = _concatenate([v.repeated[v.visible] for _, v in views], bool)
-    scores = _concatenate([v.scores[v.visible] for _, v in views], np.float32)
+    found = [(g, pair) for g, pair in zip(groups, pairs, strict=True) if not pair.is_empty]
+    views = [(group, view) for group, pair in found for view in (pair.view1, pair.view0)]
+    groups_of = _groups_of_visible(views)
+    repeated = _concatenate([view.repeated[view.visible] for _, view in views], bool)
+    scores = _concatenate([view.scores[view.visible] for _, view in views], np.float32)
     relevant = np.bincount(groups_of, minlength=max(groups, default=0) + 1)
     # Reversed, because HF-Net sorts ascending and then turns the order round, ties included.
     return average_precision_statistic(groups_of[::-1], repeated[::-1], -scores[::-1], relevant)
 
 
-def _matched(
-    groups: Sequence[int], pairs: Sequence[PairScores]
-) -> Iterator[tuple[int, PairScores]]:
+def _matched(groups: Sequence[int], pairs: Sequence[PairScores]) -> list[tuple[int, PairScores]]:
     """The pairs that had descriptors to match, with their groups."""
-    return ((group, p) for group, p in zip(groups, pairs, strict=True) if p.is_matched)
+    return [(g, p) for g, p in zip(groups, pairs, strict=True) if p.view0.indices is not None]
 
 
-def _columns(rows: list[tuple]) -> tuple[list, list]:
-    """Groups and values of (group, value) rows."""
-    return [group for group, _ in rows], [value for _, value in rows]
+def _mean_of_matched(groups, pairs, value: Callable[[PairScores], float]) -> Statistic:
+    found = _matched(groups, pairs)
+    return mean_statistic([group for group, _ in found], [value(pair) for _, pair in found])
+
+
+def _groups_of_visible(views: Sequence[tuple[int, ViewScores]]) -> np.ndarray:
+    return _concatenate([np.full(view.visible.sum(), group) for group, view in views], np.intp)
 
 
 def _concatenate(arrays: list[np.ndarray], dtype) -> np.ndarray:
@@ -282,26 +218,22 @@ class HFNet(HomographyTask):
     @staticmethod
     def pair_statistics(groups, scores: Sequence[PairScores]) -> dict[str, Statistic]:
         numbers = (
-            matching_score,
-            homography_accuracy,
-            descriptor_ap,
-            localization_error,
-            repeatability,
-            detector_ap,
+            *(matching_score, homography_accuracy, descriptor_ap),
+            *(localization_error, repeatability, detector_ap),
         )
         return {number.__name__: number(groups, scores) for number in numbers}
 
     def picture(self, score: PairScores) -> Picture:
         view = score.view1
-        if view.matches is None:
+        if view.indices is None:
             return Picture(np.zeros((0, 2), np.intp), np.zeros(0, bool), "nothing to match")
         rows = np.flatnonzero(view.visible)
-        correct = view.matches.correct[rows]
+        correct = view.errors[rows] < THRESHOLD
         caption = (
             f"{correct.sum()} of {len(rows)} visible keypoints matched correctly, homography off "
             f"by {score.corner_error:.1f} px"
         )
-        return Picture(np.stack([view.matches.indices[rows], rows], axis=1), correct, caption)
+        return Picture(np.stack([view.indices[rows], rows], axis=1), correct, caption)
 
     def pair_curves(self, groups, scores: Sequence[PairScores], threshold: float):
         return {

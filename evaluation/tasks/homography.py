@@ -1,13 +1,11 @@
 """Tasks on pairs of views with a known homography; the protocols ``matching`` and ``silk``.
 
-For each pair the descriptors are matched, a match is kept where both choose each other, and a
-homography is estimated by OpenCV's RANSAC, by MAGSAC (Barath et al., CVPR 2019) and by PoseLib.
+Descriptors are matched, and a homography is estimated by OpenCV's RANSAC, by MAGSAC (Barath et al.,
+CVPR 2019) and by PoseLib, each with an inlier threshold of 3 pixels, a fixed seed and its own
+defaults beyond.
 
-* The corner error is the mean distance, in pixels of the resized view 1, between the corners of
-  view 0 under the estimated and under the true homography; infinity where there is no estimate.
-* Accuracy@t is the share of pairs with a corner error below t pixels, AUC@t the area under that
+* Accuracy@t is the share of pairs with a ``corner_error`` below t pixels, AUC@t the area under that
   share as a function of the threshold from 0 to t, divided by t (Sarlin et al., CVPR 2020).
-* Every estimator takes 3 pixels as its inlier threshold, a fixed seed and its own defaults beyond.
 * Repeatability@t is the share of visible keypoints that have a keypoint of the other view at most t
   pixels from where the homography takes them, both views together, mean over pairs (DeTone et al.,
   CVPRW 2018).
@@ -19,9 +17,8 @@ What each protocol fixes, and where others differ, is in ``docs/evaluation.md``.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -37,7 +34,7 @@ from ..matching import NEAREST, Matcher
 from ..report.pictures import Drawing, draw_keypoints
 from ..report.tables import Column
 from . import register_task
-from .base import PairTask, Picture, ScoredPairs, Sides
+from .base import PairTask, Picture, ScoredPairs, Sides, read_views
 
 __all__ = [
     "HomographyTask",
@@ -67,10 +64,8 @@ def are_inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def corner_error(
     H_0to1_estimated: np.ndarray | None, H_0to1: np.ndarray, size0: tuple[int, int]
 ) -> float:
-    """Mean distance in view 1, in pixels, of view 0's corners under two homographies (3, 3).
-
-    Infinity where there is no estimate; ``size0`` is view 0's (width, height).
-    """
+    """Mean distance in pixels of view 1 of the corners of view 0, whose (width, height) is
+    ``size0``, under two homographies (3, 3); infinity where there is no estimate."""
     if H_0to1_estimated is None:
         return math.inf
     right, bottom = size0[0] - 1, size0[1] - 1
@@ -82,12 +77,8 @@ def corner_error(
 def visible_offsets(
     features0: Features, features1: Features, H_0to1: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How far the keypoints of view 0 that view 1 sees are from its nearest keypoint.
-
-    Returns:
-        (V,) float64 pixels of view 1, infinity where it has no keypoint, and which rows of view 0
-        are visible, (N,) bool.
-    """
+    """Pixels (V,) float64 from those keypoints of view 0 that view 1 sees to its nearest keypoint,
+    infinity where it has none; and which of view 0's are visible, (N,) bool."""
     warped = warp_points(features0.keypoints, H_0to1)
     visible = are_inside(warped, features1.image_size)
     if not len(features1.keypoints):
@@ -120,13 +111,9 @@ class HomographyTask(PairTask):
         best = self.settings.num_keypoints
         return f"the best {best} keypoints of each image at {side}, {self.measures}"
 
-    def truth(
-        self, pair: HomographyPair, view0: ImageFeatures, view1: ImageFeatures
-    ) -> tuple[np.ndarray]:
+    def truth(self, pair: HomographyPair, *views: ImageFeatures) -> tuple[np.ndarray]:
         """``H_0to1`` (3, 3) between the resized views."""
-        sizes = (
-            size for view in (view0, view1) for size in (view.file_size, view.features.image_size)
-        )
+        sizes = (size for view in views for size in (view.file_size, view.features.image_size))
         return (resize_homography(pair.H_0to1, *sizes),)
 
     def pair_curves(
@@ -151,8 +138,7 @@ class HomographyTask(PairTask):
         image = self.load_view(self.dataset.images[pair.name0], 1).image
         keypoints, repeated, captions = [], [], []
         for model in models:
-            names = pair.name0, pair.name1
-            views = [side.read(name) for side, name in zip(sides[model], names, strict=True)]
+            views = read_views(sides[model], pair)
             (H_0to1,) = self.truth(pair, *views)
             offsets, visible = visible_offsets(*(view.features for view in views), H_0to1)
             found_again = np.zeros(len(visible), bool)
@@ -175,8 +161,8 @@ class MatchedPair:
     Attributes:
         matches: (K, 2) intp, rows of view 0 and view 1.
         match_errors: (K,) float64, pixels between the match in view 1 and where it should be.
-        corner_errors: estimator -> pixels; infinity without an estimate.
-        offsets: see ``visible_offsets``, of both views.
+        corner_errors: estimator -> ``corner_error``.
+        offsets: ``visible_offsets`` of both views.
     """
 
     matches: np.ndarray
@@ -188,12 +174,8 @@ class MatchedPair:
 def match_pair(
     features0: Features, features1: Features, H_0to1: np.ndarray, matcher: Matcher = NEAREST
 ) -> MatchedPair:
-    """Match the features of two views and estimate the homography between them.
-
-    Args:
-        features0, features1: both with descriptors of the same kind.
-        H_0to1: (3, 3) float, pixels of ``features0.image_size`` to those of
-            ``features1.image_size``.
+    """Match the features of two views and estimate the homography between them; ``H_0to1`` (3, 3)
+    is the true one.
 
     Raises:
         InputError: a view without descriptors, or descriptors of another kind in each.
@@ -201,7 +183,7 @@ def match_pair(
     matches = matcher(features0, features1)
     points0, points1 = features0.keypoints[matches[:, 0]], features1.keypoints[matches[:, 1]]
     misses = warp_points(points0, H_0to1) - points1
-    estimates = {name: e.estimate(points0, points1) for name, e in ESTIMATORS.items()}
+    estimates = {name: estimate(points0, points1) for name, estimate in ESTIMATORS.items()}
     offsets0, _ = visible_offsets(features0, features1, H_0to1)
     offsets1, _ = visible_offsets(features1, features0, np.linalg.inv(H_0to1))
     return MatchedPair(
@@ -213,14 +195,8 @@ def match_pair(
 
 
 def find_homography(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
-    """OpenCV's RANSAC homography at ``THRESHOLD``, with a fixed seed.
-
-    Args:
-        points0, points1: (N, 2) float32, matched pixels of the two views.
-
-    Returns:
-        H_0to1 (3, 3) float64, or None where there is none, as for fewer than four matches.
-    """
+    """``H_0to1`` (3, 3) float64 between matched pixels (N, 2) float32, by OpenCV's RANSAC with a
+    fixed seed; None where there is none, as for fewer than four matches."""
     cv2.setRNGSeed(0)
     return _ask_opencv(points0, points1, cv2.RANSAC)
 
@@ -243,40 +219,15 @@ def _poselib(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
     return H_0to1 if info["num_inliers"] >= 4 else None
 
 
-class Estimator(NamedTuple):
-    """A robust estimator: points of view 0 and view 1, (K, 2) each, to H_0to1 (3, 3) or None."""
-
-    title: str
-    estimate: Callable[[np.ndarray, np.ndarray], np.ndarray | None]
+ESTIMATORS = {"ransac": find_homography, "magsac": _magsac, "poselib": _poselib}
+"""Points of view 0 and view 1, (K, 2) each, to H_0to1 (3, 3) or None."""
+TITLES = {"ransac": "RANSAC", "magsac": "MAGSAC", "poselib": "PoseLib"}
 
 
-ESTIMATORS = {
-    "ransac": Estimator("RANSAC", find_homography),
-    "magsac": Estimator("MAGSAC", _magsac),
-    "poselib": Estimator("PoseLib", _poselib),
-}
-
-
-def mean_matching_accuracy(groups, pairs: Sequence[MatchedPair], threshold: float) -> Statistic:
-    """The share of a pair's matches that err at most ``threshold`` pixels."""
-    return mean_statistic(groups, [_share_within(pair.match_errors, threshold) for pair in pairs])
-
-
-def repeatability(groups, pairs: Sequence[MatchedPair], threshold: float) -> Statistic:
-    """The share of a pair's visible keypoints with another at most ``threshold`` pixels away."""
-    return mean_statistic(groups, [_share_within(pair.offsets, threshold) for pair in pairs])
-
-
-def homography_accuracy(
-    groups, pairs: Sequence[MatchedPair], estimator: str, threshold: float
-) -> Statistic:
-    """The share of pairs whose homography errs below ``threshold`` pixels."""
-    return mean_statistic(groups, [pair.corner_errors[estimator] < threshold for pair in pairs])
-
-
-def _share_within(errors: np.ndarray, threshold: float) -> float:
-    """The share of errors (K,) of at most ``threshold``; 0 where there are none."""
-    return float((errors <= threshold).mean()) if len(errors) else 0.0
+def share_within(groups, errors: Sequence[np.ndarray], threshold: float) -> Statistic:
+    """The share of a pair's errors (K,) of at most ``threshold`` pixels, 0 without any; mean over
+    pairs."""
+    return mean_statistic(groups, [(e <= threshold).mean() if len(e) else 0.0 for e in errors])
 
 
 @register_task("matching")
@@ -287,8 +238,8 @@ class Matching(HomographyTask):
     """Of the report's curves."""
     columns = (
         *(
-            Column(f"{estimator.title} {t} px", f"homography.{name}.accuracy@{t}px")
-            for name, estimator in ESTIMATORS.items()
+            Column(f"{title} {t} px", f"homography.{name}.accuracy@{t}px")
+            for name, title in TITLES.items()
             for t in THRESHOLDS
         ),
         Column("MMA 3 px", "mean_matching_accuracy.@3px"),
@@ -309,18 +260,23 @@ class Matching(HomographyTask):
     def pair_statistics(groups, scores: Sequence[MatchedPair]) -> dict[str, Statistic]:
         statistics = {}
         for name in ESTIMATORS:
-            errors = [pair.corner_errors[name] for pair in scores]
+            errors = np.array([pair.corner_errors[name] for pair in scores])
             for t in THRESHOLDS:
                 key = f"homography.{name}"
-                statistics[f"{key}.accuracy@{t}px"] = homography_accuracy(groups, scores, name, t)
+                statistics[f"{key}.accuracy@{t}px"] = mean_statistic(groups, errors < t)
                 statistics[f"{key}.auc@{t}px"] = auc_statistic(groups, errors, t)
-        for t in MATCH_THRESHOLDS:
-            accuracy = mean_matching_accuracy(groups, scores, t)
-            statistics[f"mean_matching_accuracy.@{t}px"] = accuracy
-        for t in THRESHOLDS:
-            statistics[f"repeatability.@{t}px"] = repeatability(groups, scores, t)
+        match_errors = [pair.match_errors for pair in scores]
+        offsets = [pair.offsets for pair in scores]
         matches = [len(pair.matches) for pair in scores]
-        return {**statistics, "mean_matches": mean_statistic(groups, matches)}
+        return {
+            **statistics,
+            **{
+                f"mean_matching_accuracy.@{t}px": share_within(groups, match_errors, t)
+                for t in MATCH_THRESHOLDS
+            },
+            **{f"repeatability.@{t}px": share_within(groups, offsets, t) for t in THRESHOLDS},
+            "mean_matches": mean_statistic(groups, matches),
+        }
 
     def picture(self, score: MatchedPair) -> Picture:
         correct = score.match_errors <= THRESHOLD
@@ -331,15 +287,14 @@ class Matching(HomographyTask):
         return Picture(score.matches, correct, caption)
 
     def pair_curves(self, groups, scores: Sequence[MatchedPair], threshold: float):
+        def correct(estimator: str) -> Statistic:
+            return mean_statistic(groups, [p.corner_errors[estimator] < threshold for p in scores])
+
+        match_errors = [pair.match_errors for pair in scores]
         return {
-            "correct matches (MMA)": mean_matching_accuracy(groups, scores, threshold),
-            "keypoints repeated": repeatability(groups, scores, threshold),
-            **{
-                f"correct homographies, {ESTIMATORS[name].title}": homography_accuracy(
-                    groups, scores, name, threshold
-                )
-                for name in self.estimators
-            },
+            "correct matches (MMA)": share_within(groups, match_errors, threshold),
+            "keypoints repeated": share_within(groups, [p.offsets for p in scores], threshold),
+            **{f"correct homographies, {TITLES[name]}": correct(name) for name in self.estimators},
         }
 
 

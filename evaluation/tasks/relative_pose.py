@@ -42,13 +42,7 @@ CORRECT_WITHIN = 3.0
 
 
 class ScoredPose(NamedTuple):
-    """What the numbers and the pictures need to know of one pair.
-
-    Attributes:
-        error: see ``pose_error``, degrees.
-        matches: (K, 2) intp, rows of view 0 and view 1.
-        distances: (K,) float64, see ``epipolar_distances``.
-    """
+    """The ``pose_error`` of a pair, its matches (K, 2) and their ``epipolar_distances`` (K,)."""
 
     error: float
     matches: np.ndarray
@@ -63,11 +57,8 @@ def score_pose(
     camera1: Camera,
     matcher: Matcher = NEAREST,
 ) -> ScoredPose:
-    """Match two views and estimate the motion between them.
-
-    Args:
-        T_0to1: (4, 4) float64, the true motion.
-        camera0, camera1: the cameras at the size of the views.
+    """Match two views and estimate the motion between them; ``T_0to1`` (4, 4) is the true one, and
+    the cameras are those at the size of the views.
 
     Raises:
         InputError: a view without descriptors.
@@ -86,7 +77,6 @@ def estimate_pose(
 
     Args:
         points0, points1: (K, 2) float, matched pixels of the two views.
-        camera0, camera1: the cameras at the size of the views.
 
     Returns:
         T_0to1 (4, 4) float64, or None where fewer than 5 matches support one.
@@ -96,8 +86,7 @@ def estimate_pose(
     pose, info = poselib.estimate_relative_pose(
         _undistort(points0, camera0),
         _undistort(points1, camera1),
-        _to_poselib(camera0),
-        _to_poselib(camera1),
+        *(_to_poselib(camera) for camera in (camera0, camera1)),
         {"max_epipolar_error": EPIPOLAR_THRESHOLD, "seed": 0},
     )
     return to_4x4(pose.R, pose.t) if info["num_inliers"] >= 5 else None
@@ -110,12 +99,8 @@ def epipolar_distances(
     camera0: Camera,
     camera1: Camera,
 ) -> np.ndarray:
-    """Pixels (K,) float64 from each match to its epipolar line, the larger one of both views.
-
-    Args:
-        points0, points1: (K, 2) float, matched pixels of the two views.
-        T_0to1: (4, 4) float64, the motion whose lines they are.
-    """
+    """Pixels (K,) float64 from matches (K, 2) to their epipolar lines under a motion, the larger
+    one of both views."""
     E = np.cross(np.eye(3), T_0to1[:3, 3]) @ T_0to1[:3, :3]
     F = np.linalg.inv(camera1.K).T @ E @ np.linalg.inv(camera0.K)
     x0, x1 = (
@@ -179,12 +164,11 @@ class RelativePose(PairTask):
             "translation, its median in degrees (less is better), and the matches of a pair"
         )
 
-    def truth(
-        self, pair: PosePair, view0: ImageFeatures, view1: ImageFeatures
-    ) -> tuple[np.ndarray, Camera, Camera]:
+    def truth(self, pair: PosePair, *views: ImageFeatures) -> tuple[np.ndarray, Camera, Camera]:
         """The motion, and the camera at the size of each view."""
         camera = self.dataset.cameras[pair.sequence]
-        return pair.T_0to1, *(_resize_camera(camera, view) for view in (view0, view1))
+        scales = (resize_matrix(view.file_size, view.features.image_size) for view in views)
+        return pair.T_0to1, *(Camera(scale @ camera.K, camera.distortion) for scale in scales)
 
     @staticmethod
     def pair_statistics(groups, scores: Sequence[ScoredPose]) -> dict[str, Statistic]:
@@ -203,8 +187,3 @@ class RelativePose(PairTask):
             f"{score.error:.1f} degrees"
         )
         return Picture(score.matches, correct, caption)
-
-
-def _resize_camera(camera: Camera, view: ImageFeatures) -> Camera:
-    size = view.features.image_size
-    return Camera(resize_matrix(view.file_size, size) @ camera.K, camera.distortion)

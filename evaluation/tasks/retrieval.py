@@ -1,8 +1,7 @@
 """Image retrieval by global descriptors: is one of the first hits a photograph of the same place?
 
-Photographs are compared by the dot product of their global descriptors, of unit length. Recall@k is
-the share of queries with at least one positive among the first k hits (Arandjelovic et al., CVPR
-2016).
+Recall@k is the share of queries with at least one positive among the k photographs of the largest
+dot product (Arandjelovic et al., CVPR 2016).
 """
 
 import time
@@ -51,14 +50,13 @@ class Hits:
 
 
 def search_nearest(database: np.ndarray, queries: np.ndarray, count: int) -> np.ndarray:
-    """The rows of the largest dot products; the first of equal ones comes first.
+    """The rows of the largest dot products, best first; the first of equal ones comes first.
 
     Args:
         database, queries: (N, G) and (Q, G) float32 of unit length.
-        count: rows per query; all N where there are fewer.
 
     Returns:
-        (Q, min(count, N)) intp, best first.
+        (Q, min(count, N)) intp.
     """
     count = min(count, len(database))
     hits = np.empty((len(queries), count), np.intp)
@@ -106,8 +104,7 @@ class Retrieval(Task):
         """Ask all queries.
 
         Raises:
-            InputError: a photograph without a global descriptor, or one that is not finite, zero,
-                or not as long as the others.
+            InputError: no global descriptor, or one that is zero, not finite or of another length.
         """
         rows, seconds = [], []
         names = [self.dataset.database, self.dataset.queries]
@@ -156,16 +153,15 @@ class Retrieval(Task):
         found = [self.dataset.database[row] for row in hits.rows[query, :SHOWN]]
         paths = [self.dataset.images[name] for name in (self.dataset.queries[query], *found)]
         pictures = [load_view(path, longest=THUMBNAIL, channels=3).image for path in paths]
-        frames = [CORRECT if correct else WRONG for correct in hits.correct[query, :SHOWN]]
+        frames = [(255, 255, 255)]
+        frames += [CORRECT if correct else WRONG for correct in hits.correct[query, :SHOWN]]
         slot, height = THUMBNAIL + 3 * FRAME, max(map(len, pictures)) + 2 * FRAME
         canvas = np.full((height, slot * (SHOWN + 1), 3), 255, np.uint8)
-        for number, (picture, color) in enumerate(
-            zip(pictures, ((255, 255, 255), *frames), strict=True)
-        ):
-            h, w = picture.shape[:2]
-            left = number * slot
-            canvas[: h + 2 * FRAME, left : left + w + 2 * FRAME] = color
-            canvas[FRAME : FRAME + h, left + FRAME : left + FRAME + w] = picture
+        for number, picture in enumerate(pictures):
+            framed = np.empty(np.add(picture.shape, (2 * FRAME, 2 * FRAME, 0)), np.uint8)
+            framed[:] = frames[number]
+            framed[FRAME:-FRAME, FRAME:-FRAME] = picture
+            canvas[: len(framed), number * slot :][:, : framed.shape[1]] = framed
         return canvas
 
 
