@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import h5py
 import numpy as np
@@ -75,25 +75,14 @@ def load_view(path: str | Path, *, longest: int = 640, shorter: int = 0, channel
     return View(resized, (image.shape[1], image.shape[0]), Path(path))
 
 
-class Model(Protocol):
-    """What turns a view into features.
+class NetworkFeatures:
+    """What a network gives with one choice of keypoints.
 
     Attributes:
         channels: 1 or 3, of the views it takes.
         origin: where its numbers come from: a digest, a version, a path.
         settings: all that its features depend on besides the view, by name.
     """
-
-    channels: int
-    origin: str
-    settings: Mapping[str, Any]
-
-    def extract(self, view: View, name: str) -> Features:
-        """The features of a view in its pixels; ``name`` is the image's name in the dataset."""
-
-
-class NetworkFeatures:
-    """What a network gives with one choice of keypoints; a ``Model``."""
 
     def __init__(self, network: Network, predict: PredictSettings, num_keypoints: int):
         self.network, self.channels, self.origin = network, network.channels, network.origin
@@ -111,7 +100,7 @@ class NetworkFeatures:
 
 
 class FeaturesOfOthers:
-    """The best features of a file in hloc's layout, which must exist; a ``Model``."""
+    """The best features of a file in hloc's layout, which must exist."""
 
     channels = 1
 
@@ -133,6 +122,10 @@ class FeaturesOfOthers:
             found.descriptors[best] if described else None,
             found.global_descriptor,
         )
+
+
+Model = NetworkFeatures | FeaturesOfOthers
+"""What turns a view into features, in pixels of the view."""
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,7 @@ def _check_alike(descriptors0: np.ndarray, descriptors1: np.ndarray) -> None:
 def _squared_distances(rows0: np.ndarray, rows1: np.ndarray) -> np.ndarray:
     """Squared L2 distances (N0, N1) float32 between rows, by one matrix product.
 
-    Computed in float64, equal distances differ by their rounding; float32 makes them equal again,
-    as does the floor for distances of zero.
+    In float64 equal distances differ by their rounding; float32 and the floor make them equal.
     """
     norms0 = np.einsum("nd,nd->n", rows0, rows0)
     norms1 = np.einsum("nd,nd->n", rows1, rows1)

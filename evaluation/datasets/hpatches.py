@@ -27,12 +27,8 @@ HOMOGRAPHY = re.compile(r"H_1_(\d+)(?:\.txt)?")
 class HPatches(HomographyDataset):
     """All pairs of a folder in the HPatches layout, of any number of views.
 
-    Every homography is read and every image looked for at once, so that a damaged folder is noticed
-    before hours of extraction and not after.
-
-    Attributes:
-        pairs: the other images against image 1, by sequences in alphabetical order.
-        images: by names such as ``v_dogman/1.ppm``.
+    Sequences are in alphabetical order, images by names such as ``v_dogman/1.ppm``. Everything is
+    looked through at once, so that damage is noticed before hours of extraction and not after.
 
     Raises:
         NotFoundError: the root, its sequences, an image or a homography is missing.

@@ -45,11 +45,7 @@ MAX_LAG = 0.02
 
 @register_dataset("kitti_tum")
 class KittiTum(PoseDataset):
-    """All pairs of a folder in KITTI's or TUM's layout; every text file is read at once.
-
-    Attributes:
-        pairs: by sequences in alphabetical order, then by their first frame.
-        images: in the order of the pairs.
+    """All pairs of a folder in KITTI's or TUM's layout, sequences in alphabetical order.
 
     Raises:
         NotFoundError: the root, or a file that a layout must have, is missing.

@@ -6,7 +6,6 @@ own, so that the truth is exact; then come light, color, blur, noise and JPEG of
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 from ...data.geometry import Homographies, resize_matrix
 from ...data.images import crop_to_shape, read_image, view_through
 from ...errors import AlreadyExistsError, InputError
+from ...files import beside
 
 __all__ = ["render_sequences"]
 
@@ -62,14 +62,13 @@ def render_sequences(
         raise AlreadyExistsError(f"{output} exists already; remove it or name another folder")
     order = np.random.default_rng(seed).permutation(len(photos))
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    partial = beside(output)
     try:
         for number in range(count):
             photo, kind = photos[order[number % len(photos)]], "vi"[number % 2]
             rng = np.random.default_rng([seed, number])
             folder = partial / f"{kind}_{number + 1:03d}_{photo.stem}"
             _render_sequence(rng, photo, folder, kind, size, views)
-        partial.chmod(0o755)  # mkdtemp's folder is for its owner alone
         os.replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -85,7 +84,7 @@ def _render_sequence(rng, photo: Path, folder: Path, kind: str, size, views: int
     if kind == "v":
         to_base[1:] = [SLANTED.draw(rng, size) for _ in range(views)]
     strength = 0.35 if kind == "v" else 1.0
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for k, H_view_to_base in enumerate(to_base, start=1):
         view = view_through(
             image,

@@ -24,13 +24,10 @@ BETWEEN_NAMES = re.compile(r"([\s,;|]+)")
 
 @register_dataset("retrieval")
 class Retrieval(RetrievalDataset):
-    """Every name of the ground truth is looked up at once.
+    """Names are sorted, as ``database/hall/1.jpg``; all of the ground truth are looked up at once.
 
     Attributes:
-        database: names of its photographs, as ``database/hall/1.jpg``, sorted.
-        queries: names of those that have positives, as ``queries/2.jpg``, sorted.
-        skipped: names of the queries that have none, or no row in the ground truth.
-        images: name -> path of the database, then of the queries.
+        skipped: names of the queries that have no positives, or no row in the ground truth.
 
     Raises:
         NotFoundError: the root, one of its parts or a named photograph is missing.
@@ -66,11 +63,8 @@ class Retrieval(RetrievalDataset):
 
 
 class _Names:
-    """Finds photographs by what a ground truth calls them.
-
-    From the most exact to the loosest: the path below the folder, the path without suffix, the
-    file's name, the file's name without suffix.
-    """
+    """Finds photographs by what a ground truth calls them: the path below the folder, the path
+    without suffix, the file's name, the file's name without suffix, whichever fits first."""
 
     def __init__(self, names: Sequence[str]):
         self.folder = names[0].split("/")[0]
@@ -83,11 +77,7 @@ class _Names:
                 level.setdefault(key, []).append(name)
 
     def find(self, called: str, where: str) -> str:
-        """The photograph that ``called`` means; ``where`` begins the message of an error.
-
-        Raises:
-            NotFoundError, InputError: none, or several.
-        """
+        """The one photograph that ``called`` means; ``where`` begins the message of an error."""
         found = self._candidates(called)
         if not found:
             raise NotFoundError(
@@ -101,11 +91,7 @@ class _Names:
         return found[0]
 
     def find_all(self, called: str, where: str) -> list[str]:
-        """All photographs that a list means: at each place the longest name that there is.
-
-        Raises:
-            NotFoundError, InputError: as ``find``, of the first that it does not.
-        """
+        """All photographs that a list means: at each place the longest name that there is."""
         called = called.strip()
         if self._candidates(called):
             return [self.find(called, where)]

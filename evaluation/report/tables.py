@@ -33,11 +33,6 @@ class Column:
             result = result[part]
         return result
 
-    def best(self, results: Sequence[dict]) -> float:
-        """The best number of these results."""
-        values = [value for value in map(self.value, results) if not math.isnan(value)]
-        return (min if self.less_is_better else max)(values, default=math.nan)
-
     def text(self, result: dict) -> str:
         """The number as the table shows it."""
         return self._text(self.value(result))
@@ -53,7 +48,9 @@ class Column:
 
 def is_best(rows: Sequence[dict], row: dict, column: Column) -> bool:
     """Whether a row is the best of several by a column."""
-    return column.is_ranked and len(rows) > 1 and column.value(row) == column.best(rows)
+    values = [value for value in map(column.value, rows) if not math.isnan(value)]
+    best = (min if column.less_is_better else max)(values, default=math.nan)
+    return column.is_ranked and len(rows) > 1 and column.value(row) == best
 
 
 def results_table(results: Sequence[dict], columns: Sequence[Column], split: str) -> str:

@@ -54,6 +54,8 @@ THRESHOLDS = (1, 3, 5)
 """In pixels, of the corner error."""
 MATCH_THRESHOLDS = tuple(range(1, 11))
 """In pixels, of mean matching accuracy."""
+ESTIMATORS = {"ransac": "RANSAC", "magsac": "MAGSAC", "poselib": "PoseLib"}
+"""Name -> title in tables."""
 
 
 def are_inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -183,7 +185,7 @@ def match_pair(
     matches = matcher(features0, features1)
     points0, points1 = features0.keypoints[matches[:, 0]], features1.keypoints[matches[:, 1]]
     misses = warp_points(points0, H_0to1) - points1
-    estimates = {name: estimate(points0, points1) for name, estimate in ESTIMATORS.items()}
+    estimates = {name: find_homography(points0, points1, name) for name in ESTIMATORS}
     offsets0, _ = visible_offsets(features0, features1, H_0to1)
     offsets1, _ = visible_offsets(features1, features0, np.linalg.inv(H_0to1))
     return MatchedPair(
@@ -194,39 +196,27 @@ def match_pair(
     )
 
 
-def find_homography(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
-    """``H_0to1`` (3, 3) float64 between matched pixels (N, 2) float32, by OpenCV's RANSAC with a
-    fixed seed; None where there is none, as for fewer than four matches."""
-    cv2.setRNGSeed(0)
-    return _ask_opencv(points0, points1, cv2.RANSAC)
+def find_homography(
+    points0: np.ndarray, points1: np.ndarray, estimator: str = "ransac"
+) -> np.ndarray | None:
+    """The homography of two views from matched pixels (N, 2) float32.
 
-
-def _magsac(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
-    return _ask_opencv(points0, points1, cv2.USAC_MAGSAC)
-
-
-def _ask_opencv(points0: np.ndarray, points1: np.ndarray, method: int) -> np.ndarray | None:
+    Returns:
+        H_0to1 (3, 3) float64, or None where there is none, as for fewer than four matches.
+    """
     if len(points0) < 4:
         return None
+    if estimator == "poselib":
+        options = {"max_reproj_error": THRESHOLD, "seed": 0}
+        H_0to1, info = poselib.estimate_homography(points0, points1, options, {})
+        return H_0to1 if info["num_inliers"] >= 4 else None
+    cv2.setRNGSeed(0)
+    method = {"ransac": cv2.RANSAC, "magsac": cv2.USAC_MAGSAC}[estimator]
     return cv2.findHomography(points0, points1, method, THRESHOLD)[0]
 
 
-def _poselib(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
-    if len(points0) < 4:
-        return None
-    options = {"max_reproj_error": THRESHOLD, "seed": 0}
-    H_0to1, info = poselib.estimate_homography(points0, points1, options, {})
-    return H_0to1 if info["num_inliers"] >= 4 else None
-
-
-ESTIMATORS = {"ransac": find_homography, "magsac": _magsac, "poselib": _poselib}
-"""Points of view 0 and view 1, (K, 2) each, to H_0to1 (3, 3) or None."""
-TITLES = {"ransac": "RANSAC", "magsac": "MAGSAC", "poselib": "PoseLib"}
-
-
 def share_within(groups, errors: Sequence[np.ndarray], threshold: float) -> Statistic:
-    """The share of a pair's errors (K,) of at most ``threshold`` pixels, 0 without any; mean over
-    pairs."""
+    """Mean over pairs of the share of errors (K,) up to ``threshold`` pixels, 0 without any."""
     return mean_statistic(groups, [(e <= threshold).mean() if len(e) else 0.0 for e in errors])
 
 
@@ -239,7 +229,7 @@ class Matching(HomographyTask):
     columns = (
         *(
             Column(f"{title} {t} px", f"homography.{name}.accuracy@{t}px")
-            for name, title in TITLES.items()
+            for name, title in ESTIMATORS.items()
             for t in THRESHOLDS
         ),
         Column("MMA 3 px", "mean_matching_accuracy.@3px"),
@@ -294,7 +284,10 @@ class Matching(HomographyTask):
         return {
             "correct matches (MMA)": share_within(groups, match_errors, threshold),
             "keypoints repeated": share_within(groups, [p.offsets for p in scores], threshold),
-            **{f"correct homographies, {TITLES[name]}": correct(name) for name in self.estimators},
+            **{
+                f"correct homographies, {ESTIMATORS[name]}": correct(name)
+                for name in self.estimators
+            },
         }
 
 

@@ -83,10 +83,11 @@ def estimate_pose(
     """
     if len(points0) < 5:
         return None
+    matrices = camera0.K, camera1.K
     pose, info = poselib.estimate_relative_pose(
         _undistort(points0, camera0),
         _undistort(points1, camera1),
-        *(_to_poselib(camera) for camera in (camera0, camera1)),
+        *({"model": "PINHOLE", "params": K[[0, 1, 0, 1], [0, 1, 2, 2]].tolist()} for K in matrices),
         {"max_epipolar_error": EPIPOLAR_THRESHOLD, "seed": 0},
     )
     return to_4x4(pose.R, pose.t) if info["num_inliers"] >= 5 else None
@@ -118,11 +119,6 @@ def _undistort(points: np.ndarray, camera: Camera) -> np.ndarray:
     if not camera.distortion.any():
         return points
     return cv2.undistortPoints(points, camera.K, camera.distortion, P=camera.K).reshape(-1, 2)
-
-
-def _to_poselib(camera: Camera) -> dict:
-    (fx, _, cx), (_, fy, cy), _ = camera.K.tolist()
-    return {"model": "PINHOLE", "params": [fx, fy, cx, cy]}
 
 
 def pose_error(T_0to1_estimated: np.ndarray | None, T_0to1: np.ndarray) -> float:

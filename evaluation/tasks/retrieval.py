@@ -38,9 +38,7 @@ class Hits:
     Attributes:
         rows: (Q, K) intp, rows of the database, best first; K is 20, or less in a small database.
         correct: (Q, K) bool, which of them are positives.
-        seconds_per_query: extraction (local features included) and search, without reading the
-            photograph from the disk.
-        global_dim: numbers in a global descriptor.
+        seconds_per_query: extraction and search, without reading the photograph from the disk.
     """
 
     rows: np.ndarray
@@ -144,7 +142,11 @@ class Retrieval(Task):
         drawings = []
         for model, hits in scored.items():
             for query in np.linspace(0, len(queries) - 1, count).round().astype(int):
-                caption, image = _caption(hits.correct[query]), self._draw_query(hits, query)
+                correct = hits.correct[query]
+                caption = f"no positive among the first {len(correct)} hits"
+                if correct.any():
+                    caption = f"the first positive is hit {correct.argmax() + 1}"
+                image = self._draw_query(hits, query)
                 drawings.append(Drawing(queries[query], model, caption, image))
                 advance()
         return drawings
@@ -163,12 +165,6 @@ class Retrieval(Task):
             framed[FRAME:-FRAME, FRAME:-FRAME] = picture
             canvas[: len(framed), number * slot :][:, : framed.shape[1]] = framed
         return canvas
-
-
-def _caption(correct: np.ndarray) -> str:
-    if not correct.any():
-        return f"no positive among the first {len(correct)} hits"
-    return f"the first positive is hit {correct.argmax() + 1}"
 
 
 def _check_descriptor(image: ImageFeatures, name: str, rows: list[np.ndarray]) -> np.ndarray:
