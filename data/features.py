@@ -6,16 +6,19 @@ Features files have hloc's layout (Sarlin et al., CVPR 2019), one HDF5 group per
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import h5py
 import numpy as np
 
-from ..errors import InputError
+from ..errors import DistillError, InputError
 from .geometry import orient_points, resize_points
 
-__all__ = ["Features", "read_features", "write_features"]
+__all__ = ["Features", "image_names", "open_hdf5", "read_features", "write_features"]
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +76,54 @@ def _check(name: str, array: np.ndarray, shape: tuple, dtype) -> None:
             f"{name}: expected {np.dtype(dtype).name} of shape {wanted}, "
             f"found {array.dtype.name} of shape {array.shape}"
         )
+
+
+def open_hdf5(path: str | Path, mode: str = "r", advice: str = "") -> h5py.File:
+    """An HDF5 file.
+
+    Raises:
+        InputError: it is not one, or another process writes it.
+    """
+    try:
+        return h5py.File(path, mode)
+    except BlockingIOError as error:
+        raise InputError(f"{path}: in use by another process; wait for it") from error
+    except OSError as error:
+        if error.errno:
+            raise
+        raise InputError(f"{path}: not an HDF5 file, or damaged ({error}){advice}") from error
+
+
+@contextmanager
+def _reading(file: h5py.Group) -> Iterator[None]:
+    """What HDF5 raises where a file is damaged, which may be almost anything, as InputError."""
+    try:
+        yield
+    except DistillError:
+        raise
+    except (
+        KeyError,
+        MemoryError,
+        OSError,
+        OverflowError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        if getattr(error, "errno", None):
+            raise
+        raise InputError(
+            f"{file.file.filename}: damaged ({error}); extract the features anew"
+        ) from error
+
+
+def image_names(file: h5py.Group) -> list[str]:
+    """The names of a features file's images, sorted.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return sorted(_images(file))
 
 
 def write_features(file: h5py.Group, name: str, features: Features) -> h5py.Group:
@@ -152,18 +203,19 @@ LOOKED_AT = 16
 
 
 def _read_arrays(file: h5py.Group, name: str, where: str) -> dict[str, np.ndarray]:
-    group = file.get(name)
-    if not isinstance(group, h5py.Group):
-        tail = name.rsplit("/", 1)[-1]
-        names = _images(file, 10_000)
-        near = next((n for n in names if n.rsplit("/", 1)[-1] == tail), next(iter(names), None))
-        there = f"there is {near}" if near else "there is no image"
-        raise InputError(f"{where} has no features; {there}, expected a group of the image's name")
-    return {key: item[()] for key, item in group.items() if isinstance(item, h5py.Dataset)}
+    with _reading(file):
+        group = file.get(name)
+        if isinstance(group, h5py.Group):
+            return {key: item[()] for key, item in group.items() if isinstance(item, h5py.Dataset)}
+    tail = name.rsplit("/", 1)[-1]
+    names = _images(file, 10_000)
+    near = next((n for n in names if n.rsplit("/", 1)[-1] == tail), next(iter(names), None))
+    there = f"there is {near}" if near else "there is no image"
+    raise InputError(f"{where} has no features; {there}, expected a group of the image's name")
 
 
-def _images(file: h5py.Group, count: int) -> list[str]:
-    """The names of the first so many images."""
+def _images(file: h5py.Group, count: int | None = None) -> list[str]:
+    """The names of the first so many images, or of all."""
     names: list[str] = []
 
     def visit(name: str, item) -> bool | None:
@@ -171,7 +223,8 @@ def _images(file: h5py.Group, count: int) -> list[str]:
             names.append(name)
         return True if len(names) == count else None
 
-    file.visititems(visit)
+    with _reading(file):
+        file.visititems(visit)
     return names
 
 
@@ -250,12 +303,13 @@ def _read_descriptors(
 
 def _example(file: h5py.Group) -> tuple[np.ndarray, int] | None:
     """Descriptors of the first image whose shape tells how they lie, and how many they are."""
-    for name in _images(file, LOOKED_AT):
-        group = file[name]
-        if "keypoints" in group and "descriptors" in group:
-            raw, count = _unbatched(group["descriptors"][()]), _count(group["keypoints"])
-            if count and raw.ndim == 2 and raw.shape[0] != raw.shape[1] and count in raw.shape:
-                return raw, count
+    names = _images(file, LOOKED_AT)
+    with _reading(file):
+        for group in map(file.get, names):
+            if "keypoints" in group and "descriptors" in group:
+                raw, count = _unbatched(group["descriptors"][()]), _count(group["keypoints"])
+                if count and raw.ndim == 2 and raw.shape[0] != raw.shape[1] and count in raw.shape:
+                    return raw, count
     return None
 
 

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 
 from ..console import progress
-from ..data.features import Features, read_features
+from ..data.features import Features, image_names, open_hdf5, read_features
 from ..errors import AlreadyExistsError, InputError, NotFoundError
 from ..extras import require
-from ..files import beside, open_atomically, write_atomically
-from .extract import image_names
+from ..files import beside, open_atomically, sweep, write_atomically
 
 __all__ = [
     "Matcher",
@@ -92,7 +91,7 @@ def pairs_from_retrieval(features: Path, count: int) -> list[tuple[str, str]]:
         InputError: the features have no global descriptors.
     """
     names, descriptors = [], []
-    with h5py.File(features) as file:
+    with open_hdf5(features) as file:
         for name in image_names(file):
             if "global_descriptor" not in file[name]:
                 raise InputError(
@@ -110,7 +109,7 @@ def pairs_from_retrieval(features: Path, count: int) -> list[tuple[str, str]]:
 
 def all_pairs(features: Path) -> list[tuple[str, str]]:
     """Every image with every other one."""
-    with h5py.File(features) as file:
+    with open_hdf5(features) as file:
         return list(combinations(image_names(file), 2))
 
 
@@ -123,7 +122,7 @@ def read_pairs(path: Path, features: Path) -> list[tuple[str, str]]:
     """
     if not path.is_file():
         raise NotFoundError(f"{path}: no such list of pairs")
-    with h5py.File(features) as file:
+    with open_hdf5(features) as file:
         known = set(image_names(file))
     pairs = []
     for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
@@ -164,8 +163,9 @@ def write_matches(
     A group ``NAME0/NAME1`` a pair, with - for / in the names: ``matches0`` (N0,) int16, the row of
     the other image or -1, and ``matching_scores0`` (N0,) float16.
     """
+    sweep(path)
     with (
-        h5py.File(features) as file,
+        open_hdf5(features) as file,
         open_atomically(path) as stream,
         h5py.File(stream, "w") as out,
         progress("pairs", len(pairs), quiet=quiet) as advance,
@@ -205,10 +205,11 @@ def write_database(
         InputError: pycolmap is not installed, or a photograph cannot be read by it.
     """
     pycolmap = require("pycolmap", "colmap")
-    with h5py.File(features) as file:
+    with open_hdf5(features) as file:
         names = image_names(file)
     if path.exists():
         raise AlreadyExistsError(f"{path}: {_difference(pycolmap, path, names)}; remove it first")
+    sweep(path)
     partial = beside(path)
     pycolmap.logging.minloglevel = pycolmap.logging.WARNING.value
     try:
@@ -219,7 +220,7 @@ def write_database(
         ids = {image.name: image.image_id for image in database.read_all_images()}
         if missing := [name for name in names if name not in ids]:
             raise InputError(f"{images / missing[0]}: COLMAP cannot read this photograph")
-        with h5py.File(features) as file:
+        with open_hdf5(features) as file:
             known = {name: _read(file, name) for name in names}
         for name, found in known.items():
             database.write_keypoints(ids[name], found.keypoints + np.float32(FROM_CORNER))

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from ..data.features import read_features
+from ..data.features import image_names, open_hdf5, read_features
 from ..errors import InputError
 from ..files import open_atomically, write_atomically
-from .extract import image_names
 
 __all__ = ["write_dxslam"]
 
@@ -19,7 +17,7 @@ def write_dxslam(features: Path, folder: Path) -> None:
     Raises:
         InputError: two images of the same stem, or features without a global descriptor.
     """
-    with h5py.File(features) as file:
+    with open_hdf5(features) as file:
         names = image_names(file)
         stems = [Path(name).stem for name in names]
         if twice := {stem for stem in stems if stems.count(stem) > 1}:

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,23 +19,27 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..config import first_difference
 from ..console import progress, say
-from ..data.features import Features
+from ..data.features import Features, image_names, open_hdf5
 from ..data.geometry import resize_points
 from ..data.images import list_images, read_image, resize_longest, to_tensor
 from ..data.keypoints import KeypointChoice
 from ..errors import AlreadyExistsError, InputError, NotFoundError
-from ..files import open_atomically, write_atomically
+from ..files import open_atomically, sweep, write_atomically
 from ..networks.base import Network
 from ..networks.registry import load
 
-__all__ = ["ExtractSettings", "extract", "image_names", "read_names"]
+__all__ = ["ExtractSettings", "extract", "read_names"]
 
 DETECTION_NOISE = 1.0
 """Pixels of the image that the network saw: hloc's own for most detectors."""
-GPU_BATCH = 8
+GPU_BATCH, SHAPES_WAITING = 8, 4
+"""Images of one shape that a GPU gets at once, and shapes of which fewer may wait for more."""
 BROKEN_OFF = 0.98
 """Of the frames that a video's header promises; some headers only estimate them."""
+CHECKSUMMED = ("v110", "v110")
+"""The format of HDF5 1.10, the first of which every structure ends with a checksum."""
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm"}
 
 
@@ -66,17 +69,11 @@ class ExtractSettings:
             raise InputError(
                 f"{path}: made by another program; name another --output or add --overwrite"
             )
-        theirs, ours = _flat(json.loads(found)), _flat(asdict(self))
-        for name, value in ours.items():
-            if theirs.get(name) != value:
-                raise InputError(
-                    f"{path}: made with {name} {theirs.get(name)}, now it is {value}; name another "
-                    "--output or add --overwrite"
-                )
-
-
-def _flat(settings: dict) -> dict:
-    return {**settings, **settings["keypoints"], "keypoints": None}
+        if different := first_difference(asdict(self), json.loads(found)):
+            raise InputError(
+                f"{path}: made with other settings: {different}; name another --output or add "
+                "--overwrite"
+            )
 
 
 @dataclass(frozen=True)
@@ -183,28 +180,13 @@ def _done(output: Path, parts: Path, settings: ExtractSettings) -> set[str]:
     if output.is_dir():
         raise AlreadyExistsError(f"{output}: is a folder; --output is a file")
     if output.exists():
-        try:
-            with h5py.File(output) as file:
-                settings.refuse_others(output, file.attrs.get("settings"))
-                done.update(image_names(file))
-        except OSError as error:
-            raise InputError(f"{output}: not an HDF5 file; name another --output") from error
+        with open_hdf5(output, advice="; name another --output or add --overwrite") as file:
+            settings.refuse_others(output, file.attrs.get("settings"))
+            done.update(image_names(file))
     if (parts / "settings.json").is_file():
         settings.refuse_others(parts, (parts / "settings.json").read_text())
         done.update(str(np.load(path)["name"]) for path in parts.glob("*.npz"))
     return done
-
-
-def image_names(file: h5py.File) -> list[str]:
-    """The names of a features file's images, sorted."""
-    names: list[str] = []
-
-    def visit(name: str, item) -> None:
-        if isinstance(item, h5py.Group) and "keypoints" in item:
-            names.append(name)
-
-    file.visititems(visit)
-    return sorted(names)
 
 
 def _extract_images(network: Network, job: _Job, done: set[str], workers: int, quiet: bool) -> int:
@@ -243,20 +225,21 @@ def _extract_one(name: str) -> None:
 
 def _extract_batches(network: Network, job: _Job, names: list[str]) -> Iterator[str]:
     """Extract images; yields each name as its features are on the disk. On a GPU in batches."""
-    most = GPU_BATCH if network.device.type == "cuda" else 1
-    read = (
-        (name, job.images.read(name, channels=network.channels, upright=job.settings.upright))
-        for name in names
-    )
-    for _, group in groupby(read, key=lambda item: item[1].shape):
-        batch = []
-        for item in group:
-            batch.append(item)
-            if len(batch) == most:
-                yield from _extract_batch(network, batch, job.settings, job.parts)
-                batch = []
-        if batch:
-            yield from _extract_batch(network, batch, job.settings, job.parts)
+    most = _batch_size(network.device)
+    waiting: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}
+    for name in names:
+        image = job.images.read(name, channels=network.channels, upright=job.settings.upright)
+        waiting.setdefault(image.shape, []).append((name, image))
+        full = len(waiting[image.shape]) == most
+        if full or len(waiting) > SHAPES_WAITING:
+            shape = image.shape if full else next(iter(waiting))
+            yield from _extract_batch(network, waiting.pop(shape), job.settings, job.parts)
+    for batch in waiting.values():
+        yield from _extract_batch(network, batch, job.settings, job.parts)
+
+
+def _batch_size(device: torch.device) -> int:
+    return GPU_BATCH if device.type == "cuda" else 1
 
 
 def _extract_batch(
@@ -343,13 +326,17 @@ def _extract_video(
 
 def _assemble(output: Path, parts: Path, settings: ExtractSettings) -> None:
     """The features file from the one there is and the files of single images."""
+    sweep(output)
     fresh = sorted(parts.glob("*.npz"))
     if fresh or not output.exists():
-        with open_atomically(output, flush=True) as stream, h5py.File(stream, "w") as file:
+        with (
+            open_atomically(output, flush=True) as stream,
+            h5py.File(stream, "w", libver=CHECKSUMMED) as file,
+        ):
             file.attrs["settings"] = settings.to_json()
             file.attrs["software"] = f"hfnet-distill {__version__}"
             if output.exists():
-                with h5py.File(output) as before:
+                with open_hdf5(output) as before:
                     for name in image_names(before):
                         before.copy(name, file, name)
             for path in fresh:
@@ -357,6 +344,10 @@ def _assemble(output: Path, parts: Path, settings: ExtractSettings) -> None:
                     group = file.create_group(str(part["name"]))
                     for key in part.files:
                         if key not in ("name", "uncertainty"):
-                            group[key] = part[key]
+                            array = part[key]
+                            summed = (
+                                {"chunks": array.shape, "fletcher32": True} if array.size else {}
+                            )
+                            group.create_dataset(key, data=array, **summed)
                     group["keypoints"].attrs["uncertainty"] = float(part["uncertainty"])
     shutil.rmtree(parts)

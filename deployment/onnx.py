@@ -30,9 +30,9 @@ from ..data.images import list_images, read_image, to_tensor
 from ..data.keypoints import KeypointChoice, sum_scores
 from ..errors import InputError
 from ..extras import require
-from ..files import write_atomically
+from ..files import sweep, write_atomically
 from ..networks.base import DenseMaps, Network, Student
-from ..networks.onnx import PREFIX, make_session
+from ..networks.onnx import PREFIX, make_session, seal
 
 __all__ = [
     "OPSET",
@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 OPSET = 20
+EXAMPLE_SIZE = (168, 120)
 NMS_ROUNDS = 5
 """Of suppression, unrolled. Greedy suppression ends when nothing changes; among the best 1,000
 keypoints of a photograph of 640x480 five rounds left none to change, four at most two."""
@@ -76,6 +77,7 @@ class Graph(nn.Module):
         inputs, outputs: names, in order.
         output_names: those of them that the network has.
         convention: where keypoints or map positions lie, for the file's metadata.
+        axes: of the image that may vary, unless ``size`` is given.
         size: (width, height) where the graph is made for one size alone.
     """
 
@@ -83,6 +85,7 @@ class Graph(nn.Module):
     inputs: ClassVar[tuple[str, ...]] = ("image",)
     outputs: ClassVar[tuple[str, ...]]
     convention: ClassVar[str]
+    axes: ClassVar[tuple[int, ...]] = (2, 3)
     size: tuple[int, int] | None = None
 
     def __init__(self, network: Network, choice: KeypointChoice):
@@ -94,12 +97,15 @@ class Graph(nn.Module):
         )
 
     def example(self) -> tuple[Tensor, ...]:
-        """Inputs to trace the graph with."""
-        raise NotImplementedError
+        """Inputs to trace the graph with; two images where it takes a batch."""
+        shape = (self.size or EXAMPLE_SIZE)[::-1] + (3,) * (self.network.channels == 3)
+        image, *rest = map(torch.as_tensor, self.feed(np.zeros(shape, np.uint8)).values())
+        return (image.repeat(2 if 0 in self.axes else 1, 1, 1, 1), *rest)
 
     def dynamic_shapes(self) -> tuple[dict | None, ...]:
         """Which axes of the inputs may vary."""
-        raise NotImplementedError
+        vary = dict.fromkeys(self.axes, torch.export.Dim.DYNAMIC)
+        return (None if self.size else vary, *[None] * (len(self.inputs) - 1))
 
     def feed(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """The inputs for an image (H, W) gray or (H, W, 3) red, green, blue, uint8."""
@@ -107,7 +113,7 @@ class Graph(nn.Module):
 
     def decode(self, outputs: dict[str, np.ndarray], size: tuple[int, int]) -> Features | None:
         """The features that its client would see, in pixels; None for graphs that give maps."""
-        raise NotImplementedError
+        return None
 
 
 def _find_keypoints(
@@ -258,12 +264,6 @@ class Sparse(Graph):
     outputs = ("keypoints", "scores", "descriptors", "global_descriptor")
     convention = "keypoints (N, 2): x, y in pixels of the image, centre of the first pixel (0, 0)"
 
-    def example(self):
-        return (torch.zeros(1, self.network.channels, 120, 168, dtype=torch.uint8),)
-
-    def dynamic_shapes(self):
-        return ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
-
     def forward(self, image: Tensor):
         maps = _maps(self.network, image.float() / 255)
         limit = self.choice.max_num_keypoints
@@ -292,12 +292,7 @@ class Maps(Graph):
         "score_map (B, H, W): one element per pixel; descriptor_map (B, D, h, w): element (i, j) "
         "is at pixel (8 j + 3.5, 8 i + 3.5), centre of the first pixel (0, 0)"
     )
-
-    def example(self):
-        return (torch.zeros(2, self.network.channels, 120, 168),)
-
-    def dynamic_shapes(self):
-        return (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
+    axes = (0, 2, 3)
 
     def forward(self, image: Tensor):
         maps = _maps(self.network, image)
@@ -307,19 +302,9 @@ class Maps(Graph):
     def feed(self, image):
         return {"image": Sparse.feed(self, image)["image"].astype(np.float32) / 255}
 
-    def decode(self, outputs, size):
-        return None
-
 
 class _Colours(Graph):
     """A graph that sees (1, 3, H, W) float32 red, green, blue in [0, 1]."""
-
-    def example(self):
-        width, height = self.size or (168, 120)
-        return (torch.zeros(1, 3, height, width),)
-
-    def dynamic_shapes(self):
-        return ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
 
     def feed(self, image):
         image = image if image.ndim == 3 else np.repeat(image[..., None], 3, 2)
@@ -333,9 +318,6 @@ class OpenCV(_Colours):
     outputs = ("keypoints", "descriptors", "scores")
     convention = "keypoints (K, 2): 2 x / width - 1, 2 y / height - 1, as cv2.ALIKED reads them"
     size = (640, 640)
-
-    def dynamic_shapes(self):
-        return (None,)
 
     def forward(self, image: Tensor):
         maps = _maps(self.network, _seen_by(self.network, image))
@@ -362,12 +344,6 @@ class COLMAP(_Colours):
         "keypoints (1, K, 2): -1 is the centre of the first, 1 of the last pixel of the input"
     )
 
-    def example(self):
-        return (*super().example(), torch.tensor(1000), torch.tensor(0.0))
-
-    def dynamic_shapes(self):
-        return (*super().dynamic_shapes(), None, None)
-
     def forward(self, image: Tensor, max_keypoints: Tensor, min_score: Tensor):
         maps = _maps(self.network, _seen_by(self.network, image))
         points, scores = _find_keypoints(
@@ -381,8 +357,8 @@ class COLMAP(_Colours):
         return (2 * points / last - 1)[None], descriptors[None], scores[None]
 
     def feed(self, image):
-        limits = np.array(self.choice.max_num_keypoints), np.array(0, np.float32)
-        return {**super().feed(image), "max_keypoints": limits[0], "min_score": limits[1]}
+        most = np.array(self.choice.max_num_keypoints)
+        return super().feed(image) | {"max_keypoints": most, "min_score": np.array(0, np.float32)}
 
     def decode(self, outputs, size):
         keypoints, descriptors, scores = (outputs[name][0] for name in self.outputs)
@@ -400,6 +376,7 @@ class HFNetSLAM(Graph):
         "scores_dense_nms:0 (1, H, W): one element per pixel; local_descriptor_map:0 (1, h, w, 256)"
         ": corner elements at the centres of the image's corner pixels"
     )
+    axes = (1, 2)
 
     def __init__(self, network: Network, choice: KeypointChoice):
         if not network.global_dim:
@@ -417,12 +394,6 @@ class HFNetSLAM(Graph):
                 )
         super().__init__(network, choice)
 
-    def example(self):
-        return (torch.zeros(1, 120, 168, self.network.channels),)
-
-    def dynamic_shapes(self):
-        return ({1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC},)
-
     def forward(self, image: Tensor):
         maps = _maps(self.network, image.permute(0, 3, 1, 2) / 255)
         scores = maps.pixel_scores()
@@ -439,9 +410,6 @@ class HFNetSLAM(Graph):
     def feed(self, image):
         pixels = image[..., None] if image.ndim == 2 else image
         return {"image:0": pixels[None].astype(np.float32)}
-
-    def decode(self, outputs, size):
-        return None
 
 
 def _interpolation(cells: int, pixels: int) -> Tensor:
@@ -530,7 +498,8 @@ def export_onnx(
         )
     if calibration is not None:
         content = quantize(graph, content, calibration)
-    write_atomically(path, content, flush=True)
+    sweep(Path(path))
+    write_atomically(path, seal(content), flush=True)
     return parity
 
 
@@ -658,18 +627,14 @@ def quantize(graph: Graph, content: bytes, folder: str | Path) -> bytes:
     tools = require("onnxruntime.quantization", "onnx")
     names = list_images(folder)[:CALIBRATION_PHOTOGRAPHS]
 
-    class Reader(tools.CalibrationDataReader):
-        def __init__(self):
-            self.names = iter(names)
+    channels = 3 if isinstance(graph, _Colours) else graph.network.channels
+    size = graph.size or CALIBRATION_SIZE
+    images = (read_image(Path(folder) / name, channels=channels) for name in names)
+    feeds = (graph.feed(cv2.resize(i, size, interpolation=cv2.INTER_AREA)) for i in images)
 
+    class Reader(tools.CalibrationDataReader):
         def get_next(self):
-            name = next(self.names, None)
-            if name is None:
-                return None
-            channels = 3 if isinstance(graph, _Colours) else graph.network.channels
-            image = read_image(Path(folder) / name, channels=channels)
-            size = graph.size or CALIBRATION_SIZE
-            return graph.feed(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+            return next(feeds, None)
 
     with TemporaryDirectory() as scratch:
         plain, quantized = Path(scratch, "plain.onnx"), Path(scratch, "int8.onnx")

@@ -14,11 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from ..config import PredictSettings
-from ..data.features import Features, read_features, write_features
+from ..data.features import Features, open_hdf5, read_features, write_features
 from ..data.geometry import resize_points
 from ..data.images import (
     read_image,
@@ -209,18 +208,6 @@ class FeatureFile:
 def as_written(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as pipeline.toml writes them, where None is "auto"."""
     return {key: "auto" if value is None else value for key, value in settings.items()}
-
-
-def open_hdf5(path: Path, mode: str, advice: str = "") -> h5py.File:
-    """An HDF5 file; an ``InputError`` where it is none, or in use."""
-    try:
-        return h5py.File(path, mode)
-    except BlockingIOError as error:
-        raise InputError(f"{path}: in use by another process; wait for it") from error
-    except OSError as error:
-        if error.errno:
-            raise
-        raise InputError(f"{path}: not an HDF5 file, or damaged ({error}){advice}") from error
 
 
 def file_name(model: str) -> str:

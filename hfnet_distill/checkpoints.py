@@ -1,22 +1,29 @@
 """Named tensors on disk: one safetensors file with a JSON description, whole or absent."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import google_crc32c
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, uint8
 
 from .errors import CheckpointError
 from .files import write_atomically
 
 __all__ = ["read_description", "read_tensors", "write_tensors"]
 
+CHECKSUM = "checksum"
+"""The key of a description with the ``_checksum`` of all else."""
+
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], description: dict) -> None:
     """Write tensors by name, with a description that can be stored as JSON."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(tensors, {"json": json.dumps(description)}), flush=True)
+    told = {**description, CHECKSUM: _checksum(tensors, description)}
+    write_atomically(path, save(tensors, {"json": json.dumps(told)}), flush=True)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
@@ -25,9 +32,13 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     Raises:
         CheckpointError: there is no such file, or this software did not write it.
     """
-    description = read_description(path)
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
+    told = _read_json(path)
+    with _damage(path), safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    wanted = told.pop(CHECKSUM, None)  # older checkpoints have none
+    if wanted not in (None, _checksum(tensors, told)):
+        raise CheckpointError(f"{path}: damaged: its content does not match its checksum")
+    return tensors, told
 
 
 def read_description(path: str | Path) -> dict:
@@ -36,10 +47,34 @@ def read_description(path: str | Path) -> dict:
     Raises:
         CheckpointError: there is no such file, or this software did not write it.
     """
+    told = _read_json(path)
+    told.pop(CHECKSUM, None)
+    return told
+
+
+def _read_json(path: str | Path) -> dict:
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
+    with _damage(path), safe_open(path, "pt") as file:
+        told = json.loads((file.metadata() or {})["json"])
+        if not isinstance(told, dict):
+            raise ValueError(f"a description that is a {type(told).__name__}")
+        return told
+
+
+@contextmanager
+def _damage(path: str | Path) -> Iterator[None]:
     try:
-        with safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {})["json"])
+        yield
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of this software ({error})") from error
+
+
+def _checksum(tensors: dict[str, Tensor], description: dict) -> int:
+    """CRC-32C over a description and tensors by name, on the CPU and contiguous."""
+    total = google_crc32c.value(json.dumps(description).encode())
+    for name, tensor in sorted(tensors.items()):
+        told = f"{name} {tensor.dtype} {list(tensor.shape)}".encode()
+        total = google_crc32c.extend(total, told)
+        total = google_crc32c.extend(total, tensor.reshape(-1).view(uint8).numpy())
+    return total

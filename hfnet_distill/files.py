@@ -2,8 +2,10 @@
 
 import codecs
 import functools
+import glob
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +21,9 @@ __all__ = [
     "flush_folder",
     "open_atomically",
     "read_text",
+    "remove",
     "reserve",
+    "sweep",
     "write_atomically",
 ]
 
@@ -27,6 +31,20 @@ __all__ = [
 def beside(path: Path) -> Path:
     """The name under which a file or folder is written before it is renamed to ``path``."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed writers left ``beside`` a path; only where no other process writes it."""
+    for partial in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        remove(partial)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

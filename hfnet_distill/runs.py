@@ -73,6 +73,8 @@ class RunFolder:
                 )
         if writes:
             self.path.mkdir(parents=True, exist_ok=True)
+            for partial in self.path.glob("*.partial"):  # that a killed run was writing
+                partial.unlink()
             write_atomically(made_with, json.dumps(self.info, indent=2).encode())
 
     @property

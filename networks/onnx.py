@@ -1,9 +1,11 @@
 """``onnx:FILE``: a file that ``export-onnx`` made, run by ONNX Runtime as any other network."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import google_crc32c
 import torch
 from torch import Tensor
 
@@ -12,15 +14,29 @@ from ..data.geometry import PIXEL_MAP
 from ..data.keypoints import KeypointChoice
 from ..errors import InputError, NotFoundError
 from ..extras import require
-from ..files import file_digest
 from .base import DenseMaps, Network
 from .registry import register
 
-__all__ = ["PREFIX", "ONNXNetwork", "make_session"]
+__all__ = ["PREFIX", "ONNXNetwork", "make_session", "seal"]
 
 PREFIX = "hfnet_distill."
 """How the keys of our metadata in an ONNX file begin."""
 PROFILES = ("sparse", "maps")
+
+SEAL = b"\x72\x22\x0a\x16hfnet_distill.checksum\x12\x08"
+"""How a file ends, before eight digits: one more entry of ``metadata_props`` (protobuf's field 14,
+34 bytes: a key of 22 and a value of 8)."""
+
+
+def seal(content: bytes) -> bytes:
+    """An ONNX file with the CRC-32C of its bytes as its last piece of metadata."""
+    return content + SEAL + f"{google_crc32c.value(content):08x}".encode()
+
+
+def _is_as_sealed(content: bytes) -> bool:
+    """Whether the bytes are as ``seal`` saw them, or never went through it."""
+    body, end = content[: -len(SEAL) - 8], content[-len(SEAL) - 8 :]
+    return not end.startswith(SEAL) or content == seal(body)
 
 
 def make_session(model: str | Path | bytes, *, threads: int = 0):
@@ -60,6 +76,12 @@ class ONNXNetwork(Network):
         super().__init__()
         if not Path(path).is_file():
             raise NotFoundError(f"{path}: no such ONNX file")
+        content = Path(path).read_bytes()
+        if not _is_as_sealed(content):
+            raise InputError(
+                f"onnx:{path}: damaged: it does not match its checksum; export it anew"
+            )
+        self.weights = hashlib.sha256(content).hexdigest()
         self.session = make_session(path)
         metadata = self.session.get_modelmeta().custom_metadata_map
         told = {key.removeprefix(PREFIX): value for key, value in metadata.items()}
@@ -70,12 +92,15 @@ class ONNXNetwork(Network):
                 f"onnx:{path}: {found}; expected a file that export-onnx made with --profile "
                 f"{' or '.join(PROFILES)}"
             )
-        self.channels = int(told["channels"])
-        self.descriptor_dim, self.global_dim = int(told["descriptor_dim"]), int(told["global_dim"])
-        choice = KeypointChoice(**json.loads(told["keypoints"]))
+        try:
+            self.channels = int(told["channels"])
+            self.descriptor_dim = int(told["descriptor_dim"])
+            self.global_dim = int(told["global_dim"])
+            choice = KeypointChoice(**json.loads(told["keypoints"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"onnx:{path}: damaged metadata ({error}); export it anew") from error
         self.exported_choice = choice
         self.refine_radius, self.rank_radius = choice.refine_radius, choice.rank_radius
-        self.weights = file_digest(path)
         self.outputs = [output.name for output in self.session.get_outputs()]
 
     @classmethod

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from hfnet_distill.data.features import read_features
+from hfnet_distill.data.features import image_names, read_features
 from hfnet_distill.deployment import extract as extracting
 from hfnet_distill.deployment.cli import extract_features
 from hfnet_distill.deployment.colmap import match
@@ -25,7 +25,7 @@ def features(photographs, tmp_path, run_command):
 
 def test_hlocs_contract(photographs, features):
     with h5py.File(features) as file:
-        assert extracting.image_names(file) == [*(f"{i}.png" for i in range(5)), "walk/5.png"]
+        assert image_names(file) == [*(f"{i}.png" for i in range(5)), "walk/5.png"]
         group = file["walk/5.png"]
         count = len(group["scores"])
         assert group["keypoints"].shape == (count, 2)
@@ -98,14 +98,40 @@ def test_interrupted_and_run_again(photographs, tmp_path, run_command, monkeypat
     assert "1 images extracted, 6 were there already" in run_command(extract_features, *command)
 
 
+def test_batches_give_the_same_features(photographs, features, tmp_path, run_command, monkeypatch):
+    for name in ("1.png", "3.png"):
+        image = cv2.imread(str(photographs / name))
+        cv2.imwrite(str(photographs / name), cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE))
+    seen = []
+    extract_batch = extracting._extract_batch
+    monkeypatch.setattr(
+        extracting,
+        "_extract_batch",
+        lambda network, batch, *how: (seen.append(len(batch)), extract_batch(network, batch, *how))[
+            1
+        ],
+    )
+    for size in (1, 3):
+        monkeypatch.setattr(extracting, "_batch_size", lambda device, size=size: size)
+        path = tmp_path / f"{size}.h5"
+        run_command(extract_features, "--images", photographs, "--output", path, "--quiet")
+    assert seen == [1, 1, 1, 1, 1, 1, 3, 2, 1]
+    with h5py.File(tmp_path / "1.h5") as one, h5py.File(tmp_path / "3.h5") as three:
+        assert image_names(one) == image_names(three)
+        for name in image_names(one):
+            alone, together = read_features(one, name), read_features(three, name)
+            np.testing.assert_allclose(alone.keypoints, together.keypoints, atol=1e-3)
+            np.testing.assert_allclose(alone.descriptors, together.descriptors, atol=2e-3)
+
+
 def test_other_settings_are_refused_by_name(photographs, features, tmp_path, run_command):
     command = ("--images", photographs, "--output", features, "--quiet")
     output = run_command(extract_features, *command, "--nms-radius", 2, code=1)
-    assert "made with nms_radius 4, now it is 2; name another --output" in output
+    assert "made with other settings: keypoints.nms_radius is 4 there and 2 here" in output
     run_command(extract_features, *command, "--nms-radius", 2, "--overwrite")
     (tmp_path / "text.h5").write_text("none")
     command = ("--images", photographs, "--output", tmp_path / "text.h5")
-    assert "not an HDF5 file" in run_command(extract_features, *command, code=1)
+    assert "not an HDF5 file, or damaged" in run_command(extract_features, *command, code=1)
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["0.png/keypoints"] = np.zeros((0, 2))
     command = ("--images", photographs, "--output", tmp_path / "other.h5")
@@ -135,14 +161,14 @@ def test_video(photographs, tmp_path, run_command):
     command = ("--images", path, "--model", "sift", "--quiet", "--output")
     run_command(extract_features, *command, tmp_path / "clip.h5")
     with h5py.File(tmp_path / "clip.h5") as file:
-        assert extracting.image_names(file) == [f"clip/{i:06d}" for i in range(5)]
+        assert image_names(file) == [f"clip/{i:06d}" for i in range(5)]
     content = path.read_bytes()
     (tmp_path / "half.avi").write_bytes(content[: len(content) // 2])
     command = ("--images", tmp_path / "half.avi", "--model", "sift", "--quiet", "--output")
     output = run_command(extract_features, *command, tmp_path / "half.h5", code=1)
     assert "half.avi: breaks off in frame" in output
     with h5py.File(tmp_path / "half.h5") as file:
-        assert 0 < len(extracting.image_names(file)) < 4
+        assert 0 < len(image_names(file)) < 4
     (tmp_path / "cut.mp4").write_bytes(b"no video")
     command = ("--images", tmp_path / "cut.mp4", "--model", "sift", "--output")
     assert "not a video" in run_command(extract_features, *command, tmp_path / "cut.h5", code=1)

@@ -49,14 +49,14 @@ class FastTeacher(Network):
 def export(*arguments) -> None:
     """The command in this process, with the fast teacher."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry._classes, "superpoint", FastTeacher)
+        patch.setitem(registry.NETWORKS.entries, "superpoint", FastTeacher)
         export_teacher([str(argument) for argument in arguments], standalone_mode=False)
 
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
     """``refused(...)``: what the command says when it ends with an error."""
-    monkeypatch.setitem(registry._classes, "superpoint", FastTeacher)
+    monkeypatch.setitem(registry.NETWORKS.entries, "superpoint", FastTeacher)
 
     def run(*arguments) -> str:
         with pytest.raises(SystemExit) as ended:

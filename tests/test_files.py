@@ -1,9 +1,9 @@
-"""Texts as people's editors save them."""
+"""Texts as people's editors save them, and files that are whole or absent."""
 
 import pytest
 
 from hfnet_distill.errors import InputError, NotFoundError
-from hfnet_distill.files import read_text
+from hfnet_distill.files import beside, read_text, sweep
 
 TEXT = "a = 1\n# \u00e9\n"
 
@@ -26,3 +26,12 @@ def test_others_are_refused_by_name(tmp_path):
 def test_an_empty_file_is_an_empty_text(tmp_path):
     (tmp_path / "a.txt").touch()
     assert read_text(tmp_path / "a.txt") == ""
+
+
+def test_what_killed_writers_left_is_swept(tmp_path):
+    path = tmp_path / "store[1].h5"
+    for left in (beside(path), beside(tmp_path / "other.h5")):
+        left.write_bytes(b"half")
+    beside(path).mkdir()
+    sweep(path)
+    assert [entry.name.split(".")[0] for entry in tmp_path.iterdir()] == ["other"]

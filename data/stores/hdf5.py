@@ -11,8 +11,18 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from ...files import reserve
-from .layout import ATTRIBUTE, PARAMETERS, Layout, checksums, made_beside, parts_of, remove
+from ...files import remove, reserve
+from .layout import (
+    ATTRIBUTE,
+    PARAMETERS,
+    SUMS,
+    Layout,
+    checksums,
+    header_sum,
+    made_beside,
+    parameters_sum,
+    parts_of,
+)
 from .schema import Schema
 
 __all__ = ["HDF5Layout"]
@@ -49,9 +59,10 @@ class HDF5Layout(Layout):
         for path in self.parts.glob("*.partial"):
             remove(path)
 
-    def read_header(self) -> tuple[dict, list[str]]:
+    def read_header(self) -> tuple[dict, list[str], list[int] | None]:
         with h5py.File(self.path, "r") as file:
-            return json.loads(file.attrs[ATTRIBUTE]), file["name"].asstr()[:].tolist()
+            sums = file.attrs[SUMS].tolist() if SUMS in file.attrs else None
+            return json.loads(file.attrs[ATTRIBUTE]), file["name"].asstr()[:].tolist(), sums
 
     def read_parameters(self) -> dict[str, np.ndarray]:
         with h5py.File(self.path, "r") as file:
@@ -151,6 +162,8 @@ class HDF5Layout(Layout):
 def _lay_out(file: h5py.File, schema: Schema, names: list[str], parameters) -> None:
     """Everything that a file is ever going to have, but for the records and the marks."""
     file.attrs[ATTRIBUTE] = schema.model_dump_json()
+    header = schema.model_dump(mode="json")
+    file.attrs[SUMS] = [header_sum(header, names), parameters_sum(parameters)]
     file.create_dataset("name", data=names, dtype=h5py.string_dtype())
     for name, field in schema.stored_fields.items():
         shape = (len(names), *field.shape)

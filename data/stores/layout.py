@@ -1,7 +1,7 @@
 """What the two layouts of a store on disk have in common."""
 
+import json
 import os
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,12 +10,24 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from ...files import beside, flush_file, flush_folder
+from ...files import beside, flush_file, flush_folder, remove, sweep
 from .schema import Schema
 
-__all__ = ["ATTRIBUTE", "PARAMETERS", "Layout", "checksums", "made_beside", "parts_of", "remove"]
+__all__ = [
+    "ATTRIBUTE",
+    "PARAMETERS",
+    "SUMS",
+    "Layout",
+    "checksums",
+    "header_sum",
+    "made_beside",
+    "parameters_sum",
+    "parts_of",
+]
 
 ATTRIBUTE = "hfnet_distill"
+SUMS = "hfnet_distill_checksums"
+"""The attribute with ``header_sum`` and ``parameters_sum``; older stores have none."""
 PARAMETERS = "parameters"
 PART = 2**18
 """Bytes that are written, then summed while the processor's cache still has them."""
@@ -42,12 +54,11 @@ class Layout(ABC):
 
     def sweep(self) -> None:
         """Remove what killed writers left behind."""
-        for path in self.path.parent.glob(f"{self.path.name}.*.partial"):
-            remove(path)
+        sweep(self.path)
 
     @abstractmethod
-    def read_header(self) -> tuple[dict, list[str]]:
-        """The schema as JSON, and the names; raises if there is no store."""
+    def read_header(self) -> tuple[dict, list[str], list[int] | None]:
+        """The schema as JSON, the names, and ``SUMS`` if any; raises if there is no store."""
 
     @abstractmethod
     def read_parameters(self) -> dict[str, np.ndarray]:
@@ -82,14 +93,6 @@ class Layout(ABC):
         remove(self.path)
 
 
-def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 @contextmanager
 def made_beside(path: Path) -> Iterator[Path]:
     """Where to make a file or folder that becomes ``path`` at the end, or goes after an error."""
@@ -103,6 +106,22 @@ def made_beside(path: Path) -> Iterator[Path]:
     except BaseException:
         remove(unfinished)
         raise
+
+
+def header_sum(header: dict, names: Sequence[str]) -> int:
+    """CRC-32C over a schema, as JSON holds it, and the names of the records."""
+    text = "\0".join([json.dumps(header, sort_keys=True), *names])
+    return google_crc32c.value(text.encode(errors="surrogatepass"))
+
+
+def parameters_sum(parameters: Mapping[str, np.ndarray]) -> int:
+    """CRC-32C over arrays by name."""
+    total = 0
+    for name, array in sorted(parameters.items()):
+        array = np.ascontiguousarray(array)
+        told = f"{name} {array.dtype.str} {array.shape}".encode()
+        total = google_crc32c.extend(google_crc32c.extend(total, told), array.tobytes())
+    return total
 
 
 def checksums(fields: Sequence[np.ndarray]) -> np.ndarray:

@@ -16,6 +16,7 @@ memory map; zstd-compressed ones through zarr and h5py.
 """
 
 import contextlib
+import errno
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,7 @@ from pydantic import ValidationError
 
 from ...errors import NotInStoreError, StoreError
 from .hdf5 import HDF5Layout
-from .layout import Layout, checksums
+from .layout import Layout, checksums, header_sum, parameters_sum
 from .quantize import dequantize
 from .remote import RemoteZarrLayout, is_url
 from .schema import FORMAT_VERSION, Field, Schema
@@ -39,6 +40,22 @@ RECHECKED = 4
 """Shards, the last of those done, whose bytes are looked at before a store is continued."""
 
 
+@contextlib.contextmanager
+def _damage(path: Path | str) -> Iterator[None]:
+    """What is raised for damaged bytes, which Zarr and HDF5 take for all sorts of things."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) not in (None, errno.ENOENT):
+            raise  # the disk's own word
+        raise StoreError(
+            f"{path}: not a store of export-teacher, or a damaged one ({error}); export it again "
+            "with --overwrite"
+        ) from error
+
+
 class RecordStore:
     """A store on disk. ``open`` reads one, ``create`` starts or continues one.
 
@@ -48,8 +65,16 @@ class RecordStore:
         names: the images, in record order.
     """
 
-    def __init__(self, path: Path | str, layout: Layout, schema: Schema, names: list[str]):
+    def __init__(
+        self,
+        path: Path | str,
+        layout: Layout,
+        schema: Schema,
+        names: list[str],
+        parameters_sum: int | None,
+    ):
         self.path, self.schema, self.names = path, schema, names
+        self._parameters_sum = parameters_sum
         self._layout = layout
         self._index = {name: index for index, name in enumerate(names)}
 
@@ -58,7 +83,7 @@ class RecordStore:
         """Open a store for reading: one on disk, complete or not, or by its URL a complete one.
 
         Raises:
-            StoreError: there is no store, or one of another layout version.
+            StoreError: there is no store, a damaged one, or one of another layout version.
         """
         if is_url(path):
             layout = RemoteZarrLayout(str(path))
@@ -67,13 +92,8 @@ class RecordStore:
             if not path.exists():
                 raise StoreError(f"{path}: no such store; make it with export-teacher")
             layout = ZarrLayout(path) if path.is_dir() else HDF5Layout(path)
-        try:
-            header, names = layout.read_header()
-        except (OSError, KeyError, ValueError) as error:
-            raise StoreError(
-                f"{path}: not a store of export-teacher, or a damaged one ({error}); "
-                "export it again with --overwrite"
-            ) from error
+        with _damage(path):
+            header, names, sums = layout.read_header()
         found = header.get("version")
         if found != FORMAT_VERSION:
             raise StoreError(
@@ -84,8 +104,14 @@ class RecordStore:
             schema = Schema.model_validate(header)
         except ValidationError as error:
             raise StoreError(f"{path}: damaged schema: {error.errors()[0]['msg']}") from error
-        layout.bind(schema)
-        return cls(path, layout, schema, names)
+        if sums is not None and sums[0] != header_sum(header, names):
+            raise StoreError(
+                f"{path}: damaged: its schema and names do not match their checksum; export it "
+                "again with --overwrite"
+            )
+        with _damage(path):
+            layout.bind(schema)
+        return cls(path, layout, schema, names, None if sums is None else sums[1])
 
     @classmethod
     def create(
@@ -148,8 +174,19 @@ class RecordStore:
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
-        """The arrays that ``create`` was given beside the records, by name; read on each access."""
-        return self._layout.read_parameters()
+        """The arrays that ``create`` was given beside the records, by name; read on each access.
+
+        Raises:
+            StoreError: they are damaged.
+        """
+        with _damage(self.path):
+            parameters = self._layout.read_parameters()
+        if self._parameters_sum not in (None, parameters_sum(parameters)):
+            raise StoreError(
+                f"{self.path}: damaged: its parameters do not match their checksum; export it "
+                "again with --overwrite"
+            )
+        return parameters
 
     def __len__(self) -> int:
         return len(self.names)
@@ -241,7 +278,8 @@ class RecordStore:
             raise NotInStoreError(
                 f"{self.path}: has no field {field}, only {[*self.schema.fields]}"
             )
-        return self._layout.read(field, self._index[name])
+        with _damage(self.path):
+            return self._layout.read(field, self._index[name])
 
     def record(self, name: str) -> dict[str, np.ndarray]:
         """All fields of one image by name; sparse fields without their padding.
@@ -317,7 +355,7 @@ class RecordStore:
         layout = ZarrLayout(path) if path.is_dir() else HDF5Layout(path)
         try:
             layout.read_header()
-        except (OSError, KeyError, ValueError) as error:
+        except Exception as error:  # see _damage
             raise StoreError(
                 f"{path}: not a store, so it is not overwritten; remove it yourself or choose "
                 "another --store"

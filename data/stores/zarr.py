@@ -10,8 +10,18 @@ import numpy as np
 import zarr
 
 from ...errors import StoreError
-from ...files import flush_file, open_atomically, reserve, write_atomically
-from .layout import ATTRIBUTE, PARAMETERS, Layout, checksums, made_beside, parts_of, remove
+from ...files import flush_file, open_atomically, remove, reserve, write_atomically
+from .layout import (
+    ATTRIBUTE,
+    PARAMETERS,
+    SUMS,
+    Layout,
+    checksums,
+    header_sum,
+    made_beside,
+    parameters_sum,
+    parts_of,
+)
 from .schema import Schema
 
 __all__ = ["ZarrLayout"]
@@ -33,7 +43,9 @@ class ZarrLayout(Layout):
     ) -> None:
         zstd = zarr.codecs.ZstdCodec(level=3) if schema.compression == "zstd" else None
         with made_beside(self.path) as unfinished:
-            group = zarr.create_group(unfinished, attributes={ATTRIBUTE: schema.model_dump()})
+            header = schema.model_dump(mode="json")
+            sums = [header_sum(header, names), parameters_sum(parameters)]
+            group = zarr.create_group(unfinished, attributes={ATTRIBUTE: header, SUMS: sums})
             array = group.create_array("name", shape=(len(names),), dtype=str, compressors=None)
             array[:] = np.array(names, dtype=object)
             for name, field in schema.stored_fields.items():
@@ -62,10 +74,10 @@ class ZarrLayout(Layout):
         for path in self.path.glob("**/*.partial"):
             remove(path)
 
-    def read_header(self) -> tuple[dict, list[str]]:
+    def read_header(self) -> tuple[dict, list[str], list[int] | None]:
         group = zarr.open_group(self.path, mode="r")
         self._separator = group["checksum"].metadata.chunk_key_encoding.separator
-        return group.attrs[ATTRIBUTE], group["name"][:].tolist()
+        return group.attrs[ATTRIBUTE], group["name"][:].tolist(), group.attrs.get(SUMS)
 
     def read_parameters(self) -> dict[str, np.ndarray]:
         group = zarr.open_group(self.path, mode="r")
