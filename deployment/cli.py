@@ -65,6 +65,9 @@ def export_onnx(
                  max_keypoints, min_score         COLMAP 4's slot for ALIKED
       hfnet-slam image:0 float32 [1, H, W, 1]     scores_dense_nms:0, local_descriptor_map:0,
                  in [0, 255]                      global_descriptor:0
+
+    --model lightglue --profile opencv writes what cv2.LightGlueMatcher.create(FILE) of OpenCV 5
+    takes, for descriptors of aliked:n16 and its students.
     """
     from ..config import load_settings, parse_size
     from ..console import say
@@ -73,20 +76,29 @@ def export_onnx(
     from . import onnx
     from .photographs import photographs_of_sizes
 
-    choice = KeypointChoice.of(load_settings(config).predict, max_num_keypoints, **choice_flags)
-    network = load(model, device="cpu")
-    path = checkpoint_path(model)
-    description = load_checkpoint(path)[1] if path.is_file() else {}
-    parity = onnx.export_onnx(
-        network,
-        profile,
-        output,
-        choice=choice,
-        photographs=photographs_of_sizes(folder, network.channels),
-        size=None if size is None else parse_size(size),
-        licences=description.get("licences"),
-        calibration=calibration,
-    )
+    if model == "lightglue":
+        if profile != "opencv":
+            raise click.UsageError("--model lightglue: add --profile opencv, the only one it has")
+        from ..networks.lightglue import LightGlueMatcher
+        from .lightglue import export_lightglue, pairs_of
+
+        pairs = pairs_of(photographs_of_sizes(folder, 1), max_num_keypoints)
+        parity = export_lightglue(LightGlueMatcher(device="cpu"), output, pairs)
+    else:
+        choice = KeypointChoice.of(load_settings(config).predict, max_num_keypoints, **choice_flags)
+        network = load(model, device="cpu")
+        path = checkpoint_path(model)
+        description = load_checkpoint(path)[1] if path.is_file() else {}
+        parity = onnx.export_onnx(
+            network,
+            profile,
+            output,
+            choice=choice,
+            photographs=photographs_of_sizes(folder, network.channels),
+            size=None if size is None else parse_size(size),
+            licences=description.get("licences"),
+            calibration=calibration,
+        )
     say(f"{output}: {output.stat().st_size / 1e6:.1f} MB; {parity}", quiet=quiet)
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "Parity",
     "compare",
     "export_onnx",
+    "keep",
     "make_graph",
     "quantize",
     "to_onnx",
@@ -106,6 +107,19 @@ class Graph(nn.Module):
         """Which axes of the inputs may vary."""
         vary = dict.fromkeys(self.axes, torch.export.Dim.DYNAMIC)
         return (None if self.size else vary, *[None] * (len(self.inputs) - 1))
+
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself, besides its profile and version."""
+        network = self.network
+        return {
+            "network": network.name,
+            "weights": network.weights,
+            "channels": str(network.channels),
+            "descriptor_dim": str(network.descriptor_dim),
+            "global_dim": str(network.global_dim),
+            "convention": self.convention,
+            "keypoints": json.dumps(asdict(self.choice)),
+        }
 
     def feed(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """The inputs for an image (H, W) gray or (H, W, 3) red, green, blue, uint8."""
@@ -431,7 +445,7 @@ class Parity:
 
     Attributes:
         sizes: (width, height) of each.
-        in_common: the least share of keypoints that both find.
+        in_common: the least share of keypoints, or matches, that both find.
         differences: output -> the largest difference of a number; of keypoints in common.
     """
 
@@ -448,7 +462,7 @@ class Parity:
     def complaint(self) -> str | None:
         """What is out of bounds, or None."""
         if not self.in_common >= SHARE_IN_COMMON:
-            return f"{self.in_common:.2%} of keypoints in common; expected {SHARE_IN_COMMON:.1%}"
+            return f"{self.in_common:.2%} in common; expected {SHARE_IN_COMMON:.1%}"
         for name, difference in self.differences.items():
             bound = TOLERANCES.get(name, MAP_TOLERANCE)
             if not difference <= bound:
@@ -458,7 +472,7 @@ class Parity:
     def __str__(self) -> str:
         sizes = ", ".join(f"{width}x{height}" for width, height in self.sizes)
         differences = ", ".join(f"{name} {value:.1e}" for name, value in self.differences.items())
-        return f"{sizes}: {self.in_common:.2%} of keypoints in common; differences: {differences}"
+        return f"{sizes}: {self.in_common:.2%} in common; differences: {differences}"
 
 
 def export_onnx(
@@ -491,16 +505,25 @@ def export_onnx(
     graph = make_graph(network, profile, choice, size)
     content = to_onnx(graph, licences or {})
     parity = compare(graph, content, photographs)
+    if calibration is not None:
+        content = quantize(graph, content, calibration)
+    keep(Path(path), content, parity)
+    return parity
+
+
+def keep(path: Path, content: bytes, parity: Parity) -> None:
+    """Write an ONNX file that was compared with PyTorch.
+
+    Raises:
+        InputError: it differs; nothing is written then.
+    """
     if complaint := parity.complaint():
         raise InputError(
             f"{path}: not written, for the graph differs from PyTorch: {complaint}; try other "
             "versions of torch and onnxruntime"
         )
-    if calibration is not None:
-        content = quantize(graph, content, calibration)
-    sweep(Path(path))
+    sweep(path)
     write_atomically(path, seal(content), flush=True)
-    return parity
 
 
 def make_graph(
@@ -539,9 +562,11 @@ def to_onnx(graph: Graph, licences: Mapping[str, str]) -> bytes:
         )
     model = program.model_proto
     model.producer_name, model.producer_version = "hfnet-distill", __version__
-    for key, value in _metadata(graph, licences).items():
-        entry = model.metadata_props.add()
-        entry.key, entry.value = key, value
+    unknown = dict.fromkeys(("weights", "teachers", "photographs"), "see the model card")
+    licences = {"code": "MIT", **unknown, **licences}
+    told = {"profile": graph.profile, "version": __version__, **graph.metadata()}
+    for key, value in {**told, **{f"licence.{of}": text for of, text in licences.items()}}.items():
+        model.metadata_props.add(key=f"{PREFIX}{key}", value=value)
     return model.SerializeToString()
 
 
@@ -557,24 +582,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _metadata(graph: Graph, licences: Mapping[str, str]) -> dict[str, str]:
-    network = graph.network
-    unknown = dict.fromkeys(("weights", "teachers", "photographs"), "see the model card")
-    licences = {"code": "MIT", **unknown, **licences}
-    return {
-        f"{PREFIX}profile": graph.profile,
-        f"{PREFIX}version": __version__,
-        f"{PREFIX}network": network.name,
-        f"{PREFIX}weights": network.weights,
-        f"{PREFIX}channels": str(network.channels),
-        f"{PREFIX}descriptor_dim": str(network.descriptor_dim),
-        f"{PREFIX}global_dim": str(network.global_dim),
-        f"{PREFIX}convention": graph.convention,
-        f"{PREFIX}keypoints": json.dumps(asdict(graph.choice)),
-        **{f"{PREFIX}licence.{of}": text for of, text in licences.items()},
-    }
 
 
 def compare(graph: Graph, content: bytes, photographs: list[np.ndarray]) -> Parity:

@@ -39,11 +39,14 @@ class LightGlueMatcher:
 
     Attributes:
         digest: the SHA-256 of the weights.
+        license: of the weights.
 
     Raises:
         InputError: kornia is not installed, or the file holds other weights.
         NotFoundError: the weights are nowhere to be had.
     """
+
+    license = OFFICIAL.license
 
     def __init__(
         self,

@@ -186,7 +186,7 @@ def test_pickles_are_refused(tmp_path):
     torch.save({"a": Mischief(trace)}, tmp_path / "weights.pth")
     np.savez(tmp_path / "weights.npz", a=np.array([Mischief(trace)], dtype=object))
     for name in ("weights.pth", "weights.npz"):
-        with pytest.raises(InputError, match="not readable as weights"):
+        with pytest.raises(InputError, match="without running code in it"):
             load_arrays(tmp_path / name)
     assert not trace.exists()
 

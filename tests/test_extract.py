@@ -12,6 +12,7 @@ from hfnet_distill.data.features import image_names, read_features
 from hfnet_distill.deployment import extract as extracting
 from hfnet_distill.deployment.cli import extract_features
 from hfnet_distill.deployment.colmap import match
+from hfnet_distill.files import beside
 from hfnet_distill.networks.registry import load
 
 
@@ -91,6 +92,7 @@ def test_interrupted_and_run_again(photographs, tmp_path, run_command, monkeypat
     output = run_command(extract_features, *command, code=1)
     assert "No space left on device; free some space" in output
     assert not path.exists()
+    beside(path).write_bytes(b"that a killed run left")
     monkeypatch.setattr(extracting, "_write_part", write)
     assert "4 images extracted, 2 were there already" in run_command(extract_features, *command)
     assert [entry.name for entry in tmp_path.iterdir() if "features" in entry.name] == [path.name]

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import time
+from importlib import import_module
 from pathlib import Path
 
 import cv2
@@ -307,3 +308,13 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_shard(
     assert [store.corrupt_records(number) for number in range(5)] == [[]] * 5
     export(*arguments, "--store", tmp_path / "store")
     assert digest(tmp_path / "store") == digest(tmp_path / "whole")
+
+
+def test_two_kills_of_the_benchmark(children, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    kills = import_module("kills")
+    inputs = kills.prepare(tmp_path)
+    torture = kills.Torture(kills.CASES["extract-features"], inputs, tmp_path / "of", children, "")
+    outcome = torture.kill(2)
+    assert outcome.faults == []
+    assert outcome.killed == 2

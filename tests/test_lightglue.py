@@ -11,7 +11,8 @@ import torch
 
 from hfnet_distill.data.features import Features, read_features
 from hfnet_distill.data.geometry import warp_points
-from hfnet_distill.deployment.cli import extract_features
+from hfnet_distill.deployment.cli import export_onnx, extract_features
+from hfnet_distill.deployment.lightglue import export_lightglue
 from hfnet_distill.errors import InputError, NotFoundError
 from hfnet_distill.evaluation.cli import evaluate
 from hfnet_distill.networks.lightglue import LightGlueMatcher
@@ -170,3 +171,36 @@ def test_matches_that_are_evaluated(
         evaluate, *command, *how, "--protocol", "hfnet", "--matcher", "lightglue", code=1
     )
     assert "matcher lightglue: the protocol hfnet matches in its own way; expected" in output
+
+
+@pytest.mark.timeout(900)  # an export takes a minute on a busy machine
+def test_opencv_matches_as_kornia_does(tmp_path, monkeypatch):
+    kornia = pytest.importorskip("kornia.feature", reason="kornia is not installed")
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    small = kornia.LightGlue(None, input_dim=128, n_layers=2, filter_threshold=0)
+    monkeypatch.setattr("hfnet_distill.networks.lightglue._kornia_network", lambda score: small)
+    torch.save(small.state_dict(), tmp_path / "a.pth")
+    matcher = LightGlueMatcher(tmp_path / "a.pth", device="cpu")
+    first = features_of(40)
+    first = replace(first, keypoints=first.keypoints.clip(0))
+    second = replace(first, image_size=(100, 80), keypoints=first.keypoints[::-1] * 0.8)
+    noise = np.random.default_rng(0).normal(size=second.descriptors.shape) / 4
+    second = replace(
+        second, descriptors=(second.descriptors + noise).astype(np.float32)[::-1].copy()
+    )
+    parity = export_lightglue(matcher, tmp_path / "lightglue.onnx", [(first, second)])
+    assert parity.in_common == 1
+    wanted, _ = matcher.match(first, second)
+    assert len(wanted) > 20
+    if not hasattr(cv2, "LightGlueMatcher"):
+        pytest.skip(f"OpenCV {cv2.__version__} has no cv2.LightGlueMatcher; OpenCV 5 has")
+    client = cv2.LightGlueMatcher.create(str(tmp_path / "lightglue.onnx"), 0.0)
+    client.setPairInfo(first.keypoints, second.keypoints, (100, 100), (100, 100))
+    found = client.match(first.descriptors, np.ascontiguousarray(second.descriptors))
+    assert [(match.queryIdx, match.trainIdx) for match in found] == list(map(tuple, wanted))
+
+
+def test_one_profile_has_lightglue(tmp_path, run_command):
+    command = (export_onnx, "--model", "lightglue", "--output", tmp_path / "lightglue.onnx")
+    assert "add --profile opencv, the only one it has" in run_command(*command, code=2)

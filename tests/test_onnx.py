@@ -17,6 +17,7 @@ from hfnet_distill.deployment import onnx as deployment
 from hfnet_distill.deployment.cli import export_onnx
 from hfnet_distill.deployment.photographs import photographs_of_sizes
 from hfnet_distill.errors import InputError, NotFoundError
+from hfnet_distill.files import beside
 from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
 from hfnet_distill.networks.light import Light, LightConfig
 from hfnet_distill.networks.onnx import make_session
@@ -79,7 +80,9 @@ def test_a_light_student(tmp_path):
 def test_the_graph_gives_what_pytorch_gives(small, profile, tmp_path):
     photographs = photographs_of_sizes(None, 3 if profile == "colmap" else 1)[1:4]
     path = tmp_path / "small.onnx"
+    beside(path).write_bytes(b"that a killed export left")
     deployment.export_onnx(small, profile, path, choice=CHOICE, photographs=photographs)
+    assert list(tmp_path.iterdir()) == [path]
     told = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert told["hfnet_distill.profile"] == profile
     assert "centre" in told["hfnet_distill.convention"]

@@ -18,6 +18,7 @@ from hfnet_distill.config import load_settings, override
 from hfnet_distill.data.images import fit_image, read_image
 from hfnet_distill.data.stores.store import Field, RecordStore, Schema
 from hfnet_distill.errors import CheckpointError, InputError
+from hfnet_distill.files import beside
 from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
 from hfnet_distill.networks.light import CONFIGS, Light
 from hfnet_distill.networks.registry import checkpoint_path, load_checkpoint, save_checkpoint
@@ -191,7 +192,10 @@ def test_a_resumed_run_gives_the_same_numbers(train, tmp_path, monkeypatch):
     assert "interrupted after step 3, all of it is kept in" in output
     assert read_tensors(tmp_path / "run" / "resume.safetensors")[1]["step"] == 4 - 1
     monkeypatch.undo()
+    left = beside(tmp_path / "run" / "resume.safetensors")
+    left.write_bytes(b"that a killed run left")
     train("--epochs", 3, "--resume")
+    assert not left.exists()
     for name in ("last.safetensors", "resume.safetensors"):
         whole, halves = (load_file(tmp_path / run / name) for run in ("whole", "run"))
         assert whole.keys() == halves.keys()
