@@ -10,6 +10,12 @@ same order, into the same batch buffer:
 * npz: one uncompressed float32 file an image, as HF-Net's export wrote it;
 * hloc_hdf5: one group an image, float16; zarr_default: zarr-python, nothing set but dtype.
 
+    python benchmarks/stores.py --names 1000000
+
+measures in place of all this what so many names cost: a store of tiny records and a folder of empty
+files are made, the store is opened, joined with the folder and continued; and a loader's process
+reads records, whose own memory is that which it shares with nobody.
+
 A pass takes every contender in turn; what counts is the median of a contender's passes. Reads are
 warm: every file lies in the page cache and every map was used once. Cold reads follow, with the
 pages of the files dropped before each pass. Writes go into stores laid out before and end in the
@@ -22,6 +28,8 @@ import mmap
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -36,6 +44,7 @@ import zarr
 from torch.nn import functional as F
 
 from hfnet_distill.data.geometry import CELL_MAP
+from hfnet_distill.data.images import list_images
 from hfnet_distill.data.stores.quantize import quantize, quantize_fields
 from hfnet_distill.data.stores.store import Field, RecordStore, Schema
 
@@ -221,6 +230,82 @@ class ZarrDefault(Contender):
         return read
 
 
+def measure_names(count: int, folder: Path) -> dict[str, float]:
+    """Seconds and megabytes that a store of so many records takes in each step."""
+    names = [f"photographs/{index // 1000:06d}/{index:09d}.jpg" for index in range(count)]
+    schema = Schema(
+        teacher="toy",
+        weights="0" * 64,
+        settings={},
+        image_size=(640, 480),
+        fields={"global_descriptor": Field(shape=(4,), dtype="float16")},
+        shard_size=SHARD * 16,
+        compression="none",
+        software="benchmark",
+    )
+    photographs, path, seconds = folder / "photographs", folder / "store", {}
+
+    def timed(step: str, work: Callable):
+        start = time.perf_counter()
+        result = work()
+        seconds[step] = time.perf_counter() - start
+        return result
+
+    for start in range(0, count, 1000):
+        parent = photographs / Path(names[start]).parent
+        parent.mkdir(parents=True)
+        for name in names[start : start + 1000]:
+            os.close(os.open(photographs / name, os.O_CREAT))
+    for format in ("zarr", "hdf5"):
+        store = timed(
+            f"{format}: create", lambda f=format: RecordStore.create(path, schema, names, f)
+        )
+        for number in range(store.num_shards // 2):
+            rows = np.zeros((len(store.shard(number)), 4), np.float16)
+            write_undurably(store, number, {"global_descriptor": rows})
+        timed(f"{format}: open", lambda: RecordStore.open(path))
+        timed(
+            f"{format}: continue", lambda f=format: RecordStore.create(path, schema, names, f)
+        ).pending_shards()
+        code = MEMORY_OF_A_READER.format(path=str(path), count=count)
+        told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        seconds[f"{format}: a reader's own MB"], seconds[f"{format}: a read, us"] = map(
+            float, told.stdout.split()
+        )
+        remove(path)
+    found = timed("list the folder", lambda: list_images(photographs))
+    assert found == names
+    return seconds
+
+
+def write_undurably(store: RecordStore, number: int, arrays: Records) -> None:
+    """Write a shard without waiting for the disk, which is not what is measured."""
+    sync, os.fsync = os.fsync, lambda handle: None
+    try:
+        store.write_shard(number, arrays)
+    finally:
+        os.fsync = sync
+
+
+MEMORY_OF_A_READER = """
+import random, re, time
+from pathlib import Path
+from hfnet_distill.data.stores.store import RecordStore
+def own():
+    memory = Path("/proc/self/smaps_rollup").read_text()
+    kept = re.findall(r"Private_(?:Clean|Dirty): +(\\d+)", memory)
+    return sum(map(int, kept)) * 1024 / 1e6
+RecordStore
+before = own()
+store = RecordStore.open({path!r})
+rows = [random.randrange({count} // 4) for _ in range(2000)]
+start = time.perf_counter()
+for row in rows:
+    store.read(store.names[row], "global_descriptor")
+print(own() - before, (time.perf_counter() - start) / len(rows) * 1e6)
+"""
+
+
 def count_of(records: Records) -> int:
     return len(next(iter(records.values())))
 
@@ -284,9 +369,20 @@ def read_sequentially(path: Path, buffer: mmap.mmap) -> float:
 @click.option("--records", "count", default=96, show_default=True, help="3.1 MB each.")
 @click.option("--passes", default=15, show_default=True, help="Of reading.")
 @click.option("--folder", type=click.Path(path_type=Path), help="On the disk to measure.")
+@click.option("--names", type=int, help="Measure what so many names cost, and nothing else.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Where numbers go.")
-def main(count: int, passes: int, folder: Path | None, output: Path | None) -> None:
+def main(
+    count: int, passes: int, folder: Path | None, names: int | None, output: Path | None
+) -> None:
     """Measure; takes 2.5 GB of disk and some minutes."""
+    if names is not None:
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            found = measure_names(names, Path(temporary))
+        for step, number in found.items():
+            click.echo(f"{step:28}{number:10.3f}")
+        if output is not None:
+            output.write_text(json.dumps(found, indent=2))
+        return
     torch.set_num_threads(1)
     floats = make_records(count)
     tensors = {name: torch.from_numpy(array) for name, array in floats.items()}

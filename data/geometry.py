@@ -25,7 +25,6 @@ __all__ = [
     "is_inside",
     "orient_points",
     "place_frame",
-    "resample_map",
     "resize_homography",
     "resize_matrix",
     "resize_points",
@@ -270,29 +269,6 @@ def sample_map(
         values, grid[:, None].to(values.dtype), "bilinear", padding, align_corners=True
     )
     return samples[:, :, 0].transpose(1, 2)
-
-
-def resample_map(
-    values: torch.Tensor,
-    geometry: MapGeometry,
-    onto: MapGeometry,
-    shape: tuple[int, int],
-) -> torch.Tensor:
-    """Maps sampled bilinearly at the positions of another grid over the same images.
-
-    Args:
-        values: (B, C, h, w) float maps with ``geometry``.
-        onto: where the positions of the new grid lie.
-        shape: (height, width) of the new grid; beyond the edge of ``values`` the edge repeats.
-
-    Returns:
-        (B, C, *shape), not normalized.
-    """
-    axes = (torch.arange(side, device=values.device) for side in shape)
-    rows, columns = torch.meshgrid(*axes, indexing="ij")
-    points = onto.to_image(torch.stack([columns, rows], -1).float().flatten(0, 1))
-    samples = sample_map(values, points.expand(len(values), -1, -1), geometry)
-    return samples.transpose(1, 2).unflatten(2, shape)
 
 
 def average_map(values: torch.Tensor, border: int) -> torch.Tensor:

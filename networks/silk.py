@@ -6,14 +6,14 @@ have one element per pixel and lack as many pixels at each side as there are 3x3
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.cells import grid_shape
-from ..data.geometry import CELL_MAP, MapGeometry, average_map, resample_map
+from ..data.cells import CELL, grid_shape
+from ..data.geometry import CELL_MAP, MapGeometry, average_map
 from ..data.stores.schema import Field
 from ..errors import InputError
 from .base import DenseMaps, Network
@@ -157,19 +157,20 @@ class SiLK(Network):
     def dense_values(self, maps: DenseMaps, group: str) -> Tensor:
         if group == "score_map":
             return maps.score_map
-        descriptor_map = F.normalize(maps.descriptor_map, dim=1)
+        values, cells = maps.descriptor_map, self._described_cells(maps.image_size)
         if group == "descriptor_map:full":
-            return descriptor_map
-        cells = self._described_cells(maps.image_size)
+            return F.normalize(values, dim=1)
         if group == "descriptor_map:averaged":
-            averaged = average_map(descriptor_map, int(self.config.geometry.offset))
+            averaged = average_map(F.normalize(values, dim=1), int(self.config.geometry.offset))
             rows, columns = (slice(self.skipped_cells, self.skipped_cells + side) for side in cells)
-            sampled = averaged[:, :, rows, columns]
-        else:
-            sampled = resample_map(
-                descriptor_map, maps.descriptor_geometry, self.cell_geometry, cells
-            )
-        return F.normalize(sampled, dim=1)
+            return F.normalize(averaged[:, :, rows, columns], dim=1)
+        # A center lies in the middle of four positions: few of all positions are beside one.
+        first = int(self.cell_geometry.offset - self.config.geometry.offset)
+        corners = (
+            values[:, :, first + down :: CELL, first + right :: CELL][:, :, : cells[0], : cells[1]]
+            for down, right in product((0, 1), repeat=2)
+        )
+        return F.normalize(sum(F.normalize(corner, dim=1) for corner in corners), dim=1)
 
     def _described_cells(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the cells whose center lies inside the border."""

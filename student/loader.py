@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..data.augment import augment_photometric
 from ..data.geometry import Homographies, resize_matrix
 from ..data.images import crop_to_shape, fit_image, load_photograph, read_image, view_through
+from ..data.stores.names import Names
 from ..errors import InputError
 from .targets import Targets
 from .views import ViewSampler
@@ -62,7 +63,8 @@ class DistillationDataset(Dataset):
         full_resolution: bool = False,
         seed: int = 0,
     ):
-        self.folder, self.names, self.targets = Path(folder), names, targets
+        self.folder, self.targets = Path(folder), targets
+        self.names = Names.of(names)  # a list would be copied by each process, for it is counted
         self.size = size = targets.image_size
         self.crop, self.views = crop or size, views
         self.sampler = sampler or ViewSampler(0.0, Homographies())

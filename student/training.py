@@ -437,7 +437,8 @@ def make_dataset(
 def _common_names(stores: list[RecordStore], folder: Path, quiet: bool) -> list[str]:
     """The images that every store and the folder hold, in the first store's order."""
     present = set(list_images(folder))
-    names = [n for n in stores[0].names if n in present and all(n in s for s in stores)]
+    common = present.intersection(*(store.names for store in stores))
+    names = [name for name in stores[0].names if name in common]
     if not names:
         raise InputError(
             f"{folder}: holds none of the {len(stores[0])} photographs that all stores were made "

@@ -93,6 +93,12 @@ def export(
     folder, path = Path(images), _writable(store)
     everything = load_settings(config)
     settings = override(everything.export, model=model, **options)
+    if scheduler and settings.format == "hdf5":
+        raise InputError(
+            "--scheduler: several machines cannot write one HDF5 file, in which the records and "
+            "marks of different shards share pages that file systems such as NFS write back whole; "
+            "export with --format zarr"
+        )
     names = RecordStore.open(path).names if repair else list_images(folder)[:limit]
     precision = choose_precision(settings.precision, choose_device(settings.device))
     settings = override(settings, precision=precision)
@@ -109,7 +115,7 @@ def export(
             RecordStore.remove(path)
         if not path.exists() or skip_unreadable:
             names = _readable(folder, names, settings.size, skip_unreadable, quiet)
-        if keypoints and (missing := [name for name in names if name not in keypoints]):
+        if keypoints and (missing := sorted({*names} - {*keypoints.names})):
             raise StoreError(
                 f"{keypoints.path}: has no keypoints of {len(missing)} of the {len(names)} "
                 f"photographs, first {missing[0]}; export the same folder to it"

@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import joblib
+import torch
+from joblib.externals.loky.backend.context import get_context
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from ..config import ExportSettings
@@ -21,7 +23,10 @@ from ..networks.registry import load
 from ..registry import import_plugins
 from .export import fill_shards, make_schema
 
-__all__ = ["ShardJob", "export_in_workers"]
+__all__ = ["ShardJob", "device_of", "export_in_workers"]
+
+RUNS = 8
+"""Of shards that a process takes in one export: more share the work better, fewer are faster."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,17 @@ def export_in_workers(
     workers: int,
     scheduler: str | None = None,
 ) -> None:
-    """Fill the shards of a store that are not done yet, one task each, and mark it complete.
+    """Fill the shards of a store that are not done yet and mark it complete.
+
+    A task is a shard, or on this machine a run of adjacent ones, whose photographs are decoded
+    while the run's earlier ones are written. With several GPUs the processes take them in turn.
 
     Call it under the store's lock. If a worker of a cluster dies, its shard goes to another one,
     which writes the same bytes. Processes of this machine share its cores: joblib sets their
     OMP_NUM_THREADS to cores / workers unless it is set already.
 
     Args:
-        advance: called with the number of photographs of each finished shard.
+        advance: called with the number of photographs of each finished task.
         workers: processes on this machine; ignored with a scheduler.
         scheduler: address of a Dask scheduler, such as "tcp://10.0.0.1:8786".
 
@@ -70,8 +78,11 @@ def export_in_workers(
             up a shard.
         UnreadablePhotographError, OSError: as ``fill_shards``.
     """
-    tasks = (joblib.delayed(_fill_shard)(job, number) for number in store.pending_shards())
-    with _cluster(scheduler) if scheduler else _this_machine():
+    pending = store.pending_shards()
+    length = 1 if scheduler else -(-len(pending) // (RUNS * workers))
+    runs = (pending[start : start + length] for start in range(0, len(pending), length))
+    tasks = (joblib.delayed(_fill)(job, run) for run in runs)
+    with _cluster(scheduler) if scheduler else _this_machine(workers):
         pool = joblib.Parallel(
             n_jobs=-1 if scheduler else workers,
             batch_size=1,
@@ -89,13 +100,11 @@ def export_in_workers(
     store.finish()
 
 
-def _fill_shard(job: ShardJob, number: int) -> int:
-    """In a worker: fill one shard. Returns the number of its photographs."""
+def _fill(job: ShardJob, numbers: list[int]) -> int:
+    """In a worker: fill shards. Returns the number of their photographs."""
     store, teacher = _prepare(job)
-    fill_shards(
-        teacher, job.folder, store, job.settings, [number], lambda count: None, job.keypoints
-    )
-    return len(store.shard(number))
+    fill_shards(teacher, job.folder, store, job.settings, numbers, lambda _: None, job.keypoints)
+    return sum(len(store.shard(number)) for number in numbers)
 
 
 @lru_cache(maxsize=1)
@@ -110,9 +119,8 @@ def _prepare(job: ShardJob) -> tuple[RecordStore, Network]:
         ) from error
     settings = job.settings
     import_plugins(job.plugins)
-    teacher = load(
-        settings.model, device=settings.device, precision=settings.precision, weights=job.weights
-    )
+    device = device_of(settings.device, _number, torch.cuda.device_count())
+    teacher = load(settings.model, device=device, precision=settings.precision, weights=job.weights)
     if found := make_schema(teacher, settings, job.keypoints).difference(store.schema):
         raise StoreError(
             f"{job.path}: a worker on {socket.gethostname()} would fill it with other values: "
@@ -121,13 +129,25 @@ def _prepare(job: ShardJob) -> tuple[RecordStore, Network]:
     return store, teacher
 
 
-def _this_machine():
+def device_of(name: str, number: int, gpus: int) -> str:
+    """The device of a process of this machine: the GPUs in turn where the setting names none."""
+    return f"cuda:{number % gpus}" if gpus > 1 and name in ("auto", "cuda") else name
+
+
+_number = 0
+"""Of this process among those that fill a store on this machine; 0 in a cluster's workers."""
+
+
+def _this_machine(workers: int):
     """The context in which joblib runs its work in processes of this machine."""
-    return joblib.parallel_config("loky", initializer=_end_with, initargs=(os.getpid(),))
+    numbers = [get_context("loky").Lock() for _ in range(workers)]
+    return joblib.parallel_config("loky", initializer=_begin, initargs=(os.getpid(), numbers))
 
 
-def _end_with(parent: int) -> None:
-    """In a worker: end when the parent does, even if the parent was killed."""
+def _begin(parent: int, numbers: list) -> None:
+    """In a worker: take a number, and end when the parent does, even if the parent was killed."""
+    global _number
+    _number = next((n for n, lock in enumerate(numbers) if lock.acquire(block=False)), 0)
 
     def watch():
         while os.getppid() == parent:

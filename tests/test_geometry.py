@@ -10,7 +10,6 @@ from hfnet_distill.data.geometry import (
     Homographies,
     MapGeometry,
     is_inside,
-    resample_map,
     resize_homography,
     resize_matrix,
     resize_points,
@@ -125,14 +124,3 @@ def test_sampling_outside_the_map():
     far = torch.tensor([[[100.0, 100.0]]])
     assert sample_map(ones, far, CELL_MAP).item() == 1
     assert sample_map(ones, far, CELL_MAP, padding="zeros").item() == 0
-
-
-def test_a_map_resampled_onto_cells_keeps_its_positions():
-    columns, rows = np.meshgrid(np.arange(46.0), np.arange(30.0))
-    dense = MapGeometry(1, 9)  # of a 64x48 image
-    values = torch.from_numpy(dense.to_image(np.stack([columns, rows]))).float()
-    cells = resample_map(values[None], dense, CELL_MAP, (6, 8))[0]
-    assert cells.shape == (2, 6, 8)
-    # The second cell's center lies at 11.5; the first's, at 3.5, is off the map, whose edge is 9.
-    assert cells[:, 1, 1].tolist() == [11.5, 11.5]
-    assert cells[:, 0, 0].tolist() == [9, 9]

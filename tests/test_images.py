@@ -2,6 +2,7 @@
 
 import os
 import struct
+import zlib
 from functools import partial
 
 import cv2
@@ -253,9 +254,14 @@ def test_a_picture_that_is_too_large_is_called_so(tmp_path):
     jpeg[at : at + 4] = struct.pack(">HH", 33000, 33000)
     (tmp_path / "a.jpg").write_bytes(bytes(jpeg))
     (tmp_path / "a.pgm").write_bytes(b"P5\n40000 30000\n255\n" + bytes(100))
-    for name in ("a.jpg", "a.pgm"):
-        with pytest.raises(UnreadablePhotographError, match=r"too large.*OPENCV_IO_MAX"):
-            read_image(tmp_path / name, channels=1)
+    png = bytearray(cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes())
+    png[16:24] = struct.pack(">II", 50000, 50000)
+    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+    (tmp_path / "a.png").write_bytes(bytes(png))
+    for name in ("a.jpg", "a.pgm", "a.png"):
+        for look in (check_image, partial(read_image, channels=1)):
+            with pytest.raises(UnreadablePhotographError, match=r"too large.*OPENCV_IO_MAX"):
+                look(tmp_path / name)
 
 
 def test_a_file_that_may_not_be_read_is_unreadable(tmp_path, photograph, monkeypatch):

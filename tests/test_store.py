@@ -1,6 +1,7 @@
 """RecordStore: one suite for both formats, raw and compressed."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import google_crc32c
@@ -11,6 +12,7 @@ import pytest
 import zarr
 
 from hfnet_distill.data.geometry import CELL_MAP
+from hfnet_distill.data.stores.names import NameArrays
 from hfnet_distill.data.stores.store import Field, RecordStore, Schema
 from hfnet_distill.errors import StoreError
 
@@ -102,6 +104,34 @@ def test_parameters_are_kept_beside_the_records(tmp_path, kind):
     assert create(tmp_path / "without", kind).parameters == {}
     fill(RecordStore.create(tmp_path / "second", *arguments, parameters))
     assert digest(tmp_path / "second") == digest(tmp_path / "store")
+
+
+def test_names_are_found_in_any_order_and_in_stores_without_their_arrays(tmp_path, kind):
+    names = ["ß/2.jpg", "b.jpg", "a.jpg", "日.png", "a.jpg2", "B.jpg", "a"]
+    path = tmp_path / "store"
+    RecordStore.create(path, make_schema(kind[1]), names, kind[0])
+    for _ in range(2):
+        store = RecordStore.open(path)
+        assert store.names == names
+        assert list(store.names) == [store.names[row] for row in range(-7, 0)] == names
+        assert [store.names.find(name) for name in names] == list(range(7))
+        assert [name in store for name in ("a.jpg", "a.jp", "", "ü", "\udcff")] == [1, 0, 0, 0, 0]
+        assert store.names[1:3] == names[1:3]
+        assert store.names != names[::-1]
+        for name in NameArrays._fields:  # as in older stores
+            if kind[0] == "zarr":
+                shutil.rmtree(path / name, ignore_errors=True)
+            else:
+                with h5py.File(path, "r+") as file:
+                    file.pop(name, None)
+
+
+def test_names_that_are_cut_off_are_a_damaged_store(tmp_path):
+    store = create(tmp_path / "store", ("zarr", "none"))
+    file = store.path / "name_text" / "c" / "0"
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(StoreError, match="names are cut off"):
+        RecordStore.open(store.path)
 
 
 def test_sparse_fields_come_without_their_padding(tmp_path, kind):

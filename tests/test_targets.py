@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from hfnet_distill.data.cells import to_pixels
-from hfnet_distill.data.geometry import CELL_MAP, MapGeometry, resample_map, warp_points
+from hfnet_distill.data.geometry import CELL_MAP, MapGeometry, sample_map, warp_points
 from hfnet_distill.data.stores.store import Field, RecordStore, Schema
 from hfnet_distill.errors import InputError, StoreError
 from hfnet_distill.networks.base import StudentOutput
@@ -125,7 +125,9 @@ def smooth_map() -> torch.Tensor:
 def test_a_perfect_student_has_no_descriptor_loss(tmp_path, strategy):
     rng = np.random.default_rng(0)
     cells = smooth_map()
-    full = resample_map(cells, CELL_MAP, MapGeometry(1, 9), (30, 46))
+    x, y = torch.meshgrid(torch.arange(46.0), torch.arange(30.0), indexing="xy")
+    pixels = MapGeometry(1, 9).to_image(torch.stack([x, y], -1).view(1, -1, 2))
+    full = sample_map(cells, pixels, CELL_MAP).mT.unflatten(2, (30, 46))
     keypoints = rng.uniform([20, 12], [44, 36], (50, 2)).astype(np.float32)
     at = torch.from_numpy(keypoints - 9)[None, None]
     at = 2 * at / torch.tensor([45, 29]) - 1

@@ -19,7 +19,7 @@ from test_faults import digest
 
 from hfnet_distill.data.stores.store import RecordStore
 from hfnet_distill.teacher_export.cli import export_teacher
-from hfnet_distill.teacher_export.workers import _fill_shard
+from hfnet_distill.teacher_export.workers import _fill, device_of
 
 EXPORT = (
     sys.executable,
@@ -83,7 +83,7 @@ def test_a_photograph_that_breaks_meanwhile_is_named(run_command, arguments, tmp
 
 
 def test_a_worker_that_is_killed(run_command, arguments, alone, tmp_path, monkeypatch):
-    monkeypatch.setattr("hfnet_distill.teacher_export.workers._fill_shard", _die)
+    monkeypatch.setattr("hfnet_distill.teacher_export.workers._fill", _die)
     options = ("--store", tmp_path / "store", "--workers", 2)
     output = run_command(export_teacher, *arguments, *options, code=1)
     assert "a worker was killed" in output
@@ -92,10 +92,23 @@ def test_a_worker_that_is_killed(run_command, arguments, alone, tmp_path, monkey
     assert digest(tmp_path / "store") == alone["zarr"]
 
 
-def _die(job, number):
-    if number == 11:
+def _die(job, numbers):
+    if 11 in numbers:
         os.kill(os.getpid(), signal.SIGKILL)
-    return _fill_shard(job, number)
+    return _fill(job, numbers)
+
+
+def test_processes_take_the_gpus_in_turn():
+    assert [device_of("auto", number, 2) for number in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert device_of("cuda:1", 0, 2) == "cuda:1"
+    assert [device_of("auto", 1, gpus) for gpus in (0, 1)] == ["auto", "auto"]
+
+
+def test_a_cluster_cannot_write_one_hdf5_file(run_command, arguments, tmp_path):
+    options = ("--store", tmp_path / "store", "--format", "hdf5", "--scheduler", "tcp://x:1")
+    output = run_command(export_teacher, *arguments, *options, code=1)
+    assert "several machines cannot write one HDF5 file" in output
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")

@@ -23,6 +23,7 @@ from .layout import (
     parameters_sum,
     parts_of,
 )
+from .names import NameArrays, Names
 from .schema import Schema
 
 __all__ = ["HDF5Layout"]
@@ -43,9 +44,7 @@ class HDF5Layout(Layout):
         super().__init__(path)
         self.parts = path.with_name(f"{path.name}.parts")
 
-    def create(
-        self, schema: Schema, names: list[str], parameters: Mapping[str, np.ndarray]
-    ) -> None:
+    def create(self, schema: Schema, names: Names, parameters: Mapping[str, np.ndarray]) -> None:
         with made_beside(self.path) as unfinished, self._new_file(unfinished) as file:
             _lay_out(file, schema, names, parameters)
 
@@ -59,10 +58,19 @@ class HDF5Layout(Layout):
         for path in self.parts.glob("*.partial"):
             remove(path)
 
-    def read_header(self) -> tuple[dict, list[str], list[int] | None]:
+    def read_header(self) -> tuple[dict, Names, list[int] | None]:
         with h5py.File(self.path, "r") as file:
+            if NameArrays._fields[0] in file:
+                names = Names(NameArrays(*(self._map(file[name]) for name in NameArrays._fields)))
+            else:  # an older store
+                names = Names.of(file["name"].asstr()[:].tolist())
             sums = file.attrs[SUMS].tolist() if SUMS in file.attrs else None
-            return json.loads(file.attrs[ATTRIBUTE]), file["name"].asstr()[:].tolist(), sums
+            return json.loads(file.attrs[ATTRIBUTE]), names, sums
+
+    def _map(self, dataset: h5py.Dataset) -> np.memmap:
+        """A contiguous dataset as it lies in the file."""
+        offset = dataset.id.get_offset()
+        return np.memmap(self.path, dataset.dtype, "r", offset, dataset.shape)
 
     def read_parameters(self) -> dict[str, np.ndarray]:
         with h5py.File(self.path, "r") as file:
@@ -159,12 +167,14 @@ class HDF5Layout(Layout):
         remove(self.parts)
 
 
-def _lay_out(file: h5py.File, schema: Schema, names: list[str], parameters) -> None:
+def _lay_out(file: h5py.File, schema: Schema, names: Names, parameters) -> None:
     """Everything that a file is ever going to have, but for the records and the marks."""
     file.attrs[ATTRIBUTE] = schema.model_dump_json()
     header = schema.model_dump(mode="json")
     file.attrs[SUMS] = [header_sum(header, names), parameters_sum(parameters)]
-    file.create_dataset("name", data=names, dtype=h5py.string_dtype())
+    file.create_dataset("name", data=list(names), dtype=h5py.string_dtype())
+    for name, array in names.arrays._asdict().items():
+        _contiguous(file, name, array.shape, array.dtype)[...] = array
     for name, field in schema.stored_fields.items():
         shape = (len(names), *field.shape)
         if schema.compression == "zstd" and name in schema.fields:

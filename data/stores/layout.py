@@ -11,6 +11,7 @@ import google_crc32c
 import numpy as np
 
 from ...files import beside, flush_file, flush_folder, remove, sweep
+from .names import Names
 from .schema import Schema
 
 __all__ = [
@@ -47,9 +48,7 @@ class Layout(ABC):
         self.path = path
 
     @abstractmethod
-    def create(
-        self, schema: Schema, names: list[str], parameters: Mapping[str, np.ndarray]
-    ) -> None:
+    def create(self, schema: Schema, names: Names, parameters: Mapping[str, np.ndarray]) -> None:
         """Make an empty store, whole or not at all."""
 
     def sweep(self) -> None:
@@ -57,8 +56,8 @@ class Layout(ABC):
         sweep(self.path)
 
     @abstractmethod
-    def read_header(self) -> tuple[dict, list[str], list[int] | None]:
-        """The schema as JSON, the names, and ``SUMS`` if any; raises if there is no store."""
+    def read_header(self) -> tuple[dict, Names, list[int] | None]:
+        """The schema as JSON, names, mapped, and ``SUMS`` if any; raises if there is no store."""
 
     @abstractmethod
     def read_parameters(self) -> dict[str, np.ndarray]:
@@ -108,10 +107,12 @@ def made_beside(path: Path) -> Iterator[Path]:
         raise
 
 
-def header_sum(header: dict, names: Sequence[str]) -> int:
+def header_sum(header: dict, names: Names) -> int:
     """CRC-32C over a schema, as JSON holds it, and the names of the records."""
-    text = "\0".join([json.dumps(header, sort_keys=True), *names])
-    return google_crc32c.value(text.encode(errors="surrogatepass"))
+    total = google_crc32c.value(json.dumps(header, sort_keys=True).encode())
+    for array in names.arrays:
+        total = google_crc32c.extend(total, np.ascontiguousarray(array).view(np.uint8))
+    return total
 
 
 def parameters_sum(parameters: Mapping[str, np.ndarray]) -> int:

@@ -65,7 +65,8 @@ def quantize(fields: Mapping[str, Field], arrays: Mapping[str, Tensor]) -> dict[
     for name, values in arrays.items():
         if fields[name].quantisation == "scale":
             axis, values = AXES[name], values.float()
-            scale = values.abs().amax(axis).div_(127).clamp_(min=SMALLEST_SCALE).half()
+            largest = torch.maximum(values.amax(axis), -values.amin(axis))  # abs would copy
+            scale = largest.div_(127).clamp_(min=SMALLEST_SCALE).half()
             steps = values / scale.float().unsqueeze(axis)
             stored[name] = steps.round_().to(torch.int8)  # half a scale off at most, 127 stays 127
             stored[scale_name(name)] = scale

@@ -20,6 +20,7 @@ import platformdirs
 from ...errors import StoreError
 from ...files import write_atomically
 from .layout import PARAMETERS
+from .names import NameArrays
 from .schema import Schema
 from .zarr import ZarrLayout
 
@@ -86,7 +87,7 @@ class RemoteZarrLayout(ZarrLayout):
         with self._explained():
             folders = self._obstore.list_with_delimiter(self._bucket, "")["common_prefixes"]
             names = {folder.rsplit("/", 1)[-1] for folder in folders}
-            whole = names & {"name", PARAMETERS}
+            whole = names & {"name", *NameArrays._fields, PARAMETERS}
             pages = [page for name in whole for page in self._obstore.list(self._bucket, name)]
         keys = [entry["path"] for page in pages for entry in page]
         return ["zarr.json", "complete/c/0", *keys, *(f"{name}/zarr.json" for name in names)]

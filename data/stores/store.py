@@ -2,7 +2,8 @@
 
 A store holds one array per field, of shape (records, *field shape), and beside them
 
-* ``name`` (records,): the image each record belongs to, the only join key;
+* ``name`` (records,): the image each record belongs to, the only join key; and the same as
+  ``NameArrays``, which are mapped, so that a million names are opened at once and shared;
 * ``checksum`` (records,) uint32: CRC-32C of the record's raw bytes, fields in schema order;
 * ``done`` (shards,) uint8: which shards are written; ``complete`` (1,) uint8: all of them are;
 * the attribute ``hfnet_distill``: the schema as JSON;
@@ -17,7 +18,7 @@ memory map; zstd-compressed ones through zarr and h5py.
 
 import contextlib
 import errno
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,7 @@ from pydantic import ValidationError
 from ...errors import NotInStoreError, StoreError
 from .hdf5 import HDF5Layout
 from .layout import Layout, checksums, header_sum, parameters_sum
+from .names import Names
 from .quantize import dequantize
 from .remote import RemoteZarrLayout, is_url
 from .schema import FORMAT_VERSION, Field, Schema
@@ -62,7 +64,7 @@ class RecordStore:
     Attributes:
         path: the folder (Zarr) or file (HDF5), or the URL as a string.
         schema: what it holds.
-        names: the images, in record order.
+        names: the images, in record order, a sequence of strings.
     """
 
     def __init__(
@@ -70,13 +72,12 @@ class RecordStore:
         path: Path | str,
         layout: Layout,
         schema: Schema,
-        names: list[str],
+        names: Names,
         parameters_sum: int | None,
     ):
         self.path, self.schema, self.names = path, schema, names
         self._parameters_sum = parameters_sum
         self._layout = layout
-        self._index = {name: index for index, name in enumerate(names)}
 
     @classmethod
     def open(cls, path: str | Path) -> "RecordStore":
@@ -118,7 +119,7 @@ class RecordStore:
         cls,
         path: str | Path,
         schema: Schema,
-        names: list[str],
+        names: Sequence[str],
         format: Literal["zarr", "hdf5"],
         parameters: Mapping[str, np.ndarray] | None = None,
     ) -> "RecordStore":
@@ -133,7 +134,7 @@ class RecordStore:
             StoreError: there is something else at ``path``, or a store with other settings or
                 images, named in the message.
         """
-        path = Path(path)
+        path, names = Path(path), Names.of(names)
         layout = {"zarr": ZarrLayout, "hdf5": HDF5Layout}[format](path)
         layout.sweep()
         if path.exists():
@@ -143,7 +144,7 @@ class RecordStore:
                 raise StoreError(f"{path}: is {store.format}, {format} was asked for; {advice}")
             if found := schema.difference(store.schema):
                 raise StoreError(f"{path}: made with other settings: {found}; {advice}")
-            if store.names != list(names):
+            if store.names != names:
                 changed = sorted(set(store.names) ^ set(names))
                 raise StoreError(
                     f"{path}: made from other photographs, {len(store.names)} there and "
@@ -155,7 +156,7 @@ class RecordStore:
                 store.reopen_shards([number for number in recent if store.corrupt_records(number)])
             return store
         path.parent.mkdir(parents=True, exist_ok=True)
-        layout.create(schema, list(names), parameters or {})
+        layout.create(schema, names, parameters or {})
         return cls.open(path)
 
     def __reduce__(self):
@@ -192,7 +193,7 @@ class RecordStore:
         return len(self.names)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._index
+        return name in self.names
 
     @property
     def num_shards(self) -> int:
@@ -272,14 +273,15 @@ class RecordStore:
         Raises:
             NotInStoreError: the store has no such image or no such field.
         """
-        if name not in self._index:
+        index = self.names.find(name)
+        if index is None:
             raise NotInStoreError(f"{self.path}: holds no record of image {name}")
         if field not in self.schema.fields:
             raise NotInStoreError(
                 f"{self.path}: has no field {field}, only {[*self.schema.fields]}"
             )
         with _damage(self.path):
-            return self._layout.read(field, self._index[name])
+            return self._layout.read(field, index)
 
     def record(self, name: str) -> dict[str, np.ndarray]:
         """All fields of one image by name; sparse fields without their padding.

@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 
 from ...errors import StoreError
-from ...files import flush_file, open_atomically, remove, reserve, write_atomically
+from ...files import flush_file, open_atomically, reserve, write_atomically
 from .layout import (
     ATTRIBUTE,
     PARAMETERS,
@@ -22,6 +22,7 @@ from .layout import (
     parameters_sum,
     parts_of,
 )
+from .names import NameArrays, Names
 from .schema import Schema
 
 __all__ = ["ZarrLayout"]
@@ -38,16 +39,16 @@ class ZarrLayout(Layout):
 
     format = "zarr"
 
-    def create(
-        self, schema: Schema, names: list[str], parameters: Mapping[str, np.ndarray]
-    ) -> None:
+    def create(self, schema: Schema, names: Names, parameters: Mapping[str, np.ndarray]) -> None:
         zstd = zarr.codecs.ZstdCodec(level=3) if schema.compression == "zstd" else None
         with made_beside(self.path) as unfinished:
             header = schema.model_dump(mode="json")
             sums = [header_sum(header, names), parameters_sum(parameters)]
             group = zarr.create_group(unfinished, attributes={ATTRIBUTE: header, SUMS: sums})
             array = group.create_array("name", shape=(len(names),), dtype=str, compressors=None)
-            array[:] = np.array(names, dtype=object)
+            array[:] = np.array(list(names), dtype=object)
+            for name, array in names.arrays._asdict().items():
+                _whole(group, name, array)
             for name, field in schema.stored_fields.items():
                 group.create_array(
                     name,
@@ -67,17 +68,32 @@ class ZarrLayout(Layout):
             if parameters:
                 kept = group.create_group(PARAMETERS)
                 for name, array in parameters.items():
-                    kept.create_array(name, data=array, chunks=array.shape, compressors=None)
+                    _whole(kept, name, array)
 
     def sweep(self) -> None:
         super().sweep()
-        for path in self.path.glob("**/*.partial"):
-            remove(path)
+        for folder, _, files in os.walk(self.path):
+            for name in files:
+                if name.endswith(".partial"):
+                    os.unlink(os.path.join(folder, name))
 
     def read_header(self) -> tuple[dict, list[str], list[int] | None]:
         group = zarr.open_group(self.path, mode="r")
         self._separator = group["checksum"].metadata.chunk_key_encoding.separator
         return group.attrs[ATTRIBUTE], group["name"][:].tolist(), group.attrs.get(SUMS)
+
+    def read_header(self) -> tuple[dict, Names, list[int] | None]:
+        group = zarr.open_group(self.path, mode="r")
+        self._separator = group["checksum"].metadata.chunk_key_encoding.separator
+        if NameArrays._fields[0] in group:
+            mapped = (
+                np.memmap(self.path / name / "c" / "0", group[name].dtype, "r")
+                for name in NameArrays._fields
+            )
+            names = Names(NameArrays(*mapped))
+        else:  # an older store
+            names = Names.of(group["name"][:].tolist())
+        return group.attrs[ATTRIBUTE], names, group.attrs.get(SUMS)
 
     def read_parameters(self) -> dict[str, np.ndarray]:
         group = zarr.open_group(self.path, mode="r")
@@ -156,3 +172,14 @@ class ZarrLayout(Layout):
             data[start : start + size].view(described.dtype).reshape(described.shape)
             for start, size in index[index[:, 1] != 2**64 - 1]
         ]
+
+
+def _whole(group: zarr.Group, name: str, values: np.ndarray) -> None:
+    """An array in one file that holds its values and nothing else."""
+    group.create_array(
+        name,
+        data=values,
+        chunks=values.shape,
+        compressors=None,
+        config={"write_empty_chunks": True},  # else there is no file of zeros
+    )
