@@ -8,6 +8,7 @@
   forward passes: the ratio of processor times is below 1.
 * The ceiling: photographs per second of processor time with a teacher that takes no time, for
   SuperPoint's maps of 640x480 JPEG files.
+* The steps beside the network, each alone, the least of many times.
 * Peak memory, in processes of their own, over so many photographs and over four times as many.
 
 Without --images the photographs are made up.
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +30,8 @@ import torch
 from torch.nn import functional as F
 
 from hfnet_distill.config import ExportSettings, load_settings, override
-from hfnet_distill.data.images import fit_image, list_images, read_image
+from hfnet_distill.data.images import list_images, load_photograph, to_tensor
+from hfnet_distill.data.stores.quantize import quantize
 from hfnet_distill.data.stores.store import RecordStore
 from hfnet_distill.device import choose_device, choose_precision
 from hfnet_distill.networks.base import DenseMaps, Network
@@ -102,12 +105,13 @@ def decoded(
 ) -> list[torch.Tensor]:
     """Batches of (B, channels, H, W) in [0, 1]."""
     images = [
-        fit_image(read_image(folder / name, channels=teacher.channels), settings.size)
+        to_tensor(
+            load_photograph(folder / name, settings.size, channels=teacher.channels),
+            teacher.channels,
+        )
         for name in names
     ]
-    stacked = torch.from_numpy(np.stack(images)).float().div_(255)
-    stacked = stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)
-    return list(stacked.split(settings.batch_size))
+    return list(torch.stack(images).split(settings.batch_size))
 
 
 def measure_speeds(
@@ -155,6 +159,40 @@ def measure_ceiling(folder: Path, settings: ExportSettings, rounds: int) -> dict
         "ceiling_images_per_s": len(names) / best[0],
         "ceiling_images_per_processor_s": len(names) / best[1],
     }
+
+
+def measure_steps(folder: Path, settings: ExportSettings) -> dict[str, float]:
+    """Milliseconds of processor time that a photograph takes beside the network, by step."""
+    teacher, (name, *_) = ConstantTeacher(), list_images(folder)
+    settings = override(settings, model="constant", fields=list(teacher.usual_fields))
+    image = load_photograph(folder / name, settings.size, channels=1)
+    count = settings.batch_size
+    arrays = {"score_map": teacher.cells[:count], "descriptor_map": teacher.described[:count]}
+    names = [f"{row}.jpg" for row in range(settings.shard_size)]
+    with tempfile.TemporaryDirectory() as temporary:
+        store = new_store(teacher, names, Path(temporary) / "store", settings)
+        fields = store.schema.fields
+        shard = {
+            field: np.resize(values.numpy(), (len(names), *values.shape[1:]))
+            for field, values in quantize(fields, arrays).items()
+        }
+        steps = {
+            "decode": (1, partial(load_photograph, folder / name, settings.size, channels=1)),
+            "to_tensor": (1, partial(to_tensor, image, 1)),
+            "quantize": (count, partial(quantize, fields, arrays)),
+            "write": (len(names), partial(store.write_shard, 0, shard)),
+        }
+        return {step: best_of(work) / number for step, (number, work) in steps.items()}
+
+
+def best_of(work: Callable[[], object], times: int = 20) -> float:
+    """Milliseconds of processor time."""
+    spent = []
+    for _ in range(times):
+        start = time.process_time()
+        work()
+        spent.append(time.process_time() - start)
+    return min(spent) * 1e3
 
 
 def measure_peak(arguments: list[str], folder: Path, count: int) -> float:
@@ -211,11 +249,14 @@ def main(
         small = Path(temporary) / "small"
         make_photographs(small, 96, (640, 480))
         results = measure_ceiling(small, settings, rounds)
+        steps = measure_steps(small, settings)
         results |= measure_speeds(teacher, folder, names[:count], settings, rounds)
         arguments = ["--model", model, *(["--weights", weights] if weights else [])]
         arguments += [part for key, value in flags.items() for part in (f"--{key}", value)]
         peaks = {n: measure_peak(arguments, folder, n) for n in (count, 4 * count)}
-    results |= {"peak_rss_mb_over": peaks}
+    results |= {"peak_rss_mb_over": peaks, "steps_ms": steps}
+    told = ", ".join(f"{step} {spent:.2f}" for step, spent in steps.items())
+    click.echo(f"ms of processor time per photograph: {told}")
     click.echo(
         "a teacher that takes no time: {ceiling_images_per_processor_s:.0f} photographs per second "
         "of processor time, {ceiling_images_per_s:.0f} by the clock\n"

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -213,20 +214,29 @@ def _readable(
     folder: Path, names: list[str], size: tuple[int, int], skip: bool, quiet: bool
 ) -> list[str]:
     """The photographs that decode; raises for others unless they are to be skipped."""
-    with progress("check photographs", len(names), quiet=quiet) as advance:
-        found = _look_at(folder, names, advance)
-    unreadable = {name: seen for name, seen in found.items() if isinstance(seen, Exception)}
-    seen = [look for look in found.values() if isinstance(look, Look)]
-    # Enlarging by up to a twentieth does no harm, and sizes are approximate.
-    sizes = (look.size for look in seen)
-    if small := sum(min(w / size[0], h / size[1]) < 0.95 for w, h in sizes):
+    unreadable: dict[str, UnreadablePhotographError] = {}
+    small = dark = 0
+    with (
+        progress("check photographs", len(names), quiet=quiet) as advance,
+        ThreadPoolExecutor(DECODERS) as pool,
+    ):
+        looks = _ahead(pool, partial(_look_at, folder), names, 4 * DECODERS)
+        for name, seen in zip(names, looks, strict=True):
+            advance()
+            if isinstance(seen, UnreadablePhotographError):
+                unreadable[name] = seen
+                continue
+            # Enlarging by up to a twentieth does no harm, and sizes are approximate.
+            small += min(seen.size[0] / size[0], seen.size[1] / size[1]) < 0.95
+            dark += 0 < seen.brightest < DARK
+    if small:
         say(
             f"{small} of {len(names)} photographs are smaller than {size[0]}x{size[1]} and blurred "
             "by being enlarged; take larger ones, or see python -m hfnet_distill.data.mosaics "
             "--help",
             quiet=quiet,
         )
-    if dark := sum(0 < look.brightest < DARK for look in seen):
+    if dark:
         say(
             f"{dark} of {len(names)} photographs have no pixel brighter than a sixteenth of white; "
             "where they are 16-bit files of 12-bit values, multiply those by 16",
@@ -245,23 +255,11 @@ def _readable(
     return [name for name in names if name not in unreadable]
 
 
-def _look_at(
-    folder: Path, names: list[str], advance: Callable[[], None]
-) -> dict[str, Look | UnreadablePhotographError]:
-    """Decode every photograph coarsely: name -> what it tells, or its error."""
-
-    def check(name: str) -> Look | UnreadablePhotographError:
-        try:
-            return check_image(folder / name)
-        except UnreadablePhotographError as error:
-            return error
-
-    found = {}
-    with ThreadPoolExecutor(DECODERS) as pool:
-        for name, result in zip(names, pool.map(check, names), strict=True):
-            advance()
-            found[name] = result
-    return found
+def _look_at(folder: Path, name: str) -> Look | UnreadablePhotographError:
+    try:
+        return check_image(folder / name)
+    except UnreadablePhotographError as error:
+        return error
 
 
 def open_keypoints(path: str | Path, teacher: Network, settings: ExportSettings) -> RecordStore:

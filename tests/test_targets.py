@@ -126,8 +126,8 @@ def test_a_perfect_student_has_no_descriptor_loss(tmp_path, strategy):
     rng = np.random.default_rng(0)
     cells = smooth_map()
     x, y = torch.meshgrid(torch.arange(46.0), torch.arange(30.0), indexing="xy")
-    pixels = MapGeometry(1, 9).to_image(torch.stack([x, y], -1).view(1, -1, 2))
-    full = sample_map(cells, pixels, CELL_MAP).mT.unflatten(2, (30, 46))
+    positions = MapGeometry(1, 9).to_image(torch.stack([x, y], -1).view(1, -1, 2))
+    full = sample_map(cells, positions, CELL_MAP).mT.unflatten(2, (30, 46))
     keypoints = rng.uniform([20, 12], [44, 36], (50, 2)).astype(np.float32)
     at = torch.from_numpy(keypoints - 9)[None, None]
     at = 2 * at / torch.tensor([45, 29]) - 1

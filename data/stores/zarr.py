@@ -153,11 +153,14 @@ class ZarrLayout(Layout):
         if self.schema.compression == "zstd":
             return np.asarray(self._group(mode="r")[field][index])
         number, row = divmod(index, self.schema.shard_size)
-        return self._map(field, number)[row]
-
-    def _open_map(self, field: str, number: int) -> list[np.ndarray]:
-        """Views of a shard's records, each at the offset that the shard's own index gives."""
+        data, index = self._map(field, number)
+        start, size = index[row].tolist()
         described = self.fields[field]
+        record = data[start : start + size].view(described.dtype)
+        return record.reshape(described.shape).view(np.ndarray)
+
+    def _open_map(self, field: str, number: int) -> tuple[np.memmap, np.ndarray]:
+        """A shard's bytes, and where its own index says that each record starts and how long."""
         path = self._shard_path(field, number)
         data = np.memmap(path, np.uint8, mode="r")
         end = 16 * self.schema.shard_size
@@ -167,11 +170,7 @@ class ZarrLayout(Layout):
                 f"{path}: the shard is damaged (its index does not match its checksum); "
                 "export the store again with --overwrite"
             )
-        index = index.view("<u8").reshape(-1, 2)
-        return [
-            data[start : start + size].view(described.dtype).reshape(described.shape)
-            for start, size in index[index[:, 1] != 2**64 - 1]
-        ]
+        return data, index.view(np.ndarray).view("<u8").reshape(-1, 2)
 
 
 def _whole(group: zarr.Group, name: str, values: np.ndarray) -> None:
