@@ -54,8 +54,8 @@ def store(request, tmp_path) -> Path:
 
 
 def test_a_name_of_a_store_that_changed(store):
-    path = store / "name" / "c" / "0" if store.is_dir() else store
-    replace_bytes(path, b"walk/0.jpg", b"walk/8.jpg")
+    path = store / "name_text" / "c" / "0" if store.is_dir() else store
+    replace_bytes(path, b"walk/0.jpgwalk/", b"walk/8.jpgwalk/")
     with pytest.raises(StoreError, match="its schema and names do not match their checksum"):
         RecordStore.open(store)
 
@@ -73,7 +73,7 @@ def test_metadata_of_a_store_that_changed(store):
         replace_bytes(store / "checksum" / "zarr.json", b"index_codecs", b"index_cdecs!")
     else:
         replace_bytes(store, b"global_descriptor", b"global_fescriptor")
-    with pytest.raises(StoreError, match="a damaged one"):
+    with pytest.raises(StoreError, match="damaged"):
         RecordStore.open(store)
 
 

@@ -77,11 +77,6 @@ class ZarrLayout(Layout):
                 if name.endswith(".partial"):
                     os.unlink(os.path.join(folder, name))
 
-    def read_header(self) -> tuple[dict, list[str], list[int] | None]:
-        group = zarr.open_group(self.path, mode="r")
-        self._separator = group["checksum"].metadata.chunk_key_encoding.separator
-        return group.attrs[ATTRIBUTE], group["name"][:].tolist(), group.attrs.get(SUMS)
-
     def read_header(self) -> tuple[dict, Names, list[int] | None]:
         group = zarr.open_group(self.path, mode="r")
         self._separator = group["checksum"].metadata.chunk_key_encoding.separator
