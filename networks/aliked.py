@@ -20,6 +20,7 @@ from ..data.stores.schema import Field
 from ..errors import InputError
 from .base import DenseMaps, Network
 from .registry import PACKAGED, register
+from .sparse import corners, distinct
 from .weights import OfficialWeights, find_weights, fold_norm
 
 __all__ = ["ALIKED", "ALIKEDConfig", "ALIKEDMaps", "deform_conv", "soft_argmax"]
@@ -293,7 +294,7 @@ def _sample(values: Tensor, places: Tensor) -> Tensor:
     A weighted sum of four rows of a table: many times faster on a CPU than ``grid_sample``.
     """
     batch, channels, height, width = values.shape
-    rows, weights = _corners(places, width, height)
+    rows, weights = corners(places, width, height)
     first = torch.arange(batch, device=rows.device)[:, None, None] * (height * width)
     samples = F.embedding_bag(
         (rows + first).view(-1, 4),
@@ -307,22 +308,6 @@ def _sample(values: Tensor, places: Tensor) -> Tensor:
 def _table(values: Tensor) -> Tensor:
     """Maps (B, C, H, W) as a table (B * H * W, C) of their elements."""
     return values.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _corners(places: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
-    """The four elements around places (..., 2) of a map: numbers (..., 4) int64, weights (..., 4).
-
-    An element is numbered row by row; one outside the map weighs nothing.
-    """
-    low = places.floor()
-    part = places - low
-    x, y = (torch.stack([low, low + 1], -2)).long().unbind(-1)
-    weight_x, weight_y = torch.stack([1 - part, part], -2).unbind(-1)
-    weight_x = weight_x * ((x >= 0) & (x < width))
-    weight_y = weight_y * ((y >= 0) & (y < height))
-    x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
-    numbers = y[..., :, None] * width + x[..., None, :]
-    return numbers.flatten(-2), (weight_y[..., :, None] * weight_x[..., None, :]).flatten(-2)
 
 
 class _Features:
@@ -352,9 +337,8 @@ class _Features:
 
     def gather(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """A table (K, D) of the features at pixels (...,), and the rows (...,) to find them in."""
-        asked = torch.zeros(self.height * self.width, dtype=torch.bool, device=pixels.device)
-        asked[pixels] = True
-        return self.at(asked.nonzero()[:, 0]), (asked.cumsum(0) - 1)[pixels]
+        asked, rows = distinct(pixels, self.height * self.width)
+        return self.at(asked), rows
 
 
 class _DescriptorHead(nn.Module):
@@ -381,7 +365,7 @@ class _DescriptorHead(nn.Module):
         limit = max(width, height) / 4
         offsets = self.offsets(table[rows].flatten(1)).clamp(-limit, limit)
         places = keypoints[:, None] + offsets.unflatten(1, (2, -1)).transpose(1, 2)
-        pixels, weights = _corners(places, width, height)
+        pixels, weights = corners(places, width, height)
         table, rows = features.gather(pixels)
         sampled = F.embedding_bag(
             rows.view(-1, 4), table, per_sample_weights=weights.view(-1, 4), mode="sum"

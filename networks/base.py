@@ -4,7 +4,7 @@ A method is one class in one file: a ``Network`` that gives maps, and says where
 what is written here once. Methods without maps, such as OpenCV's, give ``features`` directly.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,15 +161,22 @@ class Network(nn.Module):
         """Where its numbers come from, for a report."""
         return self.weights if self.weights.startswith("opencv") else f"sha256:{self.weights}"
 
-    def run(self, images: Tensor):
-        """What ``forward`` gives for a batch on the CPU, on the network's device and precision."""
+    def run(self, images: Tensor, part: Callable | None = None):
+        """What ``forward``, or a part of it, gives for a batch on the CPU.
+
+        It runs on the network's device, in its precision.
+        """
         images = images.to(self.device, memory_format=torch.channels_last)
         with autocast(self.device, self.precision):
-            return self(images)
+            return self(images) if part is None else part(images)
 
     def maps(self, images: Tensor) -> DenseMaps:
         """The maps of a batch (B, channels, H, W) float32 in [0, 1]."""
         raise NotImplementedError
+
+    def sparse_maps(self, images: Tensor) -> DenseMaps:
+        """What ``detect`` and ``describe_sparsely`` need of a batch, and its global descriptors."""
+        return self.maps(images)
 
     def detect(self, maps: DenseMaps, choice: KeypointChoice) -> list[tuple[Tensor, Tensor]]:
         """Keypoints (N, 2) and scores (N,) of each image, by descending score."""
@@ -184,10 +191,14 @@ class Network(nn.Module):
         values = maps.descriptor_map[row : row + 1]
         return F.normalize(sample_map(values, points, maps.descriptor_geometry)[0], dim=1)
 
+    def describe_sparsely(self, maps: DenseMaps, row: int, keypoints: Tensor) -> Tensor:
+        """As ``describe``, of ``sparse_maps``."""
+        return self.describe(maps, row, keypoints)
+
     @torch.inference_mode()
     def features(self, images: Tensor, choice: KeypointChoice) -> list[Features]:
         """The features of a batch (B, channels, H, W) float32 in [0, 1], each in its own pixels."""
-        maps = self.maps(images)
+        maps = self.sparse_maps(images)
         return [
             Features(
                 maps.image_size,
@@ -204,7 +215,7 @@ class Network(nn.Module):
     def _descriptors_of(self, maps: DenseMaps, row: int, keypoints: Tensor) -> np.ndarray | None:
         if not self.descriptor_dim:
             return None
-        return self.describe(maps, row, keypoints).cpu().numpy()
+        return self.describe_sparsely(maps, row, keypoints).cpu().numpy()
 
     def choice_for(self, choice: KeypointChoice) -> KeypointChoice:
         """A choice of keypoints whose radii left open are those that suit the network."""

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..data.cells import CHANNELS, occupied
-from .base import Student, StudentOutput
+from .base import DenseMaps, Student, StudentOutput
 from .registry import register
+from .sparse import corners, distinct
 
 __all__ = ["HFNet", "HFNetConfig", "LocalVLAD"]
 
@@ -35,6 +36,8 @@ BN_EPSILON = 1e-3
 FUSES_ACTIVATION = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_convolution_pointwise"
 )
+SPARSE_SHARE = 0.6
+"""Of all cells: where keypoints lie among more, the whole descriptor map takes no longer."""
 # TF-slim's decay of 0.997 needs thousands of steps to settle; this averages over a few hundred.
 BN_MOMENTUM = 0.01
 
@@ -66,6 +69,17 @@ class HFNetConfig:
     global_pooling: str = "deep"
     clusters: int = 32
     global_rank: int = 0
+
+
+@dataclass(frozen=True)
+class LocalMaps(DenseMaps):
+    """Maps of which descriptors are computed only around the keypoints.
+
+    Attributes:
+        features: (B, C, h, w) float32, from which the descriptor head makes the descriptor map.
+    """
+
+    features: Tensor | None = None
 
 
 @register("hfnet")
@@ -151,12 +165,8 @@ class HFNet(Student):
         Raises:
             InputError: an image of less than 8x8 pixels.
         """
-        features, fine = self._features(image)
+        features, score_logits = self._local(image)
         descriptors = F.normalize(self.descriptor_head(features).float(), dim=1)
-        seen = features
-        if self.config.detector_skip:
-            seen = features + self.detector_skip(F.pixel_unshuffle(fine, 4))
-        score_logits = self.detector_head(seen).float()
         global_descriptor = None
         if self.config.global_dim and self.config.global_pooling == "deep":
             global_descriptor = self._project(self.vlad(self.global_blocks(features)))
@@ -169,6 +179,46 @@ class HFNet(Student):
         if self.config.global_pooling == "local":
             return self(image).global_descriptor
         return self._project(self.vlad(self.global_blocks(self._features(image)[0])))
+
+    def sparse_maps(self, images: Tensor) -> DenseMaps:
+        """Without a descriptor map where descriptors at the keypoints alone take less time."""
+        is_folded = isinstance(self.descriptor_head[0], FoldedConv)
+        is_plain = self.device.type == "cpu" and self.precision == "float32"
+        if self.config.global_dim or not (is_folded and is_plain):
+            return self.maps(images)
+        features, score_logits = self.run(images, self._local)
+        size = (images.shape[3], images.shape[2])
+        return LocalMaps(size, score_logits.softmax(1), features=features)
+
+    def describe_sparsely(self, maps: DenseMaps, row: int, keypoints: Tensor) -> Tensor:
+        if maps.descriptor_map is not None:
+            return self.describe(maps, row, keypoints)
+        features = maps.features[row : row + 1]
+        height, width = features.shape[2:]
+        last = torch.tensor([width - 1, height - 1])
+        places = maps.descriptor_geometry.to_map(keypoints).clamp_min(0).minimum(last)
+        around, weights = corners(places, width, height)
+        cells, rows = distinct(around, height * width)
+        if len(cells) > SPARSE_SHARE * height * width:
+            whole = F.normalize(self.descriptor_head(features), dim=1)
+            return self.describe(replace(maps, descriptor_map=whole), 0, keypoints)
+        conv, last = self.descriptor_head[0].conv, self.descriptor_head[1]
+        table = F.pad(features[0].permute(1, 2, 0), (0, 0, 1, 1, 1, 1)).flatten(0, 1)
+        steps = torch.arange(3)[:, None] * (width + 2) + torch.arange(3)
+        first = cells + 2 * (cells // width)  # a padded row has two more
+        patches = table[first[:, None] + steps.flatten()].flatten(1)
+        hidden = F.relu6(F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias))
+        found = F.normalize(F.linear(hidden, last.weight.flatten(1), last.bias), dim=1)
+        sampled = F.embedding_bag(rows, found, per_sample_weights=weights, mode="sum")
+        return F.normalize(sampled, dim=1)
+
+    def _local(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The map at stride 8 that both heads see, and the score logits."""
+        features, fine = self._features(image)
+        seen = features
+        if self.config.detector_skip:
+            seen = features + self.detector_skip(F.pixel_unshuffle(fine, 4))
+        return features, self.detector_head(seen).float()
 
     def _features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The map at stride 8, and the first block's at stride 2."""

@@ -279,3 +279,23 @@ def test_places_from_local_descriptors_are_their_vlad():
     sums = torch.zeros(4, 16).index_add_(0, near, (descriptors - words[near]) * likely[:, None])
     pooled = F.normalize(F.normalize(sums, dim=1).flatten(), dim=0)
     torch.testing.assert_close(found, matrix @ (pooled - mean), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 40, 2000])
+def test_descriptors_at_keypoints_alone_are_those_of_the_map(count):
+    torch.manual_seed(0)
+    network = HFNet(HFNetConfig(width=0.25, descriptor_dim=16)).for_inference()
+    images = torch.rand(2, 1, 101, 135)
+    with torch.inference_mode():
+        whole, sparse = network.maps(images), network.sparse_maps(images)
+        assert sparse.descriptor_map is None
+        keypoints = torch.rand(count, 2) * torch.tensor([134.0, 100.0])  # also beyond the cells
+        for row in range(2):
+            expected = network.describe(whole, row, keypoints)
+            found = network.describe_sparsely(sparse, row, keypoints)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_global_descriptor_needs_the_whole_map():
+    network = HFNet(HFNetConfig(global_dim=8, global_pooling="local")).for_inference()
+    assert network.sparse_maps(torch.rand(1, 1, 16, 16)).global_descriptor is not None
