@@ -8,6 +8,7 @@ share of the loop's time in which it waited for a batch. Settings are those of `
 """
 
 import contextlib
+import itertools
 import json
 import tempfile
 import time
@@ -29,12 +30,11 @@ from hfnet_distill.runs import Journal, RunFolder
 from hfnet_distill.student.loader import Batches, DistillationDataset, make_loader
 from hfnet_distill.student.targets import choose_targets, find_strategy
 from hfnet_distill.student.training import (
-    batch_losses,
+    Learner,
     fit,
     losses_to_learn,
     make_dataset,
     make_student,
-    make_weighting,
 )
 
 ENDLESS = 1_000_000  # epochs
@@ -178,16 +178,9 @@ def repeat_step(
     """Steps on one batch, without end."""
     keys = [(0, index) for index in range(settings.batch_size)]
     (batch,) = make_loader(dataset, [keys], 0)
-    student.to(device, memory_format=torch.channels_last).train()
-    names = losses_to_learn(student, dataset, settings)
-    weighting = make_weighting(settings, names).to(device)
-    optimizer = torch.optim.AdamW(student.parameters(), settings.learning_rate)
-    while True:
-        loss = weighting(batch_losses(student, batch, dataset, names, settings, device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        yield loss.item()
+    learner = Learner(student, losses_to_learn(student, dataset, settings), settings, device)
+    for number in itertools.count(1):
+        yield learner.step(batch, dataset, number, settings.learning_rate)["loss"].item()
 
 
 if __name__ == "__main__":

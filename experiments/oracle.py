@@ -146,7 +146,8 @@ def target_cells(teacher: Network, target: str, images: Tensor) -> Tensor:
     for row in range(len(images)):
         fields = {name: values[row].cpu().numpy() for name, values in stored.items()}
         detector = kind(Record(schema, fields))
-        read = {name: torch.from_numpy(array)[None] for name, array in detector.read("").items()}
+        arrays = detector.read("", upright[0].numpy(), size, None)
+        read = {name: torch.from_numpy(array)[None] for name, array in arrays.items()}
         cells.append(detector.look(dequantize(read), upright, shape).cells)
     return torch.cat(cells)
 

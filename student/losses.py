@@ -11,7 +11,6 @@ a line in ``[train.loss_weights]``:
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -22,10 +21,12 @@ from ..data.cells import CELL, NOTHING, cell_peaks, image_shape, occupied, to_pi
 from ..data.geometry import CELL_MAP, invert, is_inside, sample_map, warp_points
 from ..errors import InputError
 from ..networks.base import StudentOutput
+from ..registry import Registry
 from .targets import Lesson
 
 __all__ = [
     "LOSSES",
+    "FixedWeights",
     "UncertaintyWeights",
     "active_losses",
     "compute_losses",
@@ -39,7 +40,6 @@ __all__ = [
     "place_loss",
     "register_loss",
     "similarity_loss",
-    "weighted_mean",
 ]
 
 SAME = 4
@@ -61,39 +61,22 @@ EXACT = "donot_use_mm_for_euclid_dist"
 """Distances by subtraction: as products, those of far-off points are a pixel off."""
 
 Needs = Literal["local", "pair", "global"]
+LOSSES: Registry[Callable[[StudentOutput, Lesson], Tensor]] = Registry("loss")
 
 
-@dataclass(frozen=True)
-class Loss:
-    """A loss of the registry.
-
-    Attributes:
-        function: what a student said, a named tuple of maps, and a ``Lesson`` -> values (N,) of the
-            views or (B,) of the photographs.
-        needs: local targets, two views of each photograph, or global targets.
-    """
-
-    function: Callable[[StudentOutput, Lesson], Tensor]
-    needs: Needs
-
-
-LOSSES: dict[str, Loss] = {}
-
-
-def register_loss(name: str, needs: Needs = "local") -> Callable:
+def register_loss(name: str, needs: Needs = "local") -> Callable[[Callable], Callable]:
     """Make a function the loss of that name in ``[train.loss_weights]``.
+
+    It takes what a student said and a ``Lesson``, and gives values (N,) of the views or (B,) of the
+    photographs.
+
+    Args:
+        needs: local targets, two views of each photograph, or global targets.
 
     Raises:
         InputError: there is one of that name already.
     """
-
-    def register(function: Callable) -> Callable:
-        if name in LOSSES:
-            raise InputError(f"a loss named {name} exists already; choose another name")
-        LOSSES[name] = Loss(function, needs)
-        return function
-
-    return register
+    return LOSSES.register(name, needs=needs)
 
 
 def active_losses(weights: dict[str, float], has: set[Needs]) -> list[str]:
@@ -105,16 +88,14 @@ def active_losses(weights: dict[str, float], has: set[Needs]) -> list[str]:
     Raises:
         InputError: a name that no loss has.
     """
-    if unknown := [name for name in weights if name not in LOSSES]:
-        raise InputError(
-            f"loss_weights: no loss is named {unknown[0]}; there are {', '.join(LOSSES)}"
-        )
-    return [name for name, loss in LOSSES.items() if weights.get(name, 0) and loss.needs in has]
+    for name in weights:
+        LOSSES.find(name)
+    return [n for n in LOSSES.names() if weights.get(n, 0) and LOSSES.find(n).needs in has]
 
 
 def compute_losses(names: Iterable[str], said: StudentOutput, lesson: Lesson) -> dict[str, Tensor]:
     """The losses of those names, each the mean over the batch, a float32 scalar."""
-    return {name: LOSSES[name].function(said, lesson).mean() for name in names}
+    return {name: LOSSES.find(name)(said, lesson).mean() for name in names}
 
 
 @register_loss("detector")
@@ -435,10 +416,17 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return (values * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1e-6)
 
 
-def weighted_mean(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """Scalar losses by name -> their mean under fixed weights by name."""
-    total = sum(weights[name] for name in losses)
-    return sum(weights[name] * loss for name, loss in losses.items()) / total
+class FixedWeights(nn.Module):
+    """Loss weights by name, of which some losses are the mean."""
+
+    def __init__(self, weights: dict[str, float]):
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, losses: dict[str, Tensor]) -> Tensor:
+        """Scalar losses by name -> their weighted mean."""
+        total = sum(self.weights[name] for name in losses)
+        return sum(self.weights[name] * loss for name, loss in losses.items()) / total
 
 
 class UncertaintyWeights(nn.Module):

@@ -18,11 +18,12 @@ as the teacher saw it.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..data.cells import (
     CHANNELS,
@@ -35,7 +36,7 @@ from ..data.cells import (
     to_pixels,
     with_nothing,
 )
-from ..data.geometry import CELL_MAP, is_inside, unwarp_points, warp_points
+from ..data.geometry import CELL_MAP, is_inside, sample_map, unwarp_points, warp_points
 from ..data.keypoints import find_keypoints
 from ..data.stores.quantize import dequantize, scale_name
 from ..data.stores.store import RecordStore
@@ -119,19 +120,36 @@ class Lesson:
     global_descriptor: Tensor | None = None
 
 
-class DetectorTarget(Protocol):
-    """Where a view has keypoints.
+class Target:
+    """What a student learns from the records of a store.
 
     Attributes:
-        needs: the fields of a store that it learns from; of several choices one, the first best.
-        store: that it reads.
+        needs: the fields that it learns from; of several choices the first that a store has.
+        reads: those that are read, and their scales.
     """
 
     needs: ClassVar[tuple[tuple[str, ...], ...]]
-    store: RecordStore
 
-    def read(self, name: str) -> dict[str, np.ndarray]:
-        """The fields of a photograph; copies, as they are stored."""
+    def __init__(self, store: RecordStore):
+        self.store = store
+        fields = store.schema.fields
+        chosen = next(choice for choice in self.needs if fields.keys() >= {*choice})
+        self.reads = [f for name in chosen for f in (name, scale_name(name)) if f in fields]
+
+    def read(
+        self, name: str, H_view_to_photo: np.ndarray, size: tuple[int, int], rng
+    ) -> dict[str, np.ndarray]:
+        """The fields of a photograph; copies, as they are stored.
+
+        Args:
+            H_view_to_photo: (V, 3, 3) float64, of its views.
+            size: (width, height) of a view.
+        """
+        return {field: np.array(self.store.read(name, field)) for field in self.reads}
+
+
+class DetectorTarget(Target):
+    """Where a view has keypoints."""
 
     def look(
         self, fields: dict[str, Tensor], H_view_to_photo: Tensor, shape: tuple[int, int]
@@ -143,9 +161,10 @@ class DetectorTarget(Protocol):
             H_view_to_photo: (B, V, 3, 3) float64.
             shape: (height, width) of the views in cells.
         """
+        raise NotImplementedError
 
 
-class CellTarget:
+class CellTarget(DetectorTarget):
     """``cells``: the teacher's distribution over each 8x8 cell and "no keypoint".
 
     ``score_map`` is that already (65, h, w), or the probability of every pixel inside a border
@@ -158,19 +177,16 @@ class CellTarget:
     needs = (("score_map",),)
 
     def __init__(self, store: RecordStore):
-        self.store = store
+        super().__init__(store)
         self.grid = grid_shape(store.schema.image_size[::-1])
         _check_scores(store)
-
-    def read(self, name):
-        return _read(self.store, name, "score_map")
 
     def look(self, fields, H_view_to_photo, shape):
         whole = _for_each_view(to_cells(fields["score_map"], self.grid), H_view_to_photo)
         return Detections(view_scores(whole, H_view_to_photo.flatten(0, 1), shape))
 
 
-class KeypointTarget:
+class KeypointTarget(DetectorTarget):
     """``keypoints``: a teacher's keypoints, between pixels, each as likely as the teacher holds it.
 
     Of a ``score_map`` those that suppression leaves. A cell's distribution is made in the view: "no
@@ -184,15 +200,15 @@ class KeypointTarget:
     needs = (SPARSE, ("score_map",))
 
     def __init__(self, store: RecordStore):
-        self.store = store
+        super().__init__(store)
         self.size = store.schema.image_size
-        self.has_list = all(field in store.schema.fields for field in SPARSE)
+        self.has_list = "score_map" not in self.reads
         self.border = _border_of_list(store) if self.has_list else _border_of_map(store)
 
-    def read(self, name):
+    def read(self, *record):
+        stored = super().read(*record)
         if self.has_list:
-            return {field: np.array(self.store.read(name, field)) for field in SPARSE}
-        stored = _read(self.store, name, "score_map")
+            return stored
         (scores,) = dequantize({n: torch.from_numpy(a) for n, a in stored.items()}).values()
         per_cell = len(scores) == CHANNELS
         ((points, likely),) = find_keypoints(
@@ -217,16 +233,10 @@ class KeypointTarget:
         return Detections(cells, known, points, probability)
 
 
-class LabelTarget:
+class LabelTarget(DetectorTarget):
     """``labels``: of each cell its first keypoint, row by row and on whole pixels, or none."""
 
     needs = (("keypoints", "count"),)
-
-    def __init__(self, store: RecordStore):
-        self.store = store
-
-    def read(self, name):
-        return {field: np.array(self.store.read(name, field)) for field in ("keypoints", "count")}
 
     def look(self, fields, H_view_to_photo, shape):
         keypoints, count = (
@@ -245,27 +255,20 @@ class LabelTarget:
         return Detections(with_nothing(first), None, points, there.float())
 
 
-class DescriptorTarget(Protocol):
+class DescriptorTarget(Target):
     """What the descriptors at some points of a view are.
 
     Attributes:
-        needs, store: see ``DetectorTarget``.
+        field: of the schema, their map's where there is one.
         descriptor_dim: numbers of a descriptor.
     """
 
-    needs: ClassVar[tuple[tuple[str, ...], ...]]
-    store: RecordStore
-    descriptor_dim: int
+    needs = (("descriptor_map",),)
 
-    def read(
-        self, name: str, H_view_to_photo: np.ndarray, size: tuple[int, int], rng
-    ) -> dict[str, np.ndarray]:
-        """The fields of a photograph; copies, as they are stored.
-
-        Args:
-            H_view_to_photo: (V, 3, 3) float64, of its views.
-            size: (width, height) of a view.
-        """
+    def __init__(self, store: RecordStore):
+        super().__init__(store)
+        self.field = store.schema.fields["descriptor_map"]
+        self.descriptor_dim = self.field.shape[0]
 
     def compare(
         self,
@@ -275,9 +278,10 @@ class DescriptorTarget(Protocol):
         detections: Detections,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """``points``, ``descriptors`` and ``weights`` of a ``Lesson``; arguments as of ``look``."""
+        raise NotImplementedError
 
 
-class CenterTarget:
+class CenterTarget(DescriptorTarget):
     """``centers``: the teacher's descriptors on the student's own grid of cells.
 
     ``descriptor_map`` (D, h, w) lies on that grid and has unit length along D; it may lack cells at
@@ -287,12 +291,8 @@ class CenterTarget:
         StoreError: a map on another grid.
     """
 
-    needs = (("descriptor_map",),)
-
     def __init__(self, store: RecordStore):
-        self.store = store
-        self.field = store.schema.fields["descriptor_map"]
-        self.descriptor_dim = self.field.shape[0]
+        super().__init__(store)
         stride, offset = self.field.geometry.stride, self.field.geometry.offset
         if stride != CELL_MAP.stride or (offset - CELL_MAP.offset) % stride:
             raise StoreError(
@@ -300,9 +300,6 @@ class CenterTarget:
                 f"needs the cells of {CELL_MAP}; export it without a form behind its name, or set "
                 'descriptor_target = "random" in [train]'
             )
-
-    def read(self, name, H_view_to_photo, size, rng):
-        return _read(self.store, name, "descriptor_map")
 
     def compare(self, fields, H_view_to_photo, shape, detections):
         centers = cell_centers(shape, H_view_to_photo.device)
@@ -327,17 +324,10 @@ class PeakTarget(CenterTarget):
         return peaks.float(), target, known * occupied(detections.cells).flatten(1)
 
 
-class RandomTarget:
+class RandomTarget(DescriptorTarget):
     """``random``: at random positions of the teacher's map, which may lie on any grid."""
 
     POSITIONS = 1024  # of a view
-
-    needs = (("descriptor_map",),)
-
-    def __init__(self, store: RecordStore):
-        self.store = store
-        self.field = store.schema.fields["descriptor_map"]
-        self.descriptor_dim = self.field.shape[0]
 
     def read(self, name, H_view_to_photo, size, rng):
         geometry, (height, width) = self.field.geometry, self.field.shape[1:]
@@ -358,7 +348,7 @@ class RandomTarget:
         return points, target, is_inside(points, image_shape(shape)[::-1])
 
 
-class KeypointDescriptorTarget:
+class KeypointDescriptorTarget(DescriptorTarget):
     """``keypoints``: at the keypoints of the detector target, as much as each is likely.
 
     The store's ``descriptors`` of its own keypoints, or its ``descriptor_map`` at those of a
@@ -368,29 +358,23 @@ class KeypointDescriptorTarget:
     needs = (("keypoints", "descriptors", "count"), ("descriptor_map",))
 
     def __init__(self, store: RecordStore):
-        self.store = store
-        fields = store.schema.fields
-        self.of_map = not all(field in fields for field in self.needs[0])
-        self.field = fields["descriptor_map" if self.of_map else "descriptors"]
+        Target.__init__(self, store)
+        self.of_map = "descriptor_map" in self.reads
+        self.field = store.schema.fields["descriptor_map" if self.of_map else "descriptors"]
         self.descriptor_dim = self.field.shape[0 if self.of_map else 1]
-
-    def read(self, name, H_view_to_photo, size, rng):
-        return _read(self.store, name, "descriptor_map" if self.of_map else "descriptors")
+        # The rest is what the detector target reads.
+        self.reads = [field for field in self.reads if field.startswith("descriptor")]
 
     def compare(self, fields, H_view_to_photo, shape, detections):
-        points, views = detections.keypoints, H_view_to_photo.flatten(0, 1)
+        points = detections.keypoints
         there = is_inside(points, image_shape(shape)[::-1])
         if self.of_map:
             geometry, (height, width) = self.field.geometry, self.field.shape[1:]
-            of_photographs = fields["keypoints"].double()
-            places = _for_each_view(geometry.to_map(of_photographs), H_view_to_photo)
+            of_photographs = fields["keypoints"]
+            places = _for_each_view(geometry.to_map(of_photographs.double()), H_view_to_photo)
             there = there & is_inside(places, (width, height))
-            descriptors = view_descriptors(
-                fields["descriptor_map"],
-                of_photographs,
-                torch.eye(3).to(views).expand(len(of_photographs), -1, -1),
-                geometry,
-            )
+            samples = sample_map(fields["descriptor_map"], of_photographs, geometry)
+            descriptors = F.normalize(samples, dim=2)
         else:
             descriptors = fields["descriptors"]
         weights, best = (there * detections.probability).topk(min(DESCRIBED, points.shape[1]))
@@ -399,22 +383,19 @@ class KeypointDescriptorTarget:
         return points.gather(1, best[:, :, None].expand(-1, -1, 2)), target, weights
 
 
-class GlobalTarget:
+class GlobalTarget(Target):
     """A global descriptor (G,) of unit length; a view keeps that of its photograph."""
 
     needs = (("global_descriptor",),)
 
     def __init__(self, store: RecordStore):
-        self.store = store
+        super().__init__(store)
         self.global_dim = store.schema.fields["global_descriptor"].shape[0]
 
     @property
     def words(self) -> np.ndarray | None:
         """Those (K, D) of a VLAD of local descriptors; None for any other teacher."""
         return self.store.parameters.get("words")
-
-    def read(self, name):
-        return _read(self.store, name, "global_descriptor")
 
     def look(self, fields, H_view_to_photo) -> Tensor:
         """The descriptors (N, G) of the views."""
@@ -445,10 +426,14 @@ class Targets:
     partial: bool = False
 
     @property
+    def parts(self) -> list[Target]:
+        """Those that there are."""
+        return [part for part in (self.detector, self.descriptor, self.global_) if part]
+
+    @property
     def stores(self) -> list[RecordStore]:
         """Those that are read, each once."""
-        parts = [part for part in (self.detector, self.descriptor, self.global_) if part]
-        return [*{id(part.store): part.store for part in parts}.values()]
+        return [*{id(part.store): part.store for part in self.parts}.values()]
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -458,12 +443,11 @@ class Targets:
     def read(
         self, name: str, H_view_to_photo: np.ndarray, size: tuple[int, int], rng
     ) -> dict[str, np.ndarray]:
-        """The fields of a photograph that all targets need; see ``DescriptorTarget.read``."""
+        """The fields of a photograph that all targets need; see ``Target.read``."""
         fields = {}
-        if self.detector:
-            fields |= self.detector.read(name)
-            fields |= self.descriptor.read(name, H_view_to_photo, size, rng)
-        return fields | (self.global_.read(name) if self.global_ else {})
+        for part in self.parts:
+            fields |= part.read(name, H_view_to_photo, size, rng)
+        return fields
 
     def lesson(
         self, fields: dict[str, Tensor], H_view_to_photo: Tensor, shape: tuple[int, int]
@@ -602,12 +586,6 @@ def _border_of_map(store: RecordStore) -> float:
     _check_scores(store)
     geometry = store.schema.fields["score_map"].geometry
     return 0.0 if geometry == CELL_MAP else float(geometry.offset)
-
-
-def _read(store: RecordStore, name: str, field: str) -> dict[str, np.ndarray]:
-    """A field, and its scales if it has any."""
-    wanted = [part for part in (field, scale_name(field)) if part in store.schema.fields]
-    return {part: np.array(store.read(name, part)) for part in wanted}
 
 
 def _for_each_view(of_photographs: Tensor, H_view_to_photo: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from .distributed import (
     world_size,
 )
 from .loader import Batches, DistillationDataset, check_shared_memory, make_loader
-from .losses import UncertaintyWeights, active_losses, compute_losses, weighted_mean
+from .losses import FixedWeights, UncertaintyWeights, active_losses, compute_losses
 from .targets import Targets, choose_targets
 from .views import ViewSampler
 
@@ -49,7 +49,6 @@ __all__ = [
     "losses_to_learn",
     "make_dataset",
     "make_student",
-    "make_weighting",
     "train",
 ]
 
@@ -217,7 +216,9 @@ class Learner:
         self, student: Student, names: Sequence[str], settings: TrainSettings, device: torch.device
     ):
         self.student, self.names, self.settings, self.device = student, names, settings, device
-        self.weighting = make_weighting(settings, names).to(device)
+        learned = settings.weighting == "uncertainty"
+        weighting = UncertaintyWeights(names) if learned else FixedWeights(settings.loss_weights)
+        self.weighting = weighting.to(device)
         student.to(device, memory_format=torch.channels_last)
         synchronize_norms(student)
         self.average = WeightAverage(student, settings.ema) if settings.ema else None
@@ -368,25 +369,6 @@ def one_cycle(progress: float, warmup: float) -> float:
     if progress < warmup:
         return (progress + 1e-3) / (warmup + 1e-3)
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
-
-
-def make_weighting(settings: TrainSettings, names: Sequence[str]) -> nn.Module:
-    """What makes one loss of those of the names: scalars by name -> a scalar."""
-    if settings.weighting == "uncertainty":
-        return UncertaintyWeights(names)
-    return FixedWeights({name: settings.loss_weights[name] for name in names})
-
-
-class FixedWeights(nn.Module):
-    """The losses' weighted mean, with weights from the settings."""
-
-    def __init__(self, weights: dict[str, float]):
-        super().__init__()
-        self.weights = weights
-
-    def forward(self, losses: dict[str, Tensor]) -> Tensor:
-        """Losses by name -> their weighted mean."""
-        return weighted_mean(losses, self.weights)
 
 
 def parameter_groups(student: nn.Module, weighting: nn.Module, settings: TrainSettings):

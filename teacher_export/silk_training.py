@@ -36,7 +36,7 @@ __all__ = [
     "train_teacher",
 ]
 
-MAY_CHANGE = {"steps", "block_size", "device", "checkpoint_minutes", "validate_every"}
+MAY_CHANGE = {"steps", "device", "checkpoint_minutes", "validate_every"}
 """What a resumed run may have otherwise: its end may be moved, the rest changes no step."""
 NETWORKS = {
     "vgg4": SiLKConfig(),
@@ -62,7 +62,6 @@ class SiLKTraining:
         homographies: of the views in that square.
         photometric: strength of photometric augmentation, 0 to 1.
         temperature: of the similarities of descriptors of unit length.
-        block_size: rows of similarities in memory at a time.
         precision: float32, or bfloat16 for products and float32 for sums.
         device: as torch names it.
         checkpoint_minutes: between checkpoints to resume from.
@@ -79,7 +78,6 @@ class SiLKTraining:
     homographies: Homographies = field(default_factory=Homographies)
     photometric: float = 0.5
     temperature: float = 0.05
-    block_size: int = 256
     precision: str = "bfloat16"
     device: str = "cpu"
     checkpoint_minutes: float = 5.0
@@ -263,7 +261,6 @@ def compare_views(
         logits[1:],
         correspondences,
         temperature=settings.temperature,
-        block_size=settings.block_size,
         bfloat16=bfloat16,
     )
     loss = (losses.descriptor + losses.keypoint).sum()

@@ -12,6 +12,7 @@ from hfnet_distill.errors import InputError
 from hfnet_distill.networks.base import StudentOutput
 from hfnet_distill.student.losses import (
     LOSSES,
+    FixedWeights,
     UncertaintyWeights,
     active_losses,
     compute_losses,
@@ -25,7 +26,6 @@ from hfnet_distill.student.losses import (
     place_loss,
     register_loss,
     similarity_loss,
-    weighted_mean,
 )
 
 
@@ -82,9 +82,10 @@ def test_totals(recorded):
         "descriptor": recorded["loss_local"].mean(),
         "detector": recorded["loss_detector_soft"].mean(),
     }
-    check(weighted_mean(losses, dict.fromkeys(losses, 1.0)), recorded["loss_total_weights_1_1_1"])
+    equal = FixedWeights(dict.fromkeys(losses, 1.0))
+    check(equal(losses), recorded["loss_total_weights_1_1_1"])
     weights = {"descriptor": 2.0, "global": 3.0, "detector": 0.5}
-    check(weighted_mean(losses, weights), recorded["loss_total_weights_l2_g3_d0.5"])
+    check(FixedWeights(weights)(losses), recorded["loss_total_weights_l2_g3_d0.5"])
     uncertainty = UncertaintyWeights([*losses])
     check(uncertainty(losses).detach(), recorded["loss_total_uncertainties_init1"])
     uncertainty.log_variances.data = recorded["uncertainty_w"]
@@ -222,7 +223,7 @@ def test_what_no_view_saw_is_not_localized():
 
 
 def test_a_loss_of_ones_own_is_a_function_and_a_line(monkeypatch):
-    monkeypatch.setattr("hfnet_distill.student.losses.LOSSES", dict(LOSSES))
+    monkeypatch.setattr(LOSSES, "entries", dict(LOSSES.entries))
 
     @register_loss("entropy")
     def entropy(said, lesson):
@@ -235,10 +236,10 @@ def test_a_loss_of_ones_own_is_a_function_and_a_line(monkeypatch):
     said = StudentOutput(torch.zeros(2, 65, 3, 4), None, None)
     found = compute_losses(["entropy"], said, None)
     assert found["entropy"].item() == pytest.approx(math.log(65))
-    with pytest.raises(InputError, match="no loss is named entropie; there are detector, "):
+    with pytest.raises(InputError, match="loss 'entropie': expected one of detector, "):
         active_losses({"entropie": 1.0}, {"local"})
-    with pytest.raises(InputError, match="a loss named entropy exists already"):
-        register_loss("entropy")(entropy)
+    with pytest.raises(InputError, match="loss entropy: already registered by"):
+        register_loss("entropy")(contrast_loss)
 
 
 def test_a_keypoint_is_found_among_those_of_the_batch():

@@ -282,7 +282,7 @@ def test_settings_of_the_network_are_its_own(store, photographs, tmp_path):
     wrong = override(settings, networks={"hfnet": {"widht": 0.5}})
     with pytest.raises(InputError, match=r"\[train.networks.hfnet\]: .*widht"):
         train_on([store], photographs, tmp_path / "run", wrong, quiet=True)
-    with pytest.raises(InputError, match="no loss is named detektor"):
+    with pytest.raises(InputError, match="loss 'detektor': expected one of detector"):
         train_on(
             [store],
             photographs,
