@@ -1,7 +1,7 @@
 """LightGlue as one ONNX file for OpenCV 5's ``cv2.LightGlueMatcher``, which asks for four inputs.
 
 The graph takes no shortcuts: all layers, all keypoints. Kornia stops early and leaves keypoints out
-where it is sure; that changes a match in a hundred.
+where it is sure, which changes a few matches.
 """
 
 from pathlib import Path
@@ -117,6 +117,8 @@ def export_lightglue(
         parity.sizes.append(pair[0].image_size)
         if most := max(len(found), len(wanted)):
             parity.in_common = min(parity.in_common, len(both) / most)
-        parity.note("mscores0", *(np.array([each[m] for m in both]) for each in (found, wanted)))
+        parity.note(
+            "match_scores", *(np.array([each[m] for m in both]) for each in (found, wanted))
+        )
     keep(path, content, parity)
     return parity
