@@ -333,7 +333,8 @@ def _assemble(output: Path, parts: Path, settings: ExtractSettings) -> None:
             open_atomically(output, flush=True) as stream,
             h5py.File(stream, "w", libver=CHECKSUMMED) as file,
         ):
-            file.attrs["settings"] = settings.to_json()
+            # Of fixed length: HDF5 keeps others where no checksum is, and damage makes it hang.
+            file.attrs["settings"] = np.bytes_(settings.to_json().encode())
             file.attrs["software"] = f"hfnet-distill {__version__}"
             if output.exists():
                 with open_hdf5(output) as before:

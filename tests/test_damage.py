@@ -202,3 +202,13 @@ def test_no_module_unpickles():
                 assert "allow_pickle" not in given, path
                 if ast.unparse(node.func) == "torch.load":
                     assert given.get("weights_only") == "True", path
+
+
+def test_hdf5_keeps_no_json_where_damage_makes_it_hang(store, photographs, tmp_path, run_command):
+    path = tmp_path / "features.h5"
+    command = ("--images", photographs, "--output", path, "--model", "sift", "--quiet")
+    run_command(extract_features, *command)
+    for name, key in ((store, "hfnet_distill"), (path, "settings")):
+        if name.is_file():
+            with h5py.File(name) as file:
+                assert file.attrs.get_id(key).dtype.kind == "S"  # of fixed length

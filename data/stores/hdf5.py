@@ -169,7 +169,8 @@ class HDF5Layout(Layout):
 
 def _lay_out(file: h5py.File, schema: Schema, names: Names, parameters) -> None:
     """Everything that a file is ever going to have, but for the records and the marks."""
-    file.attrs[ATTRIBUTE] = schema.model_dump_json()
+    # Of fixed length: HDF5 keeps others where no checksum is, and damage there makes it hang.
+    file.attrs[ATTRIBUTE] = np.bytes_(schema.model_dump_json().encode())
     header = schema.model_dump(mode="json")
     file.attrs[SUMS] = [header_sum(header, names), parameters_sum(parameters)]
     file.create_dataset("name", data=list(names), dtype=h5py.string_dtype())
