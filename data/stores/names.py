@@ -68,8 +68,6 @@ class Names(Sequence):
         theirs = other if isinstance(other, Names) else Names.of(other)
         return np.array_equal(self._end, theirs._end) and np.array_equal(self._text, theirs._text)
 
-    __hash__ = None
-
     def find(self, name: str) -> int | None:
         """The record of an image, or None."""
         wanted = name.encode(errors="surrogateescape")
@@ -77,13 +75,6 @@ class Names(Sequence):
         if place < len(self) and self._bytes(row := int(self._order[place])) == wanted:
             return row
         return None
-
-    def index(self, name: str, *bounds) -> int:
-        """The record of an image; raises ValueError where there is none."""
-        row = self.find(name)
-        if row is None:
-            raise ValueError(f"{name} is not among the names")
-        return row
 
     def _bytes(self, row: int) -> bytes:
         start = self._end[row - 1] if row else 0
