@@ -231,7 +231,7 @@ class Learner:
             fused=device.type == "cuda",  # which alone reads no number of the GPU
         )
         if settings.compile:
-            compile_module(student, device)
+            student.compile()
 
     def step(
         self, batch: dict[str, Tensor], dataset: DistillationDataset, number: int, rate: float
@@ -244,15 +244,27 @@ class Learner:
 
         Returns:
             ``loss`` and what it is made of, scalars on the device, means over all processes.
+
+        Raises:
+            InputError: ``torch.compile`` fails.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        losses = batch_losses(
-            self.student.train(), batch, dataset, self.names, self.settings, self.device
-        )
-        loss = self.weighting(losses)
         self.optimizer.zero_grad()
-        loss.backward()
+        try:
+            losses = batch_losses(
+                self.student.train(), batch, dataset, self.names, self.settings, self.device
+            )
+            loss = self.weighting(losses)
+            loss.backward()
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = next(line for line in str(error).splitlines() if line.strip())
+            raise InputError(
+                f"compile = true in [train]: torch.compile does not work here ({reason}); install "
+                "a C++ compiler, and Triton for a GPU, or set compile = false"
+            ) from error
         average_gradients(self.student, self.weighting)
         nn.utils.clip_grad_norm_(self.student.parameters(), LONGEST_GRADIENT)
         self.optimizer.step()
@@ -260,23 +272,6 @@ class Learner:
             self.average.update(self.student, number)
         values = average(torch.stack([loss, *losses.values()]).detach())
         return dict(zip(("loss", *losses), values.unbind(), strict=True))
-
-
-def compile_module(module: nn.Module, device: torch.device) -> None:
-    """Have ``torch.compile`` translate a module when it first runs.
-
-    Raises:
-        InputError: this machine lacks the compiler that it needs.
-    """
-    try:
-        torch.compile(torch.sin)(torch.zeros(1, device=device))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"compile = true in [train]: torch.compile does not work on this machine ({reason}); "
-            "install a C++ compiler, and Triton for a GPU, or set compile = false"
-        ) from error
-    module.compile()
 
 
 def batch_losses(
