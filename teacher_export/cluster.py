@@ -71,9 +71,9 @@ class _GivenUp:
     """In place of a task's result: an error of Dask, not of the task."""
 
     def __init__(self, error: BaseException):
-        self.reason = f"the Dask cluster gave a shard up ({error.__cause__ or error})"
+        self.reason = f"the Dask cluster gave a task up ({error.__cause__ or error})"
         if isinstance(error, KilledWorker):
             self.reason = (
-                "the workers that took a shard died one after the other, the last "
+                "the workers that took a task died one after the other, the last "
                 f"{error.last_worker.address}, perhaps because memory ran out"
             )

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -13,14 +12,15 @@ import torch
 
 from ..config import ExportSettings, load_settings, override
 from ..console import progress, say
-from ..data.images import Look, check_image, list_images, load_photograph, to_tensor
+from ..data.images import list_images, load_photograph, to_tensor
 from ..data.keypoints import KeypointChoice
 from ..data.stores.quantize import quantize, quantize_fields
 from ..data.stores.store import RecordStore, Schema
 from ..device import choose_device, choose_precision
-from ..errors import InputError, StoreError, UnreadablePhotographError
+from ..errors import InputError, StoreError
 from ..networks.base import Network
 from ..networks.registry import load
+from .check import readable_names
 
 __all__ = [
     "check_space",
@@ -33,7 +33,6 @@ __all__ = [
 
 DECODERS = 4  # threads; OpenCV decodes without holding Python's lock
 SHARDS_IN_FLIGHT = 2
-DARK = 256 // 16  # of 8 bits; what the largest value of 12 bits is in a file of 16
 STORED_SETTINGS = {
     "threshold": "threshold",
     "nms_radius": "nms_radius",
@@ -74,7 +73,8 @@ def export(
         weights: a file with the teacher's weights, instead of the usual one.
         keypoints_from: a store of another teacher, whose keypoints and scores are taken and
             described by this one.
-        scheduler: address of a Dask scheduler whose workers fill the shards.
+        scheduler: address of a Dask scheduler whose workers look at the photographs and fill the
+            shards.
         limit: take only this many photographs, the first by name.
         skip_unreadable: leave out photographs that cannot be decoded.
         overwrite: replace a store that was made with other settings.
@@ -91,6 +91,8 @@ def export(
             keypoints.
         OSError: the disk; shards done before stay valid.
     """
+    from .workers import RUNS, ShardJob, export_in_workers, worker_pool
+
     folder, path = Path(images), _writable(store)
     everything = load_settings(config)
     settings = override(everything.export, model=model, **options)
@@ -111,11 +113,19 @@ def export(
         most = keypoints.schema.fields["keypoints"].shape[0]
         settings = override(settings, max_num_keypoints=min(settings.max_num_keypoints, most))
     schema = make_schema(teacher, settings, keypoints)
-    with RecordStore.lock(path):
+    with RecordStore.lock(path), worker_pool(settings.workers, scheduler) as run:
         if overwrite:
             RecordStore.remove(path)
         if not path.exists() or skip_unreadable:
-            names = _readable(folder, names, settings.size, skip_unreadable, quiet)
+            names = readable_names(
+                folder.resolve() if scheduler else folder,
+                names,
+                settings.size,
+                run,
+                per_task=settings.shard_size,
+                skip=skip_unreadable,
+                quiet=quiet,
+            )
         if keypoints and (missing := sorted({*names} - {*keypoints.names})):
             raise StoreError(
                 f"{keypoints.path}: has no keypoints of {len(missing)} of the {len(names)} "
@@ -132,16 +142,13 @@ def export(
         done = len(records) - pending
         with progress(f"export {schema.teacher}", len(records), done=done, quiet=quiet) as advance:
             if scheduler or settings.workers > 1:
-                from .workers import ShardJob, export_in_workers
-
                 found = str(Path(weights).resolve()) if weights else None
                 plugins = tuple(str(Path(plugin).resolve()) for plugin in everything.plugins)
                 job = ShardJob(
                     folder.resolve(), path.resolve(), settings, found, plugins, keypoints
                 )
-                export_in_workers(
-                    job, records, advance, workers=settings.workers, scheduler=scheduler
-                )
+                tasks = None if scheduler else RUNS * settings.workers
+                export_in_workers(job, records, advance, run, tasks=tasks)
             else:
                 fill_shards(teacher, folder, records, settings, numbers, advance, keypoints)
                 records.finish()
@@ -208,58 +215,6 @@ def _writable(store: str | Path) -> Path:
             "when it is complete, such as with `aws s3 sync`"
         )
     return Path(store)
-
-
-def _readable(
-    folder: Path, names: list[str], size: tuple[int, int], skip: bool, quiet: bool
-) -> list[str]:
-    """The photographs that decode; raises for others unless they are to be skipped."""
-    unreadable: dict[str, UnreadablePhotographError] = {}
-    small = dark = 0
-    with (
-        progress("check photographs", len(names), quiet=quiet) as advance,
-        ThreadPoolExecutor(DECODERS) as pool,
-    ):
-        looks = _ahead(pool, partial(_look_at, folder), names, 4 * DECODERS)
-        for name, seen in zip(names, looks, strict=True):
-            advance()
-            if isinstance(seen, UnreadablePhotographError):
-                unreadable[name] = seen
-                continue
-            # Enlarging by up to a twentieth does no harm, and sizes are approximate.
-            small += min(seen.size[0] / size[0], seen.size[1] / size[1]) < 0.95
-            dark += 0 < seen.brightest < DARK
-    if small:
-        say(
-            f"{small} of {len(names)} photographs are smaller than {size[0]}x{size[1]} and blurred "
-            "by being enlarged; take larger ones, or see python -m hfnet_distill.data.mosaics "
-            "--help",
-            quiet=quiet,
-        )
-    if dark:
-        say(
-            f"{dark} of {len(names)} photographs have no pixel brighter than a sixteenth of white; "
-            "where they are 16-bit files of 12-bit values, multiply those by 16",
-            quiet=quiet,
-        )
-    if not unreadable:
-        return names
-    if not skip:
-        first, more = next(iter(unreadable.values())), len(unreadable) - 1
-        others = f", and {more} more" if more else ""
-        raise InputError(f"{first}{others}; or leave such out with --skip-unreadable")
-    for error in unreadable.values():
-        say(f"skipped: {error}")
-    if len(unreadable) == len(names):
-        raise InputError(f"{folder}: none of the {len(names)} photographs can be decoded")
-    return [name for name in names if name not in unreadable]
-
-
-def _look_at(folder: Path, name: str) -> Look | UnreadablePhotographError:
-    try:
-        return check_image(folder / name)
-    except UnreadablePhotographError as error:
-        return error
 
 
 def open_keypoints(path: str | Path, teacher: Network, settings: ExportSettings) -> RecordStore:

@@ -1,11 +1,12 @@
-"""Shards distributed over processes of this machine, or of a Dask cluster with the same files."""
+"""Work distributed over processes of this machine, or of a Dask cluster with the same files."""
 
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..networks.registry import load
 from ..registry import import_plugins
 from .export import fill_shards, make_schema
 
-__all__ = ["ShardJob", "device_of", "export_in_workers"]
+__all__ = ["RUNS", "ShardJob", "device_of", "export_in_workers", "worker_pool"]
 
 RUNS = 8
 """Of shards that a process takes in one export: more share the work better, fewer are faster."""
@@ -51,52 +52,69 @@ class ShardJob:
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
-def export_in_workers(
-    job: ShardJob,
-    store: RecordStore,
-    advance: Callable[[int], None],
-    *,
-    workers: int,
-    scheduler: str | None = None,
-) -> None:
-    """Fill the shards of a store that are not done yet and mark it complete.
+@contextmanager
+def worker_pool(
+    workers: int, scheduler: str | None = None
+) -> Iterator[Callable[[Iterable], Iterator]]:
+    """Processes for the work of an export; yields a function that does joblib's delayed tasks.
 
-    A task is a shard, or on this machine a run of adjacent ones, whose photographs are decoded
-    while the run's earlier ones are written. With several GPUs the processes take them in turn.
-
-    Call it under the store's lock. If a worker of a cluster dies, its shard goes to another one,
-    which writes the same bytes. Processes of this machine share its cores: joblib sets their
-    OMP_NUM_THREADS to cores / workers unless it is set already.
+    It gives the tasks' results as they come, in any order; the same processes do what it is called
+    with next. If a worker of a cluster dies, its task goes to another one. Processes of this
+    machine share its cores: joblib sets their OMP_NUM_THREADS to cores / workers unless it is set
+    already.
 
     Args:
-        advance: called with the number of photographs of each finished task.
-        workers: processes on this machine; ignored with a scheduler.
+        workers: processes on this machine; 1 is this one. Ignored with a scheduler.
         scheduler: address of a Dask scheduler, such as "tcp://10.0.0.1:8786".
 
     Raises:
         WorkerError: a process of this machine was killed, or the cluster cannot be reached or gave
-            up a shard.
+            up a task.
+    """
+    with _cluster(scheduler) if scheduler else _this_machine(workers):
+        try:
+            yield joblib.Parallel(
+                n_jobs=-1 if scheduler else workers,
+                batch_size=1,
+                pre_dispatch="all" if scheduler else "2 * n_jobs",  # for workers that join later
+                return_as="generator_unordered",
+            )
+        except TerminatedWorkerError as error:
+            raise WorkerError(
+                "a worker was killed, perhaps because memory ran out; what was finished is kept, "
+                "run the same command again, with fewer --workers"
+            ) from error
+
+
+def export_in_workers(
+    job: ShardJob,
+    store: RecordStore,
+    advance: Callable[[int], None],
+    run: Callable[[Iterable], Iterator],
+    *,
+    tasks: int | None,
+) -> None:
+    """Fill the shards of a store that are not done yet and mark it complete.
+
+    A task is a shard, or a run of adjacent ones, whose photographs are decoded while the run's
+    earlier ones are written. With several GPUs the processes of a machine take them in turn.
+
+    Call it under the store's lock. A shard that is filled twice gets the same bytes.
+
+    Args:
+        advance: called with the number of photographs of each finished task.
+        run: as ``worker_pool`` yields it.
+        tasks: into how many the shards are divided; None makes each shard one.
+
+    Raises:
+        WorkerError: as ``worker_pool``.
         UnreadablePhotographError, OSError: as ``fill_shards``.
     """
     pending = store.pending_shards()
-    length = 1 if scheduler else -(-len(pending) // (RUNS * workers))
+    length = -(-len(pending) // tasks) if pending and tasks else 1
     runs = (pending[start : start + length] for start in range(0, len(pending), length))
-    tasks = (joblib.delayed(_fill)(job, run) for run in runs)
-    with _cluster(scheduler) if scheduler else _this_machine(workers):
-        pool = joblib.Parallel(
-            n_jobs=-1 if scheduler else workers,
-            batch_size=1,
-            pre_dispatch="all" if scheduler else "2 * n_jobs",  # for workers that join later
-            return_as="generator_unordered",
-        )
-        try:
-            for count in pool(tasks):
-                advance(count)
-        except TerminatedWorkerError as error:
-            raise WorkerError(
-                f"{job.path}: a worker was killed, perhaps because memory ran out; what was "
-                "finished is kept, run the same command again, with fewer --workers"
-            ) from error
+    for count in run(joblib.delayed(_fill)(job, numbers) for numbers in runs):
+        advance(count)
     store.finish()
 
 

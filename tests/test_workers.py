@@ -18,6 +18,7 @@ from joblib.externals.loky import get_reusable_executor
 from test_faults import digest
 
 from hfnet_distill.data.stores.store import RecordStore
+from hfnet_distill.teacher_export.check import _look
 from hfnet_distill.teacher_export.cli import export_teacher
 from hfnet_distill.teacher_export.workers import _fill, device_of
 
@@ -64,6 +65,66 @@ def test_two_processes_write_what_one_writes(run_command, arguments, alone, tmp_
     options = ("--store", store, "--format", format, "--workers", 2)
     run_command(export_teacher, *arguments, *options)
     assert digest(store) == alone[format]
+
+
+@pytest.fixture
+def mixed(tmp_path) -> Path:
+    """Nine photographs, of which two do not decode, one is small and one dark."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    bright = np.full((480, 640), 200, np.uint8)
+    for number in range(9):
+        cv2.imwrite(str(folder / f"{number}.png"), bright)
+    for number in (3, 7):
+        (folder / f"{number}.png").write_bytes(b"PNG")
+    cv2.imwrite(str(folder / "5.png"), bright[:240])
+    cv2.imwrite(str(folder / "8.png"), bright // 20)
+    return folder
+
+
+def check_alone_and(run_command, arguments, mixed, path, *options) -> None:
+    """See that processes say of photographs what one says, and write the same store."""
+    command = [*arguments[:2], "--images", mixed, *arguments[4:6]]  # says what it sees
+    said, stores = [], []
+    for number, more in enumerate(([], options)):
+        store = path / f"store{number}"
+        for skip, code in (((), 1), (("--skip-unreadable",), 0)):
+            output = run_command(
+                export_teacher, *command, "--store", store, *skip, *more, code=code
+            )
+            said.append(output.replace(str(store), "STORE"))
+        stores.append(digest(store))
+    assert "3.png: not a readable photograph" in said[0]
+    assert "and 1 more; or leave such out with --skip-unreadable" in said[0]
+    assert said[1].index("skipped: ") < said[1].index("3.png") < said[1].index("7.png")
+    assert "1 of 9 photographs are smaller than 640x480" in said[1]
+    assert "1 of 9 photographs have no pixel brighter" in said[1]
+    assert said[:2] == said[2:]
+    assert stores[0] == stores[1]
+    assert RecordStore.open(store).names == [f"{number}.png" for number in (0, 1, 2, 4, 5, 6, 8)]
+
+
+def test_two_processes_say_of_photographs_what_one_says(run_command, arguments, mixed, tmp_path):
+    check_alone_and(run_command, arguments, mixed, tmp_path, "--workers", 2)
+
+
+def test_photographs_are_looked_at_by_the_workers(run_command, arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr("hfnet_distill.teacher_export.check._look", _look_elsewhere)
+    options = ("--store", tmp_path / "store", "--workers", 2, "--limit", 2)
+    monkeypatch.setenv("PARENT", str(os.getpid()))
+    run_command(export_teacher, *arguments, *options)
+
+
+def _look_elsewhere(*task):
+    assert os.getpid() != int(os.environ["PARENT"])
+    return _look(*task)
+
+
+def test_a_finished_export_has_nothing_to_do(run_command, arguments, alone, tmp_path):
+    options = ("--store", tmp_path / "store", "--workers", 2)
+    for _ in range(2):
+        run_command(export_teacher, *arguments, *options)
+    assert digest(tmp_path / "store") == alone["zarr"]
 
 
 def test_a_photograph_that_breaks_meanwhile_is_named(run_command, arguments, tmp_path, monkeypatch):
@@ -182,6 +243,12 @@ def cluster(tmp_path):
     for process in processes:
         process.kill()
         process.wait()
+
+
+def test_a_cluster_says_of_photographs_what_one_process_says(
+    cluster, run_command, arguments, mixed, tmp_path
+):
+    check_alone_and(run_command, arguments, mixed, tmp_path, "--scheduler", cluster[0])
 
 
 def test_a_cluster_that_loses_a_worker_writes_the_same_bytes(cluster, arguments, alone, tmp_path):
