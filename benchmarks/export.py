@@ -40,6 +40,8 @@ from hfnet_distill.teacher_export.export import fill_shards, make_schema
 
 BATCH = 16
 """Photographs per forward pass, at most."""
+SHARD = 16
+"""Photographs in a shard."""
 
 
 @register("constant")
@@ -231,7 +233,7 @@ def main(
     **flags: str,
 ) -> None:
     """Measure; takes some minutes on a processor."""
-    settings = override(load_settings().export, model=model, **flags)
+    settings = override(load_settings().export, model=model, shard_size=SHARD, **flags)
     device = choose_device(settings.device)
     settings = override(settings, precision=choose_precision(settings.precision, device))
     teacher = load(model, device=device, precision=settings.precision, weights=weights)

@@ -36,7 +36,7 @@ from safetensors.torch import load_file
 LIMIT = 600
 """Seconds after which a command hangs."""
 SMALL = {
-    "shard_size = 16": "shard_size = 2",
+    'shard_size = "auto"': "shard_size = 2",
     "grid = 64": "grid = 16",
     'network = "vgg4"': 'network = "micro"',
     "width = 0.75": "width = 0.25",

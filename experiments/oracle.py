@@ -138,7 +138,9 @@ def target_cells(teacher: Network, target: str, images: Tensor) -> Tensor:
     kind = DETECTOR_TARGETS[target]
     groups, shape = [_group(kind)], grid_shape(images.shape[2:])
     size = images.shape[3], images.shape[2]
-    schema = make_schema(teacher, override(load_settings().export, fields=groups, size=size))
+    schema = make_schema(
+        teacher, override(load_settings().export, fields=groups, size=size, shard_size=16)
+    )
     choice = KeypointChoice.of_store(schema.settings)
     stored = quantize(schema.fields, teacher.export(images, groups, choice))
     upright = torch.eye(3, dtype=torch.float64).expand(1, 1, 3, 3)

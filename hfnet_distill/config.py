@@ -64,7 +64,9 @@ Range = Annotated[tuple[float, float], BeforeValidator(_to_range)]
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
-Radius = Annotated[NotNegative | None, BeforeValidator(lambda v: None if v == "auto" else v)]
+Auto = BeforeValidator(lambda v: None if v == "auto" else v)
+Radius = Annotated[NotNegative | None, Auto]
+ShardSize = Annotated[Count | None, Auto]
 TrainingPrecision = Literal["auto", "float32", "bfloat16"]
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -84,7 +86,7 @@ class ExportSettings(_Section):
     fields: list[str]
     quantisation: Literal["none", "int8"]
     compression: Literal["none", "zstd"]
-    shard_size: Count
+    shard_size: ShardSize
     batch_size: Count
     workers: Count
     device: str

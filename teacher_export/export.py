@@ -29,10 +29,13 @@ __all__ = [
     "make_schema",
     "open_keypoints",
     "verify",
+    "with_shard_size",
 ]
 
 DECODERS = 4  # threads; OpenCV decodes without holding Python's lock
 SHARDS_IN_FLIGHT = 2
+SMALLEST_SHARD = 16  # photographs; what an interruption costs
+MOST_SHARDS = 40_000  # of a store; each is a file of every field, and a task of a cluster
 STORED_SETTINGS = {
     "threshold": "threshold",
     "nms_radius": "nms_radius",
@@ -103,6 +106,7 @@ def export(
             "export with --format zarr"
         )
     names = RecordStore.open(path).names if repair else list_images(folder)[:limit]
+    settings = with_shard_size(settings, path, len(names), overwrite)
     precision = choose_precision(settings.precision, choose_device(settings.device))
     settings = override(settings, precision=precision)
     teacher = load(model, device=settings.device, precision=precision, weights=weights)
@@ -186,6 +190,28 @@ def damaged_shards(store: RecordStore, quiet: bool) -> dict[int, list[str]]:
                 damaged[number] = names
             advance()
     return damaged
+
+
+def with_shard_size(
+    settings: ExportSettings, path: Path, records: int, overwrite: bool
+) -> ExportSettings:
+    """Settings with a number for ``shard_size``: what "auto" is for a store.
+
+    That is the shard size of a store that is continued. A new one has 16 records in a shard, or for
+    more than 640,000 records the power of two that makes at most 40,000 shards of them.
+
+    Raises:
+        StoreError: the store at ``path`` cannot be opened.
+    """
+    if settings.shard_size is not None:
+        return settings
+    if path.exists() and not overwrite:
+        size = RecordStore.open(path).schema.shard_size
+    else:
+        size = SMALLEST_SHARD
+        while size * MOST_SHARDS < records:
+            size *= 2
+    return override(settings, shard_size=size)
 
 
 def check_space(store: RecordStore, pending: int) -> None:

@@ -17,7 +17,7 @@ from ..data.images import list_images
 from ..data.stores.store import Field, RecordStore, Schema
 from ..errors import InputError, StoreError
 from ..networks.vlad import VLAD, flatten_map, pool_residuals
-from .export import check_space, say_what_it_holds
+from .export import check_space, say_what_it_holds, with_shard_size
 
 __all__ = ["StoredDescriptors", "export_vlad", "fit_vlad"]
 
@@ -70,6 +70,7 @@ def export_vlad(
             "leave --images out to take the photographs of the store"
         )
     described = StoredDescriptors(local, local.names[:limit])
+    settings = with_shard_size(settings, path, len(described), overwrite)
     schema = _make_schema(described, settings)
     with RecordStore.lock(path):
         if overwrite:

@@ -27,6 +27,7 @@ def test_what_is_shipped_is_valid():
     ("old", "new", "message"),
     [
         ("shard_size", "shard_sise", r"key export\.shard_size is missing|unknown key"),
+        ('shard_size = "auto"', 'shard_size = "16"', r"export\.shard_size: .*'16'"),
         ("epochs = 40", "", r"key train\.epochs is missing"),
         ("epochs = 40", 'epochs = "30"', r"train\.epochs: .*'30'"),
         ("epochs = 40", "epochs = 0", r"train\.epochs: .*greater than or equal to 1"),

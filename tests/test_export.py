@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from hfnet_distill.config import override, shipped_settings
 from hfnet_distill.data.images import fit_image, read_image
 from hfnet_distill.data.stores.store import RecordStore
 from hfnet_distill.networks.superpoint import SuperPoint
 from hfnet_distill.networks.weights import VARIABLE, load_arrays, load_strictly
 from hfnet_distill.teacher_export.cli import export_teacher
+from hfnet_distill.teacher_export.export import with_shard_size
 
 SMALL = ("--size", "64x48", "--batch-size", "2", "--quiet", "--device", "cpu")
 
@@ -32,7 +34,7 @@ def digest(path: Path) -> str:
 def small_shards(tmp_path) -> Path:
     text = (Path(__file__).parent.parent / "pipeline.toml").read_text()
     path = tmp_path / "small.toml"
-    path.write_text(text.replace("shard_size = 16", "shard_size = 2"))
+    path.write_text(text.replace('shard_size = "auto"', "shard_size = 2"))
     return path
 
 
@@ -146,6 +148,26 @@ def test_an_unreadable_photograph_is_named_or_skipped(run_command, photographs, 
     output = export(run_command, photographs, tmp_path / "store", "--skip-unreadable", code=0)
     assert "skipped:" in output
     assert len(RecordStore.open(tmp_path / "store").require_complete()) == 5
+
+
+def test_shards_grow_with_the_collection(tmp_path):
+    settings = shipped_settings().export
+    sizes = {6: 16, 640_000: 16, 640_001: 32, 10_000_000: 256}
+    for records, size in sizes.items():
+        found = with_shard_size(settings, tmp_path / "store", records, overwrite=False)
+        assert found.shard_size == size
+    asked = override(settings, shard_size=7)
+    assert with_shard_size(asked, tmp_path / "store", 10_000_000, overwrite=False) == asked
+
+
+def test_a_store_keeps_its_shard_size(run_command, photographs, tmp_path):
+    store, small = tmp_path / "store", ("--config", small_shards(tmp_path))
+    export(run_command, photographs, store, *small, code=0)
+    export(run_command, photographs, store, code=0)
+    assert RecordStore.open(store).schema.shard_size == 2
+    export(run_command, photographs, store, "--overwrite", code=0)
+    assert RecordStore.open(store).schema.shard_size == 16
+    assert "shard_size is 16 there and 2 here" in export(run_command, photographs, store, *small)
 
 
 def test_small_photographs_are_counted(run_command, photographs, tmp_path):

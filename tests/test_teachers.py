@@ -214,7 +214,7 @@ def test_places_from_a_local_store(run_command, photographs, local, tmp_path, fo
 
 def test_places_go_on_to_the_same_bytes(run_command, local, tmp_path, monkeypatch):
     text = (Path(__file__).parent.parent / "pipeline.toml").read_text()
-    (tmp_path / "small.toml").write_text(text.replace("shard_size = 16", "shard_size = 2"))
+    (tmp_path / "small.toml").write_text(text.replace('shard_size = "auto"', "shard_size = 2"))
     config = ("--config", tmp_path / "small.toml")
     learn_places(run_command, local, tmp_path / "whole", *config)
     write = RecordStore.write_shard

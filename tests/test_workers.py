@@ -39,7 +39,7 @@ def arguments(tmp_path_factory) -> list:
         cv2.imwrite(str(folder / f"{number:02d}.png"), cv2.resize(image, (640, 480)))
     text = (Path(__file__).parent.parent / "pipeline.toml").read_text()
     config = tmp_path_factory.mktemp("config") / "small.toml"
-    config.write_text(text.replace("shard_size = 16", "shard_size = 2"))
+    config.write_text(text.replace('shard_size = "auto"', "shard_size = 2"))
     return ["--model", "sift", "--images", folder, "--config", config, "--quiet"]
 
 
