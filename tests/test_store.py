@@ -87,6 +87,19 @@ def test_what_is_written_is_read(tmp_path, kind):
         assert store.corrupt_records(number) == []
 
 
+def test_a_finished_store_has_nothing_of_killed_writers(kind, tmp_path):
+    store = create(tmp_path / "store", kind)
+    fill(store, store.pending_shards()[:1])
+    if store.path.is_dir():
+        left = store.path / "done" / "c" / "1.0123.partial"
+    else:
+        left = store.path.with_name("store.0123.partial")
+    left.write_bytes(b"1")
+    fill(store)
+    assert store.complete
+    assert not left.exists()
+
+
 def test_parameters_are_kept_beside_the_records(tmp_path, kind):
     rng = np.random.default_rng(0)
     parameters = {

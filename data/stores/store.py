@@ -260,11 +260,12 @@ class RecordStore:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def finish(self) -> None:
-        """Mark the store complete once all its shards are done."""
+        """Mark the store complete once all its shards are done. Call it under ``lock``."""
         if self.complete:
             return
         if self.pending_shards():
             raise StoreError(f"{self.path}: shards {self.pending_shards()} are not written yet")
+        self._layout.sweep()  # a cluster goes on without a worker that was killed
         self._layout.finish()
 
     def read(self, name: str, field: str) -> np.ndarray:
