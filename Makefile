@@ -18,18 +18,18 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
 
-# The three commands on a few photographs: adapt the packaged student to SiLK's answers on them,
+# The three commands on a few photographs: adapt the packaged student to ALIKED's answers on them,
 # then evaluate it on sequences rendered from others.
 demo: .venv/ready
 	rm -rf $(DEMO)
 	$(BIN)/python -m hfnet_distill.data.samples $(DEMO)/photographs
-	$(BIN)/export-teacher --model silk --images $(DEMO)/photographs/train \
-		--store $(DEMO)/silk.zarr --precision auto
-	$(BIN)/train-student --store $(DEMO)/silk.zarr --images $(DEMO)/photographs/train \
+	$(BIN)/export-teacher --model aliked:n16 --images $(DEMO)/photographs/train \
+		--store $(DEMO)/aliked.zarr
+	$(BIN)/train-student --store $(DEMO)/aliked.zarr --images $(DEMO)/photographs/train \
 		--output $(DEMO)/run --init default --epochs 8 --learning-rate 2e-4
 	$(BIN)/evaluate --dataset hpatches --render $(DEMO)/photographs/test \
 		--root $(DEMO)/sequences --sequences 4 \
-		--model $(DEMO)/run --model default --model silk --model sift --model orb --precision auto \
+		--model $(DEMO)/run --model default --model aliked:n16 --model sift --model orb \
 		--output $(DEMO)/report
 
 clean:

@@ -33,10 +33,10 @@ from hfnet_distill.evaluation.evaluate import evaluate
 from hfnet_distill.networks.base import Network
 from hfnet_distill.networks.hfnet import HFNet
 from hfnet_distill.networks.registry import (
+    STUDENTS,
     checkpoint_path,
     load,
     load_checkpoint,
-    packaged_names,
     save_checkpoint,
 )
 from hfnet_distill.student.targets import (
@@ -267,7 +267,7 @@ def make_backbone(output: Path) -> Path:
     """The packaged student with heads of random weights."""
     path = output / "backbone.safetensors"
     if not path.exists():
-        packaged = (load_checkpoint(checkpoint_path(name))[0] for name in packaged_names())
+        packaged = (load_checkpoint(checkpoint_path(name))[0] for name in STUDENTS)
         trained = next(network for network in packaged if isinstance(network, HFNet))
         torch.manual_seed(0)
         student = HFNet(replace(trained.config, global_dim=0))
@@ -295,6 +295,7 @@ def train_row(row: Row, images: Path, output: Path, photographs: int, epochs: in
     shipped = load_settings().train
     settings = override(
         shipped,
+        network="hfnet",
         init=str(make_backbone(output)),
         crop=CROP,
         epochs=epochs,

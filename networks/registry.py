@@ -16,6 +16,7 @@ from .base import Network, Student
 __all__ = [
     "NETWORKS",
     "PACKAGED",
+    "STUDENTS",
     "checkpoint_path",
     "load",
     "load_checkpoint",
@@ -26,9 +27,9 @@ __all__ = [
 PACKAGED = Path(__file__).parent / "packaged"
 """The folder of the students and teachers that need no download, and of their model cards."""
 
-STUDENTS = ("hfnet-superpoint", "hfnet-silk", "small")
+STUDENTS = ("small", "hfnet-superpoint", "hfnet-silk")
 """The packaged students; each has a model card."""
-DEFAULT = "hfnet-superpoint"
+DEFAULT = "small"
 """The one that ``default`` stands for."""
 
 READING = ("refine_radius", "rank_radius")
@@ -81,17 +82,12 @@ def _open(model: str, weights: str | None) -> Network:
         return DetectorWithDescriber(_open(detector, None), _open(describer, weights))
     path = checkpoint_path(model)
     if not path.exists():
+        names = ", ".join(["default", *STUDENTS, *NETWORKS.names()])
         raise InputError(
-            f"model {model}: neither a run folder, a checkpoint nor one of "
-            f"{', '.join([*packaged_names(), *NETWORKS.names()])}; also NAME:WEIGHTS, vlad:STORE "
-            "and DETECTOR+DESCRIBER"
+            f"model {model}: neither a run folder, a checkpoint nor one of {names}; also "
+            "NAME:WEIGHTS, vlad:STORE and DETECTOR+DESCRIBER"
         )
     return load_checkpoint(path)[0]
-
-
-def packaged_names() -> list[str]:
-    """The packaged students, the default first."""
-    return ["default", *STUDENTS]
 
 
 def checkpoint_path(model: str | Path) -> Path:

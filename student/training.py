@@ -21,9 +21,9 @@ from ..errors import CheckpointError, InputError
 from ..networks.base import GlobalTeacher, Student, StudentOutput
 from ..networks.registry import (
     NETWORKS,
+    STUDENTS,
     checkpoint_path,
     load_checkpoint,
-    packaged_names,
     save_checkpoint,
 )
 from ..runs import RunFolder
@@ -462,18 +462,26 @@ def make_student(
         student.start_from(other)
         digest = other.weights
     elif settings.init == "auto":
-        digest = _start_from_packaged(student, quiet)
+        described = targets.descriptor or targets.global_
+        digest = _start_from_packaged(student, described.store.schema.teacher, quiet)
     if targets.descriptor is None:
         student.freeze_local()
     return student, digest
 
 
-def _start_from_packaged(student: Student, quiet: bool) -> str:
-    """Start a student from the first packaged one that fits, if any does; its SHA-256."""
-    for name in packaged_names():
-        other = load_checkpoint(checkpoint_path(name))[0]
-        if type(other) is not type(student):
-            continue
+def _start_from_packaged(student: Student, teacher: str, quiet: bool) -> str:
+    """Start a student from the first packaged one that fits, one of its teacher before others.
+
+    Returns:
+        the SHA-256 of what it starts from, if anything.
+    """
+    loaded = [(name, *load_checkpoint(checkpoint_path(name))) for name in STUDENTS]
+    alike = [row for row in loaded if type(row[1]) is type(student)]
+
+    def is_of_another(row: tuple[str, Student, dict]) -> bool:
+        return teacher not in [each["teacher"] for each in row[2].get("teachers", [])]
+
+    for name, other, _ in sorted(alike, key=is_of_another):
         try:
             student.start_from(other)
         except CheckpointError:

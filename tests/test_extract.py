@@ -32,9 +32,9 @@ def test_hlocs_contract(photographs, features):
         assert group["keypoints"].shape == (count, 2)
         assert group["keypoints"].dtype == np.float32
         assert group["keypoints"].attrs["uncertainty"] == 1
-        assert group["descriptors"].shape == (256, count)
+        assert group["descriptors"].shape == (128, count)
         assert group["descriptors"].dtype == np.float16
-        assert group["global_descriptor"].shape == (512,)
+        assert group["global_descriptor"].shape == (256,)
         assert group["image_size"][()].tolist() == [128, 96]
         found = read_features(file, "walk/5.png")
     image = cv2.imread(str(photographs / "walk" / "5.png"), cv2.IMREAD_GRAYSCALE)
@@ -258,5 +258,5 @@ def test_dxslam(photographs, tmp_path, run_command):
     )
     descriptors = np.load(folder / "des" / "5.npy")
     points = np.loadtxt(folder / "point-txt" / "5.txt")
-    assert descriptors.shape == (len(points), 256)
-    assert np.load(folder / "glb" / "5.npy").shape == (512,)
+    assert descriptors.shape == (len(points), 128)
+    assert np.load(folder / "glb" / "5.npy").shape == (256,)

@@ -211,7 +211,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         text=True,
     ).stdout
     assert "keypoints float32 (500, 2)" in output
-    assert "descriptors float32 (500, 256)" in output
+    assert "descriptors float32 (500, 128)" in output
     assert "global_descriptor float32 (512,)" in output
 
 

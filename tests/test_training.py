@@ -56,7 +56,7 @@ def train(run_command, store, photographs, tmp_path):
             *(part for path in stores for part in ("--store", path)),
             *("--images", images, "--output", tmp_path / output, "--crop", "48x32"),
             *("--batch-size", "2", "--num-workers", "0", "--precision", "float32"),
-            *("--device", "cpu", "--quiet", "--init", "none", *arguments),
+            *("--device", "cpu", "--quiet", "--init", "none", "--network", "hfnet", *arguments),
             code=code,
         )
 
@@ -271,8 +271,8 @@ def test_the_packaged_student_is_where_training_starts(store, photographs, tmp_p
     assert run == tmp_path / "run"
     student, info = load_checkpoint(run / "best.safetensors")
     assert info["init"] == default.weights
-    torch.testing.assert_close(student.detector_head[1].weight, default.detector_head[1].weight)
-    narrow = {"hfnet": {**settings.networks["hfnet"], "width": 0.5}}
+    torch.testing.assert_close(student.pixel_head[1].weight, default.pixel_head[1].weight)
+    narrow = {"light": {"size": "nano"}}
     other = override(settings, networks=narrow)
     run = train_on([store], photographs, tmp_path / "narrow", other, quiet=True)
     assert load_checkpoint(run / "best.safetensors")[1]["init"] == ""
@@ -280,7 +280,7 @@ def test_the_packaged_student_is_where_training_starts(store, photographs, tmp_p
 
 def test_settings_of_the_network_are_its_own(store, photographs, tmp_path):
     settings = load_settings().train
-    wrong = override(settings, networks={"hfnet": {"widht": 0.5}})
+    wrong = override(settings, network="hfnet", networks={"hfnet": {"widht": 0.5}})
     with pytest.raises(InputError, match=r"\[train.networks.hfnet\]: .*widht"):
         train_on([store], photographs, tmp_path / "run", wrong, quiet=True)
     with pytest.raises(InputError, match="loss 'detektor': expected one of detector"):
@@ -319,7 +319,9 @@ def test_another_network_and_every_loss(run_command, train, photographs, tmp_pat
     text = re.sub(r"(?m)^(\w+) = 0\.0$", r"\1 = 1.0", text)  # losses that are left out
     text = text.replace('"small"', '"nano"')
     (tmp_path / "all.toml").write_text(text)
-    train("--config", tmp_path / "all.toml", "--epochs", 1, stores=(sparse,))
+    train(
+        *("--config", tmp_path / "all.toml", "--network", "light", "--epochs", 1), stores=(sparse,)
+    )
     student, info = load_checkpoint(tmp_path / "run" / "best.safetensors")
     assert type(student) is Light
     assert student.config == replace(CONFIGS["nano"], descriptor_dim=256)
