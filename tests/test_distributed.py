@@ -61,20 +61,8 @@ def arguments(store, photographs, tmp_path) -> list[str]:  # noqa: F811
     (tmp_path / "small.toml").write_text(text)
     command = [
         *("--store", store, "--images", photographs, "--config", tmp_path / "small.toml"),
-        *(
-            "--init",
-            "none",
-            "--strategy",
-            "peaks",
-            "--learning-rate",
-            1e-4,
-            "--epochs",
-            12,
-            "--batch-size",
-            4,
-            "--crop",
-            "48x32",
-        ),
+        *("--network", "hfnet", "--init", "none", "--strategy", "peaks", "--learning-rate", 1e-4),
+        *("--epochs", 12, "--batch-size", 4, "--crop", "48x32"),
         *("--num-workers", 0),
         *("--precision", "float32", "--device", "cpu", "--quiet"),
     ]

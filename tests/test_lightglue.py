@@ -133,7 +133,7 @@ def test_matches_of_a_features_file(
         np.testing.assert_allclose(group["matching_scores0"][()][rows >= 0], scores, atol=1e-3)
     output = run_command(
         extract_features,
-        *(*command, "--model", "default", "--output", tmp_path / "default.h5"),
+        *(*command, "--model", "hfnet-superpoint", "--output", tmp_path / "default.h5"),
         *("--matches", tmp_path / "other.h5"),
         code=1,
     )

@@ -212,7 +212,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     ).stdout
     assert "keypoints float32 (500, 2)" in output
     assert "descriptors float32 (500, 128)" in output
-    assert "global_descriptor float32 (512,)" in output
+    assert "global_descriptor float32 (256,)" in output
 
 
 def test_int8(small, small_maps, photographs):

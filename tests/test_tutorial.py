@@ -55,7 +55,7 @@ def test_every_command(tmp_path, monkeypatch, run_command):
         else:
             stage = import_module(f"hfnet_distill.{STAGES[name]}.cli")
             run_command(getattr(stage, name.replace("-", "_")), *arguments, *SMALLER[name])
-    made = {"silk.zarr", "run", "sequences", "report", "student.onnx", "aliked.onnx"}
+    made = {"aliked.zarr", "run", "sequences", "report", "student.onnx", "aliked.onnx"}
     assert made | {"features.h5", "database.db"} <= {path.name for path in tmp_path.iterdir()}
     if hasattr(cv2, "ALIKED"):
         (snippet,) = re.findall(r"```python\n(import cv2.*?)```", page, re.DOTALL)
