@@ -33,7 +33,16 @@ from hfnet_distill.networks.onnx import make_session
 from hfnet_distill.networks.opencv import OpenCVNetwork
 from hfnet_distill.networks.registry import load
 
-MODELS = ("default", "small", "xfeat", "aliked:t16", "aliked:n16", "superpoint", "sift", "orb")
+MODELS = (
+    "small",
+    "hfnet-superpoint",
+    "xfeat",
+    "aliked:t16",
+    "aliked:n16",
+    "superpoint",
+    "sift",
+    "orb",
+)
 
 
 @dataclass

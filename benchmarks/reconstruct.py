@@ -85,7 +85,9 @@ def reconstruct(scene: Path, model: str, scratch: Path, max_num_keypoints: int) 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--scenes", type=click.Path(path_type=Path), required=True, help="Their folder.")
-@click.option("--model", "models", multiple=True, default=("default", "superpoint", "sift"))
+@click.option(
+    "--model", "models", multiple=True, default=("small", "hfnet-superpoint", "superpoint", "sift")
+)
 @click.option("--max-num-keypoints", default=2048)
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Where numbers go.")
 @user_errors

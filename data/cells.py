@@ -23,6 +23,7 @@ __all__ = [
     "grid_shape",
     "image_shape",
     "occupied",
+    "occupied_of_logits",
     "to_pixels",
     "with_nothing",
 ]
@@ -73,6 +74,13 @@ def with_nothing(pixels: Tensor) -> Tensor:
 def occupied(cells: Tensor) -> Tensor:
     """Distributions (B, 65, h, w) -> how likely each cell has a keypoint (B, h, w)."""
     return 1 - cells[:, NOTHING]
+
+
+def occupied_of_logits(score_logits: Tensor) -> Tensor:
+    """``occupied`` of the softmax of (B, 65, h, w), which takes ONNX Runtime five times as long."""
+    over_nothing = score_logits[:, :NOTHING] - score_logits[:, NOTHING:]
+    odds = over_nothing.clamp(max=60).exp().sum(1)
+    return odds / (1 + odds)
 
 
 def cell_centers(shape: tuple[int, int], device: torch.device | None = None) -> Tensor:

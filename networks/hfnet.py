@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..data.cells import CHANNELS, occupied
+from ..data.cells import CHANNELS, occupied_of_logits
 from .base import DenseMaps, Student, StudentOutput
 from .registry import register
 from .sparse import corners, distinct
@@ -342,12 +342,11 @@ class LocalVLAD(nn.Module):
 
     def forward(self, score_logits: Tensor, descriptor_map: Tensor) -> Tensor:
         """(B, 65, h, w) and (B, D, h, w) -> (B, clusters * D) of unit length, word by word."""
-        descriptors = descriptor_map.flatten(2).transpose(1, 2)
-        closeness = descriptors @ self.words.T - self.words.square().sum(1) / 2
-        weights = (self.SHARPNESS * closeness.float()).softmax(2)
-        likely = occupied(score_logits.softmax(1)).flatten(1)
-        weights = (weights * likely[:, :, None]).transpose(1, 2)
-        sums = weights @ descriptors
+        descriptors = descriptor_map.flatten(2)
+        closeness = self.words @ descriptors - self.words.square().sum(1)[:, None] / 2
+        likely = occupied_of_logits(score_logits).flatten(1)
+        weights = (self.SHARPNESS * closeness.float()).softmax(1) * likely[:, None]
+        sums = weights @ descriptors.mT
         residuals = sums - weights.sum(2, keepdim=True) * self.words
         return F.normalize(F.normalize(residuals.float(), dim=2).flatten(1), dim=1)
 

@@ -18,6 +18,7 @@ from hfnet_distill.data.cells import (
     grid_shape,
     image_shape,
     occupied,
+    occupied_of_logits,
     to_pixels,
     with_nothing,
 )
@@ -80,3 +81,10 @@ def test_the_convention_has_one_place(room):
             numbers = [t for t in tokenize.tokenize(file.readline) if t.type == tokenize.NUMBER]
         found = [t.start[0] for t in numbers if re.fullmatch("65", t.string)]
         assert not found, f"{path}:{found[0]}: a cell's channels are data.cells.CHANNELS"
+
+
+def test_how_likely_a_cell_has_a_keypoint_follows_from_its_logits():
+    logits = torch.randn(2, 65, 3, 4, generator=torch.Generator().manual_seed(0)) * 20
+    logits[0, 0, 0, 0], logits[0, NOTHING, 0, 1] = 1e4, 1e4
+    found = occupied_of_logits(logits)
+    torch.testing.assert_close(found, occupied(logits.softmax(1)), atol=1e-6, rtol=0)
