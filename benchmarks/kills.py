@@ -4,24 +4,25 @@
     python benchmarks/kills.py --kills 5 --only export-zarr
 
 Each command runs once undisturbed, over made-up photographs. Then it is killed: itself, or one of
-the processes that it started. With even odds it is started and killed once more, else run to its
-end. What it leaves must equal what the undisturbed run left, with nothing beside it, and no message
-on the way may be a traceback.
+the processes that it started, after the first third of its time, in which Python imports. With even
+odds it is started and killed once more, else run to its end. What it leaves must equal what the
+undisturbed run left, with nothing beside it, and no message on the way may be a traceback.
 """
 
+import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 
 import click
@@ -33,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
-LIMIT = 600
+LIMIT = 120
 """Seconds after which a command hangs."""
 SMALL = {
     'shard_size = "auto"': "shard_size = 2",
@@ -63,14 +64,12 @@ class Case:
     """A command to be killed.
 
     Attributes:
-        stage: the package that has the command in its ``cli.py``.
-        command: its name there.
+        command: its name.
         flags: Inputs -> its arguments.
         output: the flag that names what it makes, and a name for that.
         content: what it made -> something to be compared with ``==``.
     """
 
-    stage: str
     command: str
     flags: Callable[[Inputs], list]
     output: tuple[str, str]
@@ -79,15 +78,6 @@ class Case:
     def arguments(self, inputs: Inputs, folder: Path) -> list[str]:
         flag, name = self.output
         return [*map(str, self.flags(inputs)), "--quiet", flag, str(folder / name)]
-
-
-def run(stage: str, command: str, arguments: list[str], log: Path) -> None:
-    """In a process of its own: a command, with its messages in a file."""
-    messages = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(messages, 1)
-    os.dup2(messages, 2)
-    torch.set_num_threads(1)
-    getattr(import_module(f"hfnet_distill.{stage}.cli"), command)(arguments)
 
 
 def _bytes(path: Path) -> dict:
@@ -131,7 +121,7 @@ def _export(*more: str) -> Case:
             *("--size", "64x48", "--device", "cpu", "--precision", "float32", *more),
         ]
 
-    return Case("teacher_export", "export_teacher", flags, ("--store", "store"), _bytes)
+    return Case("export-teacher", flags, ("--store", "store"), _bytes)
 
 
 def _train_student(inputs: Inputs) -> list:
@@ -163,18 +153,10 @@ CASES = {
     "export-hdf5": _export("--format", "hdf5"),
     "export-hdf5-zstd": _export("--format", "hdf5", "--compression", "zstd"),
     "export-workers": _export("--format", "zarr", "--workers", "2"),
-    "train-student": Case(
-        "student", "train_student", _train_student, ("--output", "run"), _weights
-    ),
-    "train-teacher": Case(
-        "teacher_export", "train_teacher", _train_teacher, ("--output", "run"), _weights
-    ),
-    "extract-features": Case(
-        "deployment", "extract_features", _extract, ("--output", "features.h5"), _values
-    ),
-    "export-onnx": Case(
-        "deployment", "export_onnx", _export_onnx, ("--output", "student.onnx"), _outputs
-    ),
+    "train-student": Case("train-student", _train_student, ("--output", "run"), _weights),
+    "train-teacher": Case("train-teacher", _train_teacher, ("--output", "run"), _weights),
+    "extract-features": Case("extract-features", _extract, ("--output", "features.h5"), _values),
+    "export-onnx": Case("export-onnx", _export_onnx, ("--output", "student.onnx"), _outputs),
 }
 
 
@@ -200,8 +182,8 @@ class Outcome:
 class Torture:
     """One command and the folder where it is killed."""
 
-    def __init__(self, case: Case, inputs: Inputs, scratch: Path, context, seed: str):
-        self.case, self.inputs, self.scratch, self.context = case, inputs, scratch, context
+    def __init__(self, case: Case, inputs: Inputs, scratch: Path, seed: str):
+        self.case, self.inputs, self.scratch = case, inputs, scratch
         self.moments = random.Random(seed)
         self.log = scratch / "log"
         scratch.mkdir()
@@ -220,9 +202,9 @@ class Torture:
             fault = None
             while not fault and outcome.killed + outcome.child_killed < kills:
                 process = self.start(folder)
-                process.join(self.moments.uniform(0, seconds))
-                if not process.is_alive():  # sooner than the undisturbed run
-                    seconds *= 0.9
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(self.moments.uniform(seconds / 3, seconds))
+                    seconds *= 0.9  # it ended sooner than the undisturbed run
                 fault = self.strike(process, outcome)
                 if self.moments.random() < 0.5:
                     break
@@ -234,25 +216,24 @@ class Torture:
             shutil.rmtree(folder)
         return outcome
 
-    def start(self, folder: Path):
+    def start(self, folder: Path) -> subprocess.Popen:
         folder.mkdir(exist_ok=True)
+        program = Path(sys.executable).with_name(self.case.command)
         arguments = self.case.arguments(self.inputs, folder)
-        what = self.case.stage, self.case.command, arguments, self.log
-        process = self.context.Process(target=run, args=what)
-        process.start()
-        return process
+        with open(self.log, "w") as log:
+            return subprocess.Popen([program, *arguments], stdout=log, stderr=subprocess.STDOUT)
 
-    def strike(self, process, outcome: Outcome) -> str | None:
+    def strike(self, process: subprocess.Popen, outcome: Outcome) -> str | None:
         """Kill the process or one of its children; what is wrong with how the process ends."""
-        tasks = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        children = tasks.read_text().split() if process.is_alive() and tasks.exists() else []
-        victim = self.moments.choice([process.pid, *map(int, children)])
-        if not process.is_alive():
+        if process.poll() is not None:
             return self.complaint(process)
-        os.kill(victim, signal.SIGKILL)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        victim = self.moments.choice([process.pid, *map(int, children)])
+        with contextlib.suppress(ProcessLookupError):  # a child that has just ended
+            os.kill(victim, signal.SIGKILL)
         if victim == process.pid:
             outcome.killed += 1
-            process.join()
+            process.wait()
             return None
         outcome.child_killed += 1
         return self.complaint(process, may_fail=True)
@@ -261,14 +242,15 @@ class Torture:
         """Run the command to its end; what is wrong, if anything."""
         return self.complaint(self.start(folder))
 
-    def complaint(self, process, may_fail: bool = False) -> str | None:
-        process.join(LIMIT)
-        if process.is_alive():
+    def complaint(self, process: subprocess.Popen, may_fail: bool = False) -> str | None:
+        try:
+            code = process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
             process.kill()
-            process.join()
+            process.wait()
             return f"hangs: {self.said()}"
-        if process.exitcode and not (may_fail and process.exitcode == 1):
-            return f"ends with {process.exitcode}: {self.said()}"
+        if code and not (may_fail and code == 1):
+            return f"ends with {code}: {self.said()}"
         return f"a traceback: {self.said()}" if "Traceback" in self.log.read_text() else None
 
     def said(self) -> str:
@@ -320,13 +302,6 @@ def prepare(folder: Path) -> Inputs:
 def main(kills: int, only: tuple[str, ...], jobs: int, seed: int, output: Path | None) -> None:
     """Kill commands and compare what they leave; takes about ten minutes on two cores."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    stages = ("teacher_export.export", "student.training", "deployment.extract")
-    modules = [f"hfnet_distill.{stage}" for stage in (*stages, "deployment.onnx")]
-    context.set_forkserver_preload([*modules, "onnxruntime", "onnxscript"])
-    first = context.Process(target=time.time)  # the others need not wait for what is preloaded
-    first.start()
-    first.join()
     names = only or tuple(CASES)
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(jobs) as pool:
         folder = Path(temporary)
@@ -334,10 +309,10 @@ def main(kills: int, only: tuple[str, ...], jobs: int, seed: int, output: Path |
 
         def torture(name: str) -> Outcome:
             scratch = folder / f"of {name}"
-            return Torture(CASES[name], inputs, scratch, context, f"{seed} {name}").kill(kills)
+            return Torture(CASES[name], inputs, scratch, f"{seed} {name}").kill(kills)
 
         if "train-student" in names:
-            made = Torture(CASES["export-zarr"], inputs, folder / "made", context, "")
+            made = Torture(CASES["export-zarr"], inputs, folder / "made", "")
             if fault := made.finish(folder / "made" / "by"):
                 raise click.ClickException(fault)
             (folder / "made" / "by" / "store").rename(inputs.store)

@@ -24,6 +24,7 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.nn import functional as F
 
 from .. import __version__
+from ..data.cells import distributions
 from ..data.features import Features
 from ..data.geometry import CELL_MAP
 from ..data.images import list_images, read_image, to_tensor
@@ -260,14 +261,13 @@ def _to_gray(image: Tensor) -> Tensor:
 
 
 def _maps(network: Network, image: Tensor) -> DenseMaps:
-    """What ``network.maps`` gives. ONNX Runtime's softmax over channels would move them about."""
+    """What ``network.maps`` gives, with a softmax that ONNX Runtime is fast at."""
     if not isinstance(network, Student):
         return network.maps(image)
     logits, descriptor_map, global_descriptor = network(image)
-    weights = (logits - logits.amax(1, keepdim=True)).exp()
     return DenseMaps(
         (image.shape[3], image.shape[2]),
-        weights / weights.sum(1, keepdim=True),
+        distributions(logits),
         CELL_MAP,
         descriptor_map,
         CELL_MAP,

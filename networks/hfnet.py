@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..data.cells import CHANNELS, occupied_of_logits
+from ..data.cells import CHANNELS, distributions, occupied
 from .base import DenseMaps, Student, StudentOutput
 from .registry import register
 from .sparse import corners, distinct
@@ -344,7 +344,7 @@ class LocalVLAD(nn.Module):
         """(B, 65, h, w) and (B, D, h, w) -> (B, clusters * D) of unit length, word by word."""
         descriptors = descriptor_map.flatten(2)
         closeness = self.words @ descriptors - self.words.square().sum(1)[:, None] / 2
-        likely = occupied_of_logits(score_logits).flatten(1)
+        likely = occupied(distributions(score_logits)).flatten(1)
         weights = (self.SHARPNESS * closeness.float()).softmax(1) * likely[:, None]
         sums = weights @ descriptors.mT
         residuals = sums - weights.sum(2, keepdim=True) * self.words

@@ -14,11 +14,11 @@ from hfnet_distill.data.cells import (
     cell_centers,
     cell_corners,
     cell_peaks,
+    distributions,
     from_pixels,
     grid_shape,
     image_shape,
     occupied,
-    occupied_of_logits,
     to_pixels,
     with_nothing,
 )
@@ -83,8 +83,7 @@ def test_the_convention_has_one_place(room):
         assert not found, f"{path}:{found[0]}: a cell's channels are data.cells.CHANNELS"
 
 
-def test_how_likely_a_cell_has_a_keypoint_follows_from_its_logits():
+def test_distributions_are_the_softmax():
     logits = torch.randn(2, 65, 3, 4, generator=torch.Generator().manual_seed(0)) * 20
-    logits[0, 0, 0, 0], logits[0, NOTHING, 0, 1] = 1e4, 1e4
-    found = occupied_of_logits(logits)
-    torch.testing.assert_close(found, occupied(logits.softmax(1)), atol=1e-6, rtol=0)
+    logits[0, 0, 0, 0], logits[0, NOTHING, 0, 1] = 1e4, -1e4
+    torch.testing.assert_close(distributions(logits), logits.softmax(1), atol=1e-6, rtol=0)

@@ -310,11 +310,11 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_shard(
     assert digest(tmp_path / "store") == digest(tmp_path / "whole")
 
 
-def test_two_kills_of_the_benchmark(children, monkeypatch, tmp_path):
+def test_two_kills_of_the_benchmark(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
     kills = import_module("kills")
     inputs = kills.prepare(tmp_path)
-    torture = kills.Torture(kills.CASES["extract-features"], inputs, tmp_path / "of", children, "")
+    torture = kills.Torture(kills.CASES["extract-features"], inputs, tmp_path / "of", "")
     outcome = torture.kill(2)
     assert outcome.faults == []
     assert outcome.killed == 2
