@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.text import Text
 
 from . import errors
-from .errors import DistillError
+from .errors import LOADER_KILLED, DistillError
 
 __all__ = [
     "StorePath",
@@ -107,7 +107,7 @@ def _in_words(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return "memory ran out; lower --batch-size, --size or the number of workers"
     if re.match(r"DataLoader worker .* is killed by signal", str(error)):
-        return "a loader's process was killed, perhaps because memory ran out; lower --num-workers"
+        return LOADER_KILLED
     return None
 
 

@@ -5,6 +5,7 @@ traceback.
 """
 
 __all__ = [
+    "LOADER_KILLED",
     "AlreadyExistsError",
     "CheckpointError",
     "DistillError",
@@ -59,6 +60,9 @@ class DownloadError(DistillError, OSError):
 
 class WorkerError(DistillError, RuntimeError):
     """Workers died or cannot be reached; what they finished is kept."""
+
+
+LOADER_KILLED = "a loader's process was killed, perhaps because memory ran out; lower --num-workers"
 
 
 class TrainingError(DistillError, RuntimeError):

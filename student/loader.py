@@ -18,7 +18,7 @@ from ..data.augment import augment_photometric
 from ..data.geometry import Homographies, resize_matrix
 from ..data.images import crop_to_shape, fit_image, load_photograph, read_image, view_through
 from ..data.stores.names import Names
-from ..errors import InputError
+from ..errors import LOADER_KILLED, InputError, WorkerError
 from .targets import Targets
 from .views import ViewSampler
 
@@ -157,7 +157,7 @@ def make_loader(dataset: DistillationDataset, batches, num_workers: int) -> Data
     if num_workers:
         _kill_workers_at_exit()
     remote = any(store.is_remote for store in dataset.targets.stores)
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
@@ -167,6 +167,16 @@ def make_loader(dataset: DistillationDataset, batches, num_workers: int) -> Data
         worker_init_fn=_prepare_worker,
         prefetch_factor=BATCHES_AHEAD if num_workers else None,
     )
+
+
+class _Loader(DataLoader):
+    """One that says when a process was killed while it sent a batch; else torch says so."""
+
+    def __iter__(self):
+        try:
+            yield from super().__iter__()
+        except (ConnectionResetError, EOFError) as error:
+            raise WorkerError(LOADER_KILLED) from error
 
 
 def check_shared_memory(dataset: DistillationDataset, batch_size: int, num_workers: int) -> None:

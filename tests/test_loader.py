@@ -15,8 +15,8 @@ from test_training import make_dataset, store  # noqa: F401  (a fixture)
 from torch.utils.data import Dataset
 
 from hfnet_distill.data.stores.store import Field, RecordStore, Schema
-from hfnet_distill.errors import InputError
-from hfnet_distill.student.loader import Batches, check_shared_memory, make_loader
+from hfnet_distill.errors import InputError, WorkerError
+from hfnet_distill.student.loader import Batches, _Loader, check_shared_memory, make_loader
 
 RECORD = 2**22
 
@@ -164,3 +164,13 @@ command()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.stderr == "Error: p2.png: not a readable photograph\n"
     assert done.returncode == 1
+
+
+def test_a_loader_killed_while_it_sends_is_said(monkeypatch):
+    def reset(self):
+        raise ConnectionResetError(104, "Connection reset by peer")
+        yield
+
+    monkeypatch.setattr("torch.utils.data.DataLoader.__iter__", reset)
+    with pytest.raises(WorkerError, match="a loader's process was killed"):
+        next(iter(_Loader([1])))
