@@ -6,8 +6,6 @@ Features files have hloc's layout (Sarlin et al., CVPR 2019), one HDF5 group per
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ..errors import DistillError, InputError
+from ..errors import InputError, damage_as
 from .geometry import orient_points, resize_points
 
 __all__ = ["Features", "image_names", "open_hdf5", "read_features", "write_features"]
@@ -94,29 +92,6 @@ def open_hdf5(path: str | Path, mode: str = "r", advice: str = "") -> h5py.File:
         raise InputError(f"{path}: not an HDF5 file, or damaged ({error}){advice}") from error
 
 
-@contextmanager
-def _reading(file: h5py.Group) -> Iterator[None]:
-    """What HDF5 raises where a file is damaged, which may be almost anything, as InputError."""
-    try:
-        yield
-    except DistillError:
-        raise
-    except (
-        KeyError,
-        MemoryError,
-        OSError,
-        OverflowError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        if getattr(error, "errno", None):
-            raise
-        raise InputError(
-            f"{file.file.filename}: damaged ({error}); extract the features anew"
-        ) from error
-
-
 def image_names(file: h5py.Group) -> list[str]:
     """The names of a features file's images, sorted.
 
@@ -168,7 +143,7 @@ def read_features(
             bytes of which nothing says what they are, or an ``image_size`` that does not fit.
     """
     where = f"{file.file.filename}: image {name}"
-    arrays = _read_arrays(file, name, where)
+    arrays = _read_arrays(file, name)
     place = arrays.get("global_descriptor")
     if place is not None:
         place = _finite(place.squeeze(), 1, f"{where}: global_descriptor")
@@ -180,9 +155,7 @@ def read_features(
             f"{where} has no keypoints; found {', '.join(sorted(arrays)) or 'nothing'}"
         )
     scores = _read_scores(arrays, len(keypoints), where)
-    descriptors = None
-    if "keypoints" in arrays:
-        descriptors = _read_descriptors(file, arrays.get("descriptors"), len(keypoints), where)
+    descriptors = _read_descriptors(file, arrays, len(keypoints), where)
     size = _read_size(arrays.get("image_size"), where)
     if photograph is not None:
         keypoints = _place(keypoints, size, *photograph, where)
@@ -190,8 +163,9 @@ def read_features(
     elif size is None:
         raise InputError(f"{where} has no image_size; expected the (width, height) of its pixels")
     order = np.argsort(-scores, kind="stable")
-    described = None if descriptors is None else np.ascontiguousarray(descriptors[order])
-    return Features(size, keypoints[order], scores[order], described, place)
+    if descriptors is not None:
+        descriptors = np.ascontiguousarray(descriptors[order])
+    return Features(size, keypoints[order], scores[order], descriptors, place)
 
 
 PACKED_BYTES = (16, 32, 61, 64)
@@ -202,16 +176,28 @@ LOOKED_AT = 16
 """Other images of a file that may say how its descriptors lie."""
 
 
-def _read_arrays(file: h5py.Group, name: str, where: str) -> dict[str, np.ndarray]:
-    with _reading(file):
+def _damage(file: h5py.Group):
+    path = file.file.filename
+    return damage_as(
+        InputError, lambda error: f"{path}: damaged ({error}); extract the features anew"
+    )
+
+
+def _read_arrays(file: h5py.Group, name: str) -> dict[str, np.ndarray]:
+    """What an image has, without the axis of a batch."""
+    with _damage(file):
         group = file.get(name)
         if isinstance(group, h5py.Group):
-            return {key: item[()] for key, item in group.items() if isinstance(item, h5py.Dataset)}
+            found = {k: item[()] for k, item in group.items() if isinstance(item, h5py.Dataset)}
+            return {k: a[0] if np.ndim(a) == 3 and len(a) == 1 else a for k, a in found.items()}
     tail = name.rsplit("/", 1)[-1]
     names = _images(file, 10_000)
     near = next((n for n in names if n.rsplit("/", 1)[-1] == tail), next(iter(names), None))
     there = f"there is {near}" if near else "there is no image"
-    raise InputError(f"{where} has no features; {there}, expected a group of the image's name")
+    raise InputError(
+        f"{file.file.filename}: image {name} has no features; {there}, expected a group of the "
+        "image's name"
+    )
 
 
 def _images(file: h5py.Group, count: int | None = None) -> list[str]:
@@ -223,7 +209,7 @@ def _images(file: h5py.Group, count: int | None = None) -> list[str]:
             names.append(name)
         return True if len(names) == count else None
 
-    with _reading(file):
+    with _damage(file):
         file.visititems(visit)
     return names
 
@@ -248,8 +234,6 @@ def _finite(array: np.ndarray, axes: int, what: str) -> np.ndarray:
 def _read_keypoints(keypoints: np.ndarray, where: str, path: str) -> np.ndarray:
     if not keypoints.size:
         return np.zeros((0, 2), np.float32)
-    if keypoints.ndim == 3 and len(keypoints) == 1:
-        keypoints = keypoints[0]
     if keypoints.ndim != 2 or not 2 <= keypoints.shape[1] <= 6:
         raise InputError(
             f"{where}: keypoints of shape {keypoints.shape}; expected (N, 2), or up to six columns "
@@ -284,58 +268,44 @@ def _read_scores(arrays: dict, count: int, where: str) -> np.ndarray:
 
 
 def _read_descriptors(
-    file: h5py.Group, descriptors: np.ndarray | None, count: int, where: str
+    file: h5py.Group, arrays: dict[str, np.ndarray], count: int, where: str
 ) -> np.ndarray | None:
     """(N, D) float32 or bool; None for a detector that does not describe."""
-    if count == 0:
-        example = _example(file)
-        if example is not None:
-            return _to_rows(*example, True, where)[:0]
-        return None if descriptors is None else np.zeros((0, max(descriptors.shape)), np.float32)
-    if descriptors is None:
+    array = arrays.get("descriptors")
+    if "keypoints" not in arrays or (array is None and count):
         return None
-    by_column = True
-    if descriptors.shape[-2:] == (count, count) and (example := _example(file)):
-        raw, number = example
-        by_column = raw.shape[1] == number
-    return _to_rows(descriptors, count, by_column, where)
+    if count == 0:
+        if (example := _example(file)) is not None:
+            return _to_rows(*example, where)[:0]
+        return None if array is None else np.zeros((0, max(array.shape)), np.float32)
+    if array.shape == (count, count) and (example := _example(file)):
+        others, number = example
+        if others.shape[0] == number:
+            array = array.T
+    return _to_rows(array, count, where)
 
 
 def _example(file: h5py.Group) -> tuple[np.ndarray, int] | None:
     """Descriptors of the first image whose shape tells how they lie, and how many they are."""
-    names = _images(file, LOOKED_AT)
-    with _reading(file):
-        for group in map(file.get, names):
-            if "keypoints" in group and "descriptors" in group:
-                raw, count = _unbatched(group["descriptors"][()]), _count(group["keypoints"])
-                if count and raw.ndim == 2 and raw.shape[0] != raw.shape[1] and count in raw.shape:
-                    return raw, count
+    for name in _images(file, LOOKED_AT):
+        arrays = _read_arrays(file, name)
+        if {"keypoints", "descriptors"} <= arrays.keys():
+            array, keypoints = arrays["descriptors"], arrays["keypoints"]
+            count = len(keypoints) if keypoints.ndim == 2 and keypoints.size else 0
+            if count and array.ndim == 2 and len(set(array.shape)) == 2 and count in array.shape:
+                return array, count
     return None
 
 
-def _count(keypoints: h5py.Dataset) -> int:
-    return keypoints.shape[-2] if keypoints.size and keypoints.ndim > 1 else 0
-
-
-def _unbatched(array: np.ndarray) -> np.ndarray:
-    return array[0] if array.ndim == 3 and len(array) == 1 else array
-
-
-def _to_rows(descriptors: np.ndarray, count: int, by_column: bool, where: str) -> np.ndarray:
-    """Descriptors as the file has them, as (N, D) float32 or bool.
-
-    Args:
-        by_column: how they lie where the shape does not tell.
-    """
-    array, what = _unbatched(descriptors), f"{where}: descriptors"
+def _to_rows(array: np.ndarray, count: int, where: str) -> np.ndarray:
+    """Descriptors (D, N) or (N, D) as (N, D) float32 or bool."""
+    what = f"{where}: descriptors"
     if array.ndim != 2 or count not in array.shape:
         raise InputError(
-            f"{what} of shape {descriptors.shape} for {count} keypoints; expected (D, {count}) or "
+            f"{what} of shape {array.shape} for {count} keypoints; expected (D, {count}) or "
             f"({count}, D)"
         )
-    if array.shape[0] != array.shape[1]:
-        by_column = array.shape[1] == count
-    array = array.T if by_column else array
+    array = array.T if array.shape[1] == count else array
     width = array.shape[1]
     if array.dtype == np.uint8 and width not in VALUE_BYTES:
         if array.max() <= 1:
@@ -367,22 +337,22 @@ def _place(
 ) -> np.ndarray:
     """Keypoints (N, 2) of an image of ``size`` in pixels of the upright photograph."""
     stored = upright[::-1] if orientation > 4 else upright
-    fits = size is None or _have_one_shape(size, upright)
-    if orientation != 1 and (size is None or fits == _have_one_shape(size, stored)):
+    fits, fits_stored = (size and _have_one_shape(size, of) for of in (upright, stored))
+    if orientation != 1 and fits == fits_stored:
         found = "has no image_size" if size is None else f"has image_size {size[0]}x{size[1]}"
         raise InputError(
             f"{where} {found}, which does not tell whether keypoints are pixels of the stored or "
             f"of the upright photograph (EXIF orientation {orientation}); store the photographs "
             "upright and extract them anew"
         )
-    if not fits and (orientation == 1 or not _have_one_shape(size, stored)):
+    if size and not (fits or fits_stored):
         raise InputError(
             f"{where} has image_size {size[0]}x{size[1]}, not of the shape of its photograph, "
             f"{upright[0]}x{upright[1]}; expected features of this very photograph"
         )
-    if not fits:
+    if fits_stored and not fits:
         keypoints = orient_points(resize_points(keypoints, size, stored), stored, orientation)
-    elif size is not None and size != upright:
+    elif size and size != upright:
         keypoints = resize_points(keypoints, size, upright)
     if len(keypoints) and (
         keypoints.min() < -2 or (keypoints.max(0) > np.array(upright) + 1).any()

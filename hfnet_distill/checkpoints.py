@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import google_crc32c
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, uint8
 
 from .errors import CheckpointError
-from .files import write_atomically
+from .files import checksum, write_atomically
 
 __all__ = ["read_description", "read_tensors", "write_tensors"]
 
@@ -72,9 +71,8 @@ def _damage(path: str | Path) -> Iterator[None]:
 
 def _checksum(tensors: dict[str, Tensor], description: dict) -> int:
     """CRC-32C over a description and tensors by name, on the CPU and contiguous."""
-    total = google_crc32c.value(json.dumps(description).encode())
+    parts = [json.dumps(description).encode()]
     for name, tensor in sorted(tensors.items()):
-        told = f"{name} {tensor.dtype} {list(tensor.shape)}".encode()
-        total = google_crc32c.extend(total, told)
-        total = google_crc32c.extend(total, tensor.reshape(-1).view(uint8).numpy())
-    return total
+        parts.append(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        parts.append(tensor.reshape(-1).view(uint8).numpy())
+    return checksum(parts)

@@ -4,6 +4,10 @@ Each is also the built-in exception that a caller would expect. Anything else is
 traceback.
 """
 
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 __all__ = [
     "LOADER_KILLED",
     "AlreadyExistsError",
@@ -17,6 +21,7 @@ __all__ = [
     "TrainingError",
     "UnreadablePhotographError",
     "WorkerError",
+    "damage_as",
 ]
 
 
@@ -67,3 +72,19 @@ LOADER_KILLED = "a loader's process was killed, perhaps because memory ran out; 
 
 class TrainingError(DistillError, RuntimeError):
     """A training that cannot continue; its checkpoints are valid."""
+
+
+@contextmanager
+def damage_as(kind: type[DistillError], tell: Callable[[Exception], str]) -> Iterator[None]:
+    """Raise ``kind(tell(error))`` for whatever a library raises where a file is damaged.
+
+    That may be almost anything; what the project raises on purpose and what the disk says stays.
+    """
+    try:
+        yield
+    except DistillError:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) not in (None, errno.ENOENT):
+            raise
+        raise kind(tell(error)) from error

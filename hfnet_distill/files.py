@@ -7,18 +7,21 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+import google_crc32c
 
 from .errors import InputError, NotFoundError
 
 __all__ = [
     "beside",
+    "checksum",
     "file_digest",
-    "flush_file",
-    "flush_folder",
+    "flush_to_disk",
+    "made_beside",
     "open_atomically",
     "read_text",
     "remove",
@@ -48,39 +51,38 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def open_atomically(path: str | Path, *, flush: bool = False) -> Iterator[BinaryIO]:
-    """A file that is written beside ``path``, renamed at the end, and removed after an error.
+def made_beside(path: Path, *, flush: bool = False) -> Iterator[Path]:
+    """Where to make a file or folder that becomes ``path`` at the end, and goes after an error.
 
     Args:
-        flush: wait until bytes and name are on the disk, so that a power cut cannot lose them.
+        flush: wait until the name, and the bytes of a file, are on the disk, so that a power cut
+            cannot lose them.
     """
-    path = Path(path)
     partial = beside(path)
     try:
-        with open(partial, "wb") as file:
-            yield file
-            if flush:
-                file.flush()
-                os.fsync(file.fileno())
+        yield partial
+        if flush and partial.is_file():
+            flush_to_disk(partial)
         os.replace(partial, path)
         if flush:
-            flush_folder(path.parent)
+            flush_to_disk(path.parent)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        remove(partial)
         raise
 
 
-def flush_file(path: Path) -> None:
-    """Wait until a file that a library wrote is on the disk, whatever the library did."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
+@contextmanager
+def open_atomically(path: str | Path, *, flush: bool = False) -> Iterator[BinaryIO]:
+    """A file that is whole or absent; see ``made_beside``."""
+    with made_beside(Path(path), flush=flush) as partial, open(partial, "wb") as file:
+        yield file
 
 
-def flush_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk: a renamed file may else be lost by one."""
-    if os.name != "posix":  # elsewhere folders cannot be opened
+def flush_to_disk(path: Path) -> None:
+    """Wait until the bytes of a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name != "posix":  # there folders cannot be opened
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:
@@ -100,6 +102,11 @@ def file_digest(path: str | Path, kind: str = "sha256") -> str:
         size = os.fstat(file.fileno()).st_size
         blob = functools.partial(hashlib.sha1, b"blob %d\0" % size)
         return hashlib.file_digest(file, blob if kind == "git" else kind).hexdigest()
+
+
+def checksum(parts: Iterable) -> int:
+    """CRC-32C over bytes and contiguous arrays, one after the other."""
+    return functools.reduce(google_crc32c.extend, parts, 0)
 
 
 def reserve(file: BinaryIO, offset: int, size: int) -> None:

@@ -11,18 +11,8 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from ...files import remove, reserve
-from .layout import (
-    ATTRIBUTE,
-    PARAMETERS,
-    SUMS,
-    Layout,
-    checksums,
-    header_sum,
-    made_beside,
-    parameters_sum,
-    parts_of,
-)
+from ...files import checksum, made_beside, reserve
+from .layout import ATTRIBUTE, PARAMETERS, SUMS, Layout, header_sum, parameters_sum, parts_of
 from .names import NameArrays, Names
 from .schema import Schema
 
@@ -41,31 +31,19 @@ class HDF5Layout(Layout):
     format = "hdf5"
 
     def __init__(self, path: Path):
-        super().__init__(path)
-        self.parts = path.with_name(f"{path.name}.parts")
+        super().__init__(path, path.with_name(f"{path.name}.parts"))
 
     def create(self, schema: Schema, names: Names, parameters: Mapping[str, np.ndarray]) -> None:
-        with made_beside(self.path) as unfinished, self._new_file(unfinished) as file:
+        with made_beside(self.path, flush=True) as unfinished, _new_file(unfinished) as file:
             _lay_out(file, schema, names, parameters)
 
-    @staticmethod
-    def _new_file(path: Path) -> h5py.File:
-        # No creation times: the same export gives the same bytes.
-        return h5py.File(path, "w", libver="v110", track_order=False)
-
-    def sweep(self) -> None:
-        super().sweep()
-        for path in self.parts.glob("*.partial"):
-            remove(path)
-
-    def read_header(self) -> tuple[dict, Names, list[int] | None]:
+    def read_header(self) -> tuple[dict, Names, np.ndarray | None]:
         with h5py.File(self.path, "r") as file:
             if NameArrays._fields[0] in file:
                 names = Names(NameArrays(*(self._map(file[name]) for name in NameArrays._fields)))
             else:  # an older store
                 names = Names.of(file["name"].asstr()[:].tolist())
-            sums = file.attrs[SUMS].tolist() if SUMS in file.attrs else None
-            return json.loads(file.attrs[ATTRIBUTE]), names, sums
+            return json.loads(file.attrs[ATTRIBUTE]), names, file.attrs.get(SUMS)
 
     def _map(self, dataset: h5py.Dataset) -> np.memmap:
         """A contiguous dataset as it lies in the file."""
@@ -79,24 +57,24 @@ class HDF5Layout(Layout):
     def bind(self, schema: Schema) -> None:
         super().bind(schema)
         with h5py.File(self.path, "r") as file:
-            self.offsets = {
-                name: file[name].id.get_offset()
-                for name in (*self.fields, "done", "complete")
-                if file[name].chunks is None
-            }
-            self.records = len(file["name"])
-        self._maps: dict[str, np.ndarray] = {}
+            arrays = [file[name] for name in (*self.fields, "done", "complete")]
+            self._maps = {a.name[1:]: self._map(a) for a in arrays if a.chunks is None}
         self._file = None
 
     def write_arrays(self, number: int, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        if not arrays.keys() <= self.offsets.keys():
-            self._write_part(number, arrays)
-            return checksums([*arrays.values()])
+        if not arrays.keys() <= self._maps.keys():
+            self.folder.mkdir(exist_ok=True)
+            part = self._part(number)
+            with made_beside(part, flush=True) as unfinished, h5py.File(unfinished, "w") as file:
+                for name, array in arrays.items():
+                    _compressed(file, name, array.shape, array.dtype)[...] = array
+            records = zip(*arrays.values(), strict=True)
+            return np.array([checksum(record) for record in records], np.uint32)
         first = number * self.schema.shard_size
         sums = np.zeros(len(next(iter(arrays.values()))), np.uint32)
         with open(self.path, "r+b", buffering=0) as file:
             for name, records in arrays.items():
-                offset = self.offsets[name] + first * records[0].nbytes
+                offset = self._maps[name].offset + first * records[0].nbytes
                 reserve(file, offset, records.nbytes)
                 for part in parts_of(records, sums, offset):
                     _write_at(file, offset, part)
@@ -106,53 +84,47 @@ class HDF5Layout(Layout):
 
     def mark(self, array: str, number: int, value: int) -> None:
         with open(self.path, "r+b", buffering=0) as file:
-            _write_at(file, self.offsets[array] + number, memoryview(bytes([value])))
+            _write_at(file, self._maps[array].offset + number, memoryview(bytes([value])))
             os.fsync(file.fileno())
 
     def marks(self, array: str, count: int) -> np.ndarray:
-        return np.fromfile(self.path, np.uint8, count, offset=self.offsets[array])
+        return np.fromfile(self.path, np.uint8, count, offset=self._maps[array].offset)
 
     def _part(self, number: int) -> Path:
-        return self.parts / f"{number:08d}.h5"
-
-    def _write_part(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
-        self.parts.mkdir(exist_ok=True)
-        with made_beside(self._part(number)) as unfinished, h5py.File(unfinished, "w") as file:
-            for name, array in arrays.items():
-                _compressed(file, name, array.shape, array.dtype)[...] = array
+        return self.folder / f"{number:08d}.h5"
 
     def finish(self) -> None:
         if self.schema.compression == "zstd":
             names, parameters = self.read_header()[1], self.read_parameters()
             with (
                 h5py.File(self.path, "r") as old,
-                made_beside(self.path) as unfinished,
-                self._new_file(unfinished) as file,
+                made_beside(self.path, flush=True) as unfinished,
+                _new_file(unfinished) as file,
             ):
                 _lay_out(file, self.schema, names, parameters)
                 self._gather(old, file)
             self.bind(self.schema)
         super().finish()
-        shutil.rmtree(self.parts, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _gather(self, old: h5py.File, file: h5py.File) -> None:
         """Copy what was never compressed, and chunks as they are, from parts or the old file."""
-        for name in self.offsets:
+        for name in self._maps:
             file[name][...] = old[name][...]
-        for first in range(0, self.records, self.schema.shard_size):
-            path = self._part(first // self.schema.shard_size)
+        size = self.schema.shard_size
+        for first in range(0, len(old["name"]), size):
+            path = self._part(first // size)
             with h5py.File(path, "r") if path.exists() else nullcontext(old) as source:
-                start = first if source is old else 0
                 for name in sorted(self.schema.fields):
-                    _copy_chunks(source[name], start, file[name], first, self.schema.shard_size)
+                    array, target = source[name].id, file[name].id
+                    rest = (0,) * (file[name].ndim - 1)
+                    for row in range(first, min(first + size, len(file[name]))):
+                        place = (row if source is old else row - first, *rest)
+                        mask, chunk = array.read_direct_chunk(place)
+                        target.write_direct_chunk((row, *rest), chunk, mask)
 
     def read(self, field: str, index: int) -> np.ndarray:
-        if field in self.offsets:
-            if field not in self._maps:
-                described = self.fields[field]
-                shape = (self.records, *described.shape)
-                offset = self.offsets[field]
-                self._maps[field] = np.memmap(self.path, described.dtype, "r", offset, shape)
+        if field in self._maps:
             return self._maps[field][index].view(np.ndarray)
         number, row = divmod(index, self.schema.shard_size)
         if (path := self._part(number)).exists():
@@ -162,9 +134,10 @@ class HDF5Layout(Layout):
             self._file = h5py.File(self.path, "r")
         return self._file[field][index]
 
-    def remove(self) -> None:
-        super().remove()
-        remove(self.parts)
+
+def _new_file(path: Path) -> h5py.File:
+    # No creation times: the same export gives the same bytes.
+    return h5py.File(path, "w", libver="v110", track_order=False)
 
 
 def _lay_out(file: h5py.File, schema: Schema, names: Names, parameters) -> None:
@@ -178,10 +151,8 @@ def _lay_out(file: h5py.File, schema: Schema, names: Names, parameters) -> None:
         _contiguous(file, name, array.shape, array.dtype)[...] = array
     for name, field in schema.stored_fields.items():
         shape = (len(names), *field.shape)
-        if schema.compression == "zstd" and name in schema.fields:
-            dataset = _compressed(file, name, shape, field.dtype)
-        else:
-            dataset = _contiguous(file, name, shape, field.dtype)
+        compressed = schema.compression == "zstd" and name in schema.fields
+        dataset = (_compressed if compressed else _contiguous)(file, name, shape, field.dtype)
         dataset.attrs.update(field.attributes)
     for name, length in (("done", schema.num_shards(len(names))), ("complete", 1)):
         _contiguous(file, name, (length,), "uint8", fill=True)
@@ -193,14 +164,6 @@ def _compressed(file: h5py.File, name: str, shape, dtype) -> h5py.Dataset:
     """A dataset of one zstd chunk per record."""
     chunks, zstd = (1, *shape[1:]), hdf5plugin.Zstd(clevel=3)
     return file.create_dataset(name, shape, dtype, chunks=chunks, track_times=False, **zstd)
-
-
-def _copy_chunks(source, start: int, target, to: int, count: int) -> None:
-    """Copy so many records of a dataset as they are compressed, or those up to the target's end."""
-    zeros = (0,) * (source.ndim - 1)
-    for row in range(min(count, len(target) - to)):
-        mask, chunk = source.id.read_direct_chunk((start + row, *zeros))
-        target.id.write_direct_chunk((to + row, *zeros), chunk, mask)
 
 
 def _contiguous(file: h5py.File, name: str, shape, dtype, fill: bool = False) -> h5py.Dataset:

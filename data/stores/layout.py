@@ -3,28 +3,17 @@
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
-from ...files import beside, flush_file, flush_folder, remove, sweep
+from ...files import checksum, sweep
 from .names import Names
 from .schema import Schema
 
-__all__ = [
-    "ATTRIBUTE",
-    "PARAMETERS",
-    "SUMS",
-    "Layout",
-    "checksums",
-    "header_sum",
-    "made_beside",
-    "parameters_sum",
-    "parts_of",
-]
+__all__ = ["ATTRIBUTE", "PARAMETERS", "SUMS", "Layout", "header_sum", "parameters_sum", "parts_of"]
 
 ATTRIBUTE = "hfnet_distill"
 SUMS = "hfnet_distill_checksums"
@@ -40,12 +29,13 @@ class Layout(ABC):
     Attributes:
         format: zarr or hdf5.
         path: of the store.
+        folder: in which shards are written.
     """
 
     format: str
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, folder: Path):
+        self.path, self.folder = path, folder
 
     @abstractmethod
     def create(self, schema: Schema, names: Names, parameters: Mapping[str, np.ndarray]) -> None:
@@ -54,9 +44,13 @@ class Layout(ABC):
     def sweep(self) -> None:
         """Remove what killed writers left behind."""
         sweep(self.path)
+        for folder, _, files in os.walk(self.folder):
+            for name in files:
+                if name.endswith(".partial"):
+                    os.unlink(os.path.join(folder, name))
 
     @abstractmethod
-    def read_header(self) -> tuple[dict, Names, list[int] | None]:
+    def read_header(self) -> tuple[dict, Names, np.ndarray | list[int] | None]:
         """The schema as JSON, names, mapped, and ``SUMS`` if any; raises if there is no store."""
 
     @abstractmethod
@@ -69,7 +63,7 @@ class Layout(ABC):
 
     @abstractmethod
     def write_arrays(self, number: int, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Write fields of a shard; returns the ``checksums`` of its records."""
+        """Write fields of a shard; returns CRC-32C over those of each record, (records,) uint32."""
 
     @abstractmethod
     def read(self, field: str, index: int) -> np.ndarray:
@@ -87,51 +81,19 @@ class Layout(ABC):
         """Mark the store complete."""
         self.mark("complete", 0, 1)
 
-    def remove(self) -> None:
-        """Delete the store."""
-        remove(self.path)
-
-
-@contextmanager
-def made_beside(path: Path) -> Iterator[Path]:
-    """Where to make a file or folder that becomes ``path`` at the end, or goes after an error."""
-    unfinished = beside(path)
-    try:
-        yield unfinished
-        if unfinished.is_file():
-            flush_file(unfinished)
-        os.replace(unfinished, path)
-        flush_folder(path.parent)
-    except BaseException:
-        remove(unfinished)
-        raise
-
 
 def header_sum(header: dict, names: Names) -> int:
     """CRC-32C over a schema, as JSON holds it, and the names of the records."""
-    total = google_crc32c.value(json.dumps(header, sort_keys=True).encode())
-    for array in names.arrays:
-        total = google_crc32c.extend(total, np.ascontiguousarray(array).view(np.uint8))
-    return total
+    return checksum([json.dumps(header, sort_keys=True).encode(), *names.arrays])
 
 
 def parameters_sum(parameters: Mapping[str, np.ndarray]) -> int:
     """CRC-32C over arrays by name."""
-    total = 0
+    parts = []
     for name, array in sorted(parameters.items()):
         array = np.ascontiguousarray(array)
-        told = f"{name} {array.dtype.str} {array.shape}".encode()
-        total = google_crc32c.extend(google_crc32c.extend(total, told), array.tobytes())
-    return total
-
-
-def checksums(fields: Sequence[np.ndarray]) -> np.ndarray:
-    """CRC-32C over the fields of each record, (records,) uint32, from one array per field."""
-    sums = np.zeros(len(fields[0]), np.uint32)
-    for records in fields:
-        for _ in parts_of(records, sums):
-            pass
-    return sums
+        parts += [f"{name} {array.dtype.str} {array.shape}".encode(), array]
+    return checksum(parts)
 
 
 def parts_of(records: np.ndarray, sums: np.ndarray, offset: int = 0) -> Iterator[memoryview]:

@@ -21,7 +21,6 @@ from ...errors import StoreError
 from ...files import write_atomically
 from .layout import PARAMETERS
 from .names import NameArrays
-from .schema import Schema
 from .zarr import ZarrLayout
 
 __all__ = ["RemoteZarrLayout", "is_url"]
@@ -71,6 +70,7 @@ class RemoteZarrLayout(ZarrLayout):
         super().__init__(cache / "stores" / digest)
         for key in self._description():
             self._fetch(key)
+        self._fetched: set[tuple[str, int]] = set()
 
     def _head(self, key: str) -> tuple:
         try:
@@ -122,14 +122,9 @@ class RemoteZarrLayout(ZarrLayout):
                 f"{self.url}: object storage does not give it ({reason}); {advice}"
             ) from error
 
-    def bind(self, schema: Schema) -> None:
-        super().bind(schema)
-        self._fetched: set[tuple[str, int]] = set()
-
     def read(self, field: str, index: int) -> np.ndarray:
-        number = index // self.schema.shard_size
-        if (field, number) not in self._fetched:
-            key = self._shard_path(field, number).relative_to(self.path).as_posix()
-            self._fetch(key)
-            self._fetched.add((field, number))
+        shard = field, index // self.schema.shard_size
+        if shard not in self._fetched:
+            self._fetch(self._shard_path(*shard).relative_to(self.path).as_posix())
+            self._fetched.add(shard)
         return super().read(field, index)

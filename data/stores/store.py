@@ -1,14 +1,8 @@
 """RecordStore: many teacher records on disk, in Zarr v3 or HDF5 under one schema.
 
-A store holds one array per field, of shape (records, *field shape), and beside them
-
-* ``name`` (records,): the image each record belongs to, the only join key; and the same as
-  ``NameArrays``, which are mapped, so that a million names are opened at once and shared;
-* ``checksum`` (records,) uint32: CRC-32C of the record's raw bytes, fields in schema order;
-* ``done`` (shards,) uint8: which shards are written; ``complete`` (1,) uint8: all of them are;
-* the attribute ``hfnet_distill``: the schema as JSON;
-* the group ``parameters``, if the teacher learned any: arrays by name, the same for all records,
-  written before the store appears and never changed.
+A store holds one array per field, of shape (records, *field shape), and beside them what
+docs/stores.md lists: names, checksums, marks, the schema and the teacher's parameters, which are
+written before the store appears and never changed.
 
 A shard is ``shard_size`` consecutive records: the unit of work, of commit and of resume. Its
 arrays are written first and its done mark last; writing it again gives the same bytes, and no
@@ -17,7 +11,6 @@ memory map; zstd-compressed ones through zarr and h5py.
 """
 
 import contextlib
-import errno
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -27,9 +20,10 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from ...errors import NotInStoreError, StoreError
+from ...errors import NotInStoreError, StoreError, damage_as
+from ...files import checksum, remove
 from .hdf5 import HDF5Layout
-from .layout import Layout, checksums, header_sum, parameters_sum
+from .layout import Layout, header_sum, parameters_sum
 from .names import Names
 from .quantize import dequantize
 from .remote import RemoteZarrLayout, is_url
@@ -42,20 +36,14 @@ RECHECKED = 4
 """Shards, the last of those done, whose bytes are looked at before a store is continued."""
 
 
-@contextlib.contextmanager
-def _damage(path: Path | str) -> Iterator[None]:
-    """What is raised for damaged bytes, which Zarr and HDF5 take for all sorts of things."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except Exception as error:
-        if getattr(error, "errno", None) not in (None, errno.ENOENT):
-            raise  # the disk's own word
-        raise StoreError(
+def _damage(path: Path | str):
+    return damage_as(
+        StoreError,
+        lambda error: (
             f"{path}: not a store of export-teacher, or a damaged one ({error}); export it again "
             "with --overwrite"
-        ) from error
+        ),
+    )
 
 
 class RecordStore:
@@ -67,17 +55,9 @@ class RecordStore:
         names: the images, in record order, a sequence of strings.
     """
 
-    def __init__(
-        self,
-        path: Path | str,
-        layout: Layout,
-        schema: Schema,
-        names: Names,
-        parameters_sum: int | None,
-    ):
+    def __init__(self, path: Path | str, layout: Layout, schema: Schema, names: Names, sums):
         self.path, self.schema, self.names = path, schema, names
-        self._parameters_sum = parameters_sum
-        self._layout = layout
+        self._layout, self._sums = layout, sums
 
     @classmethod
     def open(cls, path: str | Path) -> "RecordStore":
@@ -92,7 +72,7 @@ class RecordStore:
             path = Path(path)
             if not path.exists():
                 raise StoreError(f"{path}: no such store; make it with export-teacher")
-            layout = ZarrLayout(path) if path.is_dir() else HDF5Layout(path)
+            layout = _layout_of(path)
         with _damage(path):
             header, names, sums = layout.read_header()
         found = header.get("version")
@@ -112,7 +92,7 @@ class RecordStore:
             )
         with _damage(path):
             layout.bind(schema)
-        return cls(path, layout, schema, names, None if sums is None else sums[1])
+        return cls(path, layout, schema, names, sums)
 
     @classmethod
     def create(
@@ -182,7 +162,7 @@ class RecordStore:
         """
         with _damage(self.path):
             parameters = self._layout.read_parameters()
-        if self._parameters_sum not in (None, parameters_sum(parameters)):
+        if self._sums is not None and self._sums[1] != parameters_sum(parameters):
             raise StoreError(
                 f"{self.path}: damaged: its parameters do not match their checksum; export it "
                 "again with --overwrite"
@@ -307,8 +287,7 @@ class RecordStore:
     def _is_sound(self, index: int) -> bool:
         try:
             fields = [self._layout.read(field, index) for field in self.schema.fields]
-            sums = checksums([np.asarray(array)[None] for array in fields])
-            return sums[0] == self._layout.read("checksum", index)
+            return checksum(fields) == self._layout.read("checksum", index)
         except (OSError, ValueError, RuntimeError):  # a file cut off, a chunk that does not unpack
             return False
 
@@ -355,12 +334,17 @@ class RecordStore:
         path = Path(path)
         if not path.exists():
             return
-        layout = ZarrLayout(path) if path.is_dir() else HDF5Layout(path)
+        layout = _layout_of(path)
         try:
             layout.read_header()
-        except Exception as error:  # see _damage
+        except Exception as error:  # see damage_as
             raise StoreError(
                 f"{path}: not a store, so it is not overwritten; remove it yourself or choose "
                 "another --store"
             ) from error
-        layout.remove()
+        remove(path)
+        remove(layout.folder)
+
+
+def _layout_of(path: Path) -> Layout:
+    return ZarrLayout(path) if path.is_dir() else HDF5Layout(path)

@@ -5,23 +5,19 @@ from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 import zarr
 
 from ...errors import StoreError
-from ...files import flush_file, open_atomically, reserve, write_atomically
-from .layout import (
-    ATTRIBUTE,
-    PARAMETERS,
-    SUMS,
-    Layout,
-    checksums,
-    header_sum,
+from ...files import (
+    checksum,
+    flush_to_disk,
     made_beside,
-    parameters_sum,
-    parts_of,
+    open_atomically,
+    reserve,
+    write_atomically,
 )
+from .layout import ATTRIBUTE, PARAMETERS, SUMS, Layout, header_sum, parameters_sum, parts_of
 from .names import NameArrays, Names
 from .schema import Schema
 
@@ -39,9 +35,12 @@ class ZarrLayout(Layout):
 
     format = "zarr"
 
+    def __init__(self, path: Path):
+        super().__init__(path, path)
+
     def create(self, schema: Schema, names: Names, parameters: Mapping[str, np.ndarray]) -> None:
         zstd = zarr.codecs.ZstdCodec(level=3) if schema.compression == "zstd" else None
-        with made_beside(self.path) as unfinished:
+        with made_beside(self.path, flush=True) as unfinished:
             header = schema.model_dump(mode="json")
             sums = [header_sum(header, names), parameters_sum(parameters)]
             group = zarr.create_group(unfinished, attributes={ATTRIBUTE: header, SUMS: sums})
@@ -70,21 +69,12 @@ class ZarrLayout(Layout):
                 for name, array in parameters.items():
                     _whole(kept, name, array)
 
-    def sweep(self) -> None:
-        super().sweep()
-        for folder, _, files in os.walk(self.path):
-            for name in files:
-                if name.endswith(".partial"):
-                    os.unlink(os.path.join(folder, name))
-
     def read_header(self) -> tuple[dict, Names, list[int] | None]:
         group = zarr.open_group(self.path, mode="r")
         self._separator = group["checksum"].metadata.chunk_key_encoding.separator
         if NameArrays._fields[0] in group:
-            mapped = (
-                np.memmap(self.path / name / "c" / "0", group[name].dtype, "r")
-                for name in NameArrays._fields
-            )
+            files = {name: self.path / name / "c" / "0" for name in NameArrays._fields}
+            mapped = (np.memmap(file, group[name].dtype, "r") for name, file in files.items())
             names = Names(NameArrays(*mapped))
         else:  # an older store
             names = Names.of(group["name"][:].tolist())
@@ -108,12 +98,12 @@ class ZarrLayout(Layout):
         size = self.schema.shard_size
         if self.schema.compression == "zstd":
             for field, records in arrays.items():
-                # Zarr would read what it writes over, damaged or not.
-                self._shard_path(field, number).unlink(missing_ok=True)
-                first = number * size
+                path, first = self._shard_path(field, number), number * size
+                path.unlink(missing_ok=True)  # Zarr would read what it writes over, damaged or not
                 self._group(mode="r+")[field][first : first + len(records)] = records
-                flush_file(self._shard_path(field, number))
-            return checksums([*arrays.values()])
+                flush_to_disk(path)
+            each = zip(*arrays.values(), strict=True)
+            return np.array([checksum(record) for record in each], np.uint32)
         sums = np.zeros(len(next(iter(arrays.values()))), np.uint32)
         for field, records in arrays.items():
             index = np.full((size, 2), 2**64 - 1, "<u8")  # the mark of an absent record
@@ -121,7 +111,7 @@ class ZarrLayout(Layout):
             index[: len(records), 1] = records[0].nbytes
             path = self._shard_path(field, number)
             path.parent.mkdir(parents=True, exist_ok=True)
-            crc = google_crc32c.value(index.tobytes()).to_bytes(4, "little")
+            crc = checksum([index]).to_bytes(4, "little")
             with open_atomically(path, flush=True) as file:
                 reserve(file, 0, records.nbytes)
                 for part in parts_of(records, sums):
@@ -160,7 +150,7 @@ class ZarrLayout(Layout):
         data = np.memmap(path, np.uint8, mode="r")
         end = 16 * self.schema.shard_size
         index, crc = data[-end - 4 : -4], data[-4:]
-        if len(index) != end or google_crc32c.value(index.tobytes()) != int(crc.view("<u4")[0]):
+        if len(index) != end or checksum([index]) != int(crc.view("<u4")[0]):
             raise StoreError(
                 f"{path}: the shard is damaged (its index does not match its checksum); "
                 "export the store again with --overwrite"
