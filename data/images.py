@@ -60,8 +60,10 @@ def list_images(folder: str | Path) -> list[str]:
     folder = Path(folder)
     if not folder.is_dir():
         raise NotFoundError(f"{folder}: no such folder of photographs")
-    names, left_out = _walk(folder)
-    said = _count(left_out)
+    kinds = _walk(folder)
+    names = kinds.pop("photograph", [])
+    kinds.pop("hidden", None)
+    said = _count(kinds)
     if not names:
         raise NotFoundError(
             f"{folder}: no photographs found{said and f', {said}'}; expected files ending in "
@@ -77,10 +79,9 @@ def natural_order(name: str) -> list:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def _walk(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """The photographs' names, and reason -> names of what is left out."""
-    names: list[str] = []
-    left_out: dict[str, list[str]] = {}
+def _walk(folder: Path) -> dict[str, list[str]]:
+    """What there is below a folder: kind -> names."""
+    kinds: dict[str, list[str]] = {}
     entered = set()
     # Links come last, so that a photograph bears the name of the folder in which it lies.
     folders, links = [""], []
@@ -94,18 +95,16 @@ def _walk(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
             with os.scandir(folder / prefix) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
         except OSError:
-            left_out.setdefault("unreadable", []).append(prefix or "./")
+            kinds.setdefault("unreadable", []).append(prefix or "./")
             continue
         for entry in entries:
             name = prefix + entry.name
             kind = _kind_of(entry)
             if kind == "folder":
                 (links if entry.is_symlink() else folders).append(f"{name}/")
-            elif kind == "photograph":
-                names.append(name)
-            elif kind != "hidden":
-                left_out.setdefault(kind, []).append(name)
-    return names, left_out
+            else:
+                kinds.setdefault(kind, []).append(name)
+    return kinds
 
 
 def _kind_of(entry: os.DirEntry) -> str:
@@ -158,8 +157,8 @@ def read_image(path: str | Path, *, channels: int, upright: bool = True) -> np.n
             ``MAX_PIXELS``, or has values that are not those of a picture.
     """
     data = _read(path)
-    colours = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
-    image = _imdecode(path, data, colours if upright else colours | cv2.IMREAD_IGNORE_ORIENTATION)
+    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    image = _imdecode(path, data, flag if upright else flag | cv2.IMREAD_IGNORE_ORIENTATION)
     white = _white(data)
     if white or image is None:
         # TIFFs of 10, 12 and 14 bits and of floating point numbers are decoded only as they are.
@@ -236,7 +235,8 @@ def _read(path: str | Path) -> bytes:
 
 def _imdecode(path: str | Path, data: bytes, flag: int) -> np.ndarray | None:
     """What OpenCV makes of a file, or None."""
-    if not data:
+    # OpenCV writes beyond the end of an image that it is to make of a gray PAM with alpha.
+    if not data or (flag != cv2.IMREAD_UNCHANGED and _PAM_WITH_ALPHA.match(data)):
         return None
     if _is_cut_off(data):
         raise UnreadablePhotographError(
@@ -281,6 +281,7 @@ def _is_cut_off(data: bytes) -> bool:
 
 _PNM = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)")
 _PAM = re.compile(rb"P7\n(?:.*\n)*?MAXVAL\s+(\d+)")
+_PAM_WITH_ALPHA = re.compile(rb"P7\n(?:.*\n)*?DEPTH\s+2\s")
 
 
 def _white(data: bytes) -> int | None:

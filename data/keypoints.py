@@ -1,7 +1,7 @@
 """From score maps to keypoints: border, non-maximum suppression, the best of the rest."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,56 +10,7 @@ from torch.nn import functional as F
 
 from ..config import PredictSettings, override
 
-__all__ = [
-    "KeypointChoice",
-    "find_keypoints",
-    "refine_keypoints",
-    "sum_scores",
-    "thin_keypoints",
-]
-
-
-def find_keypoints(
-    score_maps: Tensor,
-    *,
-    threshold: float,
-    nms_radius: int,
-    border: int,
-    max_num_keypoints: int | None,
-) -> list[tuple[Tensor, Tensor]]:
-    """The keypoints of score maps: off the border, above the threshold, apart, the best.
-
-    Apart by the greedy rule of SuperPoint (DeTone et al., CVPRW 2018) and HF-Net: from the highest
-    score to the lowest, and row by row where scores are equal, a pixel that still stands removes
-    all others in the square of ``2 * nms_radius + 1`` pixels around it.
-
-    Args:
-        score_maps: (B, H, W) float32, one element per pixel, on any device.
-        threshold: scores must be above it.
-        nms_radius: in pixels; 0 keeps every pixel.
-        border: so many outermost rows and columns hold no keypoint.
-        max_num_keypoints: at most so many of each image; None for all.
-
-    Returns:
-        For each image keypoints (N, 2) float32 (x, y) in pixels and scores (N,) float32,
-        descending; equal scores row by row.
-    """
-    count, height, width = score_maps.shape
-    if min(height, width) <= 2 * border:
-        nothing = score_maps.new_zeros(0, 2), score_maps.new_zeros(0)
-        return [nothing] * count
-    inner = score_maps[:, border : height - border, border : width - border]
-    # A margin spares clipping the windows; all images lie in one flat array.
-    padded = F.pad(inner, [nms_radius] * 4, value=-torch.inf)
-    pixels, scores = _suppress(padded, nms_radius, threshold, max_num_keypoints)
-    order = pixels.argsort()
-    order = order[scores[order].argsort(descending=True, stable=True)]
-    pixels, scores = pixels[order], scores[order]
-    plane, stride = padded[0].numel(), padded.shape[2]
-    images, places = pixels // plane, pixels % plane
-    points = torch.stack([places % stride, places // stride], 1).float() + (border - nms_radius)
-    chosen = [(images == image).nonzero()[:max_num_keypoints, 0] for image in range(count)]
-    return [(points[rows], scores[rows]) for rows in chosen]
+__all__ = ["KeypointChoice", "refine_keypoints", "sum_scores", "thin_keypoints"]
 
 
 def _suppress(
@@ -178,9 +129,17 @@ def refine_keypoints(score_map: Tensor, keypoints: Tensor, radius: int) -> Tenso
 
 @dataclass(frozen=True)
 class KeypointChoice:
-    """How keypoints are chosen from score maps: see ``find_keypoints``.
+    """How keypoints are chosen of score maps: off the border, above a threshold, apart, the best.
+
+    Apart by the greedy rule of SuperPoint (DeTone et al., CVPRW 2018) and HF-Net: from the highest
+    score to the lowest, and row by row where scores are equal, a pixel that still stands removes
+    all others in the square of ``2 * nms_radius + 1`` pixels around it.
 
     Attributes:
+        threshold: scores must be above it.
+        nms_radius: in pixels; 0 keeps every pixel.
+        border: so many outermost rows and columns hold no keypoint.
+        max_num_keypoints: at most so many of each image; None for all.
         refine_radius: see ``refine_keypoints``; 0 leaves keypoints at whole pixels, None is what
             suits the network.
         rank_radius: half the side of the square whose summed scores stand for the pixel's own, in
@@ -190,7 +149,7 @@ class KeypointChoice:
     threshold: float
     nms_radius: int
     border: int
-    max_num_keypoints: int
+    max_num_keypoints: int | None
     refine_radius: int | None = 0
     rank_radius: int | None = 0
 
@@ -211,26 +170,41 @@ class KeypointChoice:
         return cls(*(settings.get(name, 0) for name in names))
 
     def __call__(self, score_maps: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The keypoints (N, 2) and scores (N,) of each of the score maps (B, H, W)."""
-        found = find_keypoints(
-            sum_scores(score_maps, self.rank_radius) if self.rank_radius else score_maps,
-            threshold=self.threshold,
-            nms_radius=self.nms_radius,
-            border=self.border,
-            max_num_keypoints=self.max_num_keypoints,
-        )
-        if not self.refine_radius:
-            return found
-        return [
-            (refine_keypoints(score_map, keypoints, self.refine_radius), scores)
-            for score_map, (keypoints, scores) in zip(score_maps, found, strict=True)
-        ]
+        """The keypoints of score maps (B, H, W) float32, one element per pixel, on any device.
+
+        Returns:
+            For each image keypoints (N, 2) float32 (x, y) in pixels and scores (N,) float32,
+            descending; equal scores row by row.
+        """
+        count, height, width = score_maps.shape
+        border, radius, limit = self.border, self.nms_radius, self.max_num_keypoints
+        if min(height, width) <= 2 * border:
+            return [(score_maps.new_zeros(0, 2), score_maps.new_zeros(0))] * count
+        ranked = sum_scores(score_maps, self.rank_radius) if self.rank_radius else score_maps
+        inner = ranked[:, border : height - border, border : width - border]
+        # A margin spares clipping the windows; all images lie in one flat array.
+        padded = F.pad(inner, [radius] * 4, value=-torch.inf)
+        pixels, scores = _suppress(padded, radius, self.threshold, limit)
+        order = pixels.argsort()
+        order = order[scores[order].argsort(descending=True, stable=True)]
+        pixels, scores = pixels[order], scores[order]
+        plane, stride = padded[0].numel(), padded.shape[2]
+        images, places = pixels // plane, pixels % plane
+        points = torch.stack([places % stride, places // stride], 1).float() + (border - radius)
+        found = []
+        for image, score_map in enumerate(score_maps):
+            rows = (images == image).nonzero()[:limit, 0]
+            keypoints = points[rows]
+            if self.refine_radius:
+                keypoints = refine_keypoints(score_map, keypoints, self.refine_radius)
+            found.append((keypoints, scores[rows]))
+        return found
 
 
 def thin_keypoints(
     keypoints: np.ndarray, scores: np.ndarray, size: tuple[int, int], choice: KeypointChoice
 ) -> np.ndarray:
-    """What ``find_keypoints`` would keep of keypoints found by other means; the best of a pixel.
+    """What a choice would keep of keypoints found by other means; the best of a pixel.
 
     Args:
         keypoints: (N, 2) float (x, y), whole pixels or between them, rounded here.
@@ -249,12 +223,7 @@ def thin_keypoints(
     score_map[y, x] = scores[ascending]  # of several on a pixel the last one stays
     rows = np.zeros((height, width), np.intp)
     rows[y, x] = ascending
-    ((kept, _),) = find_keypoints(
-        torch.from_numpy(score_map)[None],
-        threshold=choice.threshold,
-        nms_radius=choice.nms_radius,
-        border=choice.border,
-        max_num_keypoints=choice.max_num_keypoints,
-    )
+    plain = replace(choice, refine_radius=0, rank_radius=0)
+    ((kept, _),) = plain(torch.from_numpy(score_map)[None])
     x, y = kept.numpy().astype(np.intp).T
     return rows[y, x]

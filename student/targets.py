@@ -37,7 +37,7 @@ from ..data.cells import (
     with_nothing,
 )
 from ..data.geometry import CELL_MAP, is_inside, sample_map, unwarp_points, warp_points
-from ..data.keypoints import find_keypoints
+from ..data.keypoints import KeypointChoice
 from ..data.stores.quantize import dequantize, scale_name
 from ..data.stores.store import RecordStore
 from ..errors import InputError, StoreError
@@ -211,13 +211,8 @@ class KeypointTarget(DetectorTarget):
             return stored
         (scores,) = dequantize({n: torch.from_numpy(a) for n, a in stored.items()}).values()
         per_cell = len(scores) == CHANNELS
-        ((points, likely),) = find_keypoints(
-            to_pixels(scores[None]) if per_cell else scores,
-            threshold=NEGLIGIBLE,
-            nms_radius=SUPPRESSED,
-            border=0,
-            max_num_keypoints=MOST,
-        )
+        choice = KeypointChoice(NEGLIGIBLE, SUPPRESSED, 0, MOST)
+        ((points, likely),) = choice(to_pixels(scores[None]) if per_cell else scores)
         keypoints, scores = np.zeros((MOST, 2), np.float32), np.zeros(MOST, np.float32)
         keypoints[: len(points)], scores[: len(points)] = points + self.border, likely
         count = np.array(len(points), np.int32)

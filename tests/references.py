@@ -21,7 +21,7 @@ def suppress_non_maxima(keypoints, scores, size, radius, *, limit=None):
 
 
 def find_keypoints(score_map, *, threshold, nms_radius, border, max_num_keypoints):
-    """``data.keypoints.find_keypoints`` of one score map (H, W)."""
+    """What ``data.keypoints.KeypointChoice`` finds of one score map (H, W)."""
     height, width = score_map.shape
     inside = np.zeros((height, width), bool)
     inside[border : max(height - border, 0), border : max(width - border, 0)] = True

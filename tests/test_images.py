@@ -333,3 +333,17 @@ def test_augmentation_follows_from_its_generator():
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
     assert augment_photometric(image, np.random.default_rng(1), 0) is image
+
+
+@pytest.mark.parametrize("white", [255, 1023, 65535])
+def test_a_gray_pam_with_transparency(tmp_path, photograph, white):
+    """OpenCV damages memory where it is to make a gray image of one."""
+    gray = np.rint(photograph[..., :1] / 255 * white).repeat(2, axis=2)
+    gray = gray.astype(">u1" if white == 255 else ">u2")
+    header = f"P7\nWIDTH 64\nHEIGHT 48\nDEPTH 2\nMAXVAL {white}\nTUPLTYPE GRAYSCALE_ALPHA\nENDHDR\n"
+    (tmp_path / "a.pam").write_bytes(header.encode() + gray.tobytes())
+    for channels in (1, 3):
+        image = read_image(tmp_path / "a.pam", channels=channels)
+        assert np.abs(image - photograph[..., :channels].squeeze().astype(int)).max() <= 1
+    assert check_image(tmp_path / "a.pam").size == (64, 48)
+    assert stored_orientation(tmp_path / "a.pam") == 1

@@ -5,7 +5,6 @@ import torch
 
 from hfnet_distill.data.keypoints import (
     KeypointChoice,
-    find_keypoints,
     refine_keypoints,
     sum_scores,
     thin_keypoints,
@@ -16,7 +15,8 @@ PLAIN = {"threshold": 0.0, "nms_radius": 4, "border": 4, "max_num_keypoints": No
 
 def find(score_map, **settings):
     """Of one score map, in NumPy."""
-    ((keypoints, scores),) = find_keypoints(torch.from_numpy(score_map)[None], **PLAIN | settings)
+    choice = KeypointChoice(**PLAIN | settings)
+    ((keypoints, scores),) = choice(torch.from_numpy(score_map)[None])
     return keypoints.numpy(), scores.numpy()
 
 
@@ -68,10 +68,10 @@ def test_equal_to_the_greedy_rule_also_on_plateaus(levels):
 def test_a_batch_is_its_images():
     score_maps = torch.rand(3, 40, 50, generator=torch.Generator().manual_seed(0))
     score_maps[1] /= 1000  # the best of one image are no measure for another
-    settings = {**PLAIN, "max_num_keypoints": 7}
-    found = find_keypoints(score_maps, **settings)
+    choice = KeypointChoice(**{**PLAIN, "max_num_keypoints": 7})
+    found = choice(score_maps)
     for row, (keypoints, scores) in enumerate(found):
-        ((want_keypoints, want_scores),) = find_keypoints(score_maps[row : row + 1], **settings)
+        ((want_keypoints, want_scores),) = choice(score_maps[row : row + 1])
         assert torch.equal(keypoints, want_keypoints)
         assert torch.equal(scores, want_scores)
 
