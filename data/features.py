@@ -118,19 +118,8 @@ def read_features(
 ) -> Features:
     """Read one image's features, whoever wrote them, by descending score.
 
-    What is read, of any number type, and refused where a value is not finite:
-
-    * ``keypoints`` (N, 2), or wider: x and y are the first two columns. Empty of any shape where
-      nothing was found.
-    * ``scores`` or ``keypoint_scores`` (N,), (N, 1) or (1, N). Without either the file's order
-      counts.
-    * ``descriptors`` (D, N) or (N, D); which, is told by N, and where D is N by the file's other
-      images. Bits are bool, bytes that are 0 or 1, or packed into bytes, ``PACKED_BYTES`` wide;
-      bytes of ``VALUE_BYTES`` are numbers, as SIFT's. None for a detector that does not describe.
-    * ``global_descriptor`` (G,), alone or beside the others.
-    * ``image_size`` (2,).
-
-    Each may have a further first axis of length 1, the batch of whoever wrote it.
+    The arrays are those of hloc's layout in any number type; docs/inputs.md lists in which other
+    shapes they are taken. Where a value is not finite they are refused.
 
     Args:
         photograph: the (width, height) of the upright photograph, and the EXIF orientation of its
@@ -177,10 +166,7 @@ LOOKED_AT = 16
 
 
 def _damage(file: h5py.Group):
-    path = file.file.filename
-    return damage_as(
-        InputError, lambda error: f"{path}: damaged ({error}); extract the features anew"
-    )
+    return damage_as(InputError, f"{file.file.filename}: damaged", "extract the features anew")
 
 
 def _read_arrays(file: h5py.Group, name: str) -> dict[str, np.ndarray]:

@@ -117,13 +117,11 @@ def warp_points(points, H_0to1):
     Returns:
         (N, 2) float64 of arrays; (B, N, 2) of tensors, in their own dtype.
     """
-    if isinstance(points, torch.Tensor):
-        warped = points @ H_0to1[:, :, :2].mT + H_0to1[:, None, :, 2]
-        return warped[..., :2] / warped[..., 2:]
-    points = np.asarray(points, np.float64).reshape(-1, 2)
-    warped = points @ H_0to1[:, :2].T + H_0to1[:, 2]
+    if not isinstance(points, torch.Tensor):
+        points = np.asarray(points, np.float64).reshape(-1, 2)
+    warped = points @ H_0to1[..., :2].swapaxes(-1, -2) + H_0to1[..., None, :, 2]
     with np.errstate(divide="ignore", invalid="ignore"):
-        return warped[:, :2] / warped[:, 2:]
+        return warped[..., :2] / warped[..., 2:]
 
 
 def unwarp_points(points: torch.Tensor, H_0to1: torch.Tensor) -> torch.Tensor:
@@ -187,28 +185,23 @@ class Homographies:
 
     def draw_frame(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         """The corners (4, 2) of a view in the photograph, around (0, 0): all but its place."""
-        if not self.inside:
-            return self._draw_candidate(rng, size, 1.0)
+        frame = frame_corners(size)
         for attempt in range(1000):
-            corners = self._draw_candidate(rng, size, 0.995**attempt)
-            if (np.ptp(corners, axis=0) <= np.subtract(size, 1)).all():
+            shrink = 0.995**attempt
+            corners = (frame - frame.mean(0)) * rng.uniform(*self.scale) * shrink
+            moved = rng.uniform(-0.5, 0.5, (4, 2)) * self.perspective * np.abs(corners) * 2
+            corners = corners + moved * shrink
+            angle = np.deg2rad(rng.uniform(-self.rotation, self.rotation)) * shrink
+            cos, sin = np.cos(angle), np.sin(angle)
+            corners = corners @ np.array([[cos, sin], [-sin, cos]])
+            if self.tilt > 1:
+                drawn = self.tilt ** rng.uniform(0, shrink)
+                corners = corners @ _foreshortening(rng.uniform(0, np.pi), drawn)
+            if not self.inside or (np.ptp(corners, axis=0) <= np.subtract(size, 1)).all():
                 return corners
         raise InputError(
             f"no view fits into a photograph of {size[0]}x{size[1]} with {self}; lower one of them"
         )
-
-    def _draw_candidate(self, rng, size: tuple[int, int], shrink: float) -> np.ndarray:
-        frame = frame_corners(size)
-        corners = (frame - frame.mean(0)) * rng.uniform(*self.scale) * shrink
-        moved = rng.uniform(-0.5, 0.5, (4, 2)) * self.perspective * np.abs(corners) * 2
-        corners = corners + moved * shrink
-        angle = np.deg2rad(rng.uniform(-self.rotation, self.rotation)) * shrink
-        cos, sin = np.cos(angle), np.sin(angle)
-        corners = corners @ np.array([[cos, sin], [-sin, cos]])
-        if self.tilt > 1:
-            drawn = self.tilt ** rng.uniform(0, shrink)
-            corners = corners @ _foreshortening(rng.uniform(0, np.pi), drawn)
-        return corners
 
 
 def frame_corners(size: tuple[int, int]) -> np.ndarray:

@@ -38,10 +38,6 @@ def parse_size(value: Any) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _parse_crop(value: Any) -> tuple[int, int] | None:
-    return None if value in ("whole", None) else parse_size(value)
-
-
 CELL = 8
 """Pixels of a cell's side: ``data.cells.CELL``, which the root may not import."""
 
@@ -58,8 +54,8 @@ def _to_range(value: Any) -> tuple[float, float]:
     return tuple(float(end) for end in value)
 
 
-Size = Annotated[tuple[int, int], BeforeValidator(parse_size), AfterValidator(_whole_cells)]
-Crop = Annotated[tuple[int, int] | None, BeforeValidator(_parse_crop), AfterValidator(_whole_cells)]
+Size = Annotated[tuple[int, int], AfterValidator(_whole_cells), BeforeValidator(parse_size)]
+Crop = Annotated[Size | None, BeforeValidator(lambda v: None if v == "whole" else v)]
 Range = Annotated[tuple[float, float], BeforeValidator(_to_range)]
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]

@@ -96,8 +96,12 @@ def _printable(text: str) -> str:
 
 def _in_words(error: Exception) -> str | None:
     """What to say of an error that a user can cause; None for a bug."""
-    if (said := _of_worker(error)) is not None:
-        return said
+    # An error of a loader's process, which PyTorch hides in a traceback.
+    pattern = r"Caught (\w+) in DataLoader worker process.*\n[\w.]+: (.*)"
+    if found := re.match(pattern, str(error), re.DOTALL):
+        kind = getattr(errors, found[1], None) or getattr(builtins, found[1], None)
+        if kind and issubclass(kind, (DistillError, OSError)):
+            return found[2].strip()
     if isinstance(error, OSError) and error.strerror is not None:
         where = f"{error.filename}: " if error.filename else ""
         advice = "; free some space and run the same command again" if error.errno == 28 else ""
@@ -109,17 +113,6 @@ def _in_words(error: Exception) -> str | None:
     if re.match(r"DataLoader worker .* is killed by signal", str(error)):
         return LOADER_KILLED
     return None
-
-
-def _of_worker(error: Exception) -> str | None:
-    """The sentence of an error of a loader's process, which PyTorch hides in a traceback.
-
-    None where it is a bug: neither raised on purpose nor the operating system's.
-    """
-    pattern = r"Caught (\w+) in DataLoader worker process.*\n[\w.]+: (.*)"
-    found = re.match(pattern, str(error), re.DOTALL)
-    kind = found and (getattr(errors, found[1], None) or getattr(builtins, found[1], None))
-    return found[2].strip() if kind and issubclass(kind, (DistillError, OSError)) else None
 
 
 def shared_options(command: Callable) -> Callable:
@@ -187,16 +180,16 @@ def progress(
     )
     with bar:
         task = bar.add_task(title, total=total, completed=done, note="")
-        state = {"done": done, "start": time.monotonic(), "said": time.monotonic()}
+        start = said = time.monotonic()
 
         def advance(count: int = 1, note: str = "") -> None:
+            nonlocal said
             bar.update(task, advance=count, note=note)
-            state["done"] += count
             now = time.monotonic()
-            if bar.disable and not quiet and now - state["said"] > 30:
-                state["said"] = now
-                rate = (state["done"] - done) / (now - state["start"])
-                left = timedelta(seconds=round((total - state["done"]) / rate)) if rate else "?"
-                say(f"{title} {state['done']}/{total}, {rate:.1f}/s, {left} left {note}".rstrip())
+            if bar.disable and not quiet and now - said > 30:
+                said, finished = now, round(bar.tasks[0].completed)
+                rate = (finished - done) / (now - start)
+                left = timedelta(seconds=round((total - finished) / rate)) if rate else "?"
+                say(f"{title} {finished}/{total}, {rate:.1f}/s, {left} left {note}".rstrip())
 
         yield advance

@@ -5,7 +5,7 @@ traceback.
 """
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 __all__ = [
@@ -75,8 +75,8 @@ class TrainingError(DistillError, RuntimeError):
 
 
 @contextmanager
-def damage_as(kind: type[DistillError], tell: Callable[[Exception], str]) -> Iterator[None]:
-    """Raise ``kind(tell(error))`` for whatever a library raises where a file is damaged.
+def damage_as(kind: type[DistillError], what: str, advice: str) -> Iterator[None]:
+    """Whatever a library raises where a file is damaged as an error of ours.
 
     That may be almost anything; what the project raises on purpose and what the disk says stays.
     """
@@ -87,4 +87,4 @@ def damage_as(kind: type[DistillError], tell: Callable[[Exception], str]) -> Ite
     except Exception as error:
         if getattr(error, "errno", None) not in (None, errno.ENOENT):
             raise
-        raise kind(tell(error)) from error
+        raise kind(f"{what} ({error}); {advice}") from error

@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 from hfnet_distill.data.geometry import CELL_MAP
-from hfnet_distill.data.stores.names import NameArrays
+from hfnet_distill.data.stores.names import NAME_ARRAYS
 from hfnet_distill.data.stores.store import Field, RecordStore, Schema
 from hfnet_distill.errors import StoreError
 
@@ -131,7 +131,7 @@ def test_names_are_found_in_any_order_and_in_stores_without_their_arrays(tmp_pat
         assert [name in store for name in ("a.jpg", "a.jp", "", "ü", "\udcff")] == [1, 0, 0, 0, 0]
         assert store.names[1:3] == names[1:3]
         assert store.names != names[::-1]
-        for name in NameArrays._fields:  # as in older stores
+        for name in NAME_ARRAYS:  # as in older stores
             if kind[0] == "zarr":
                 shutil.rmtree(path / name, ignore_errors=True)
             else:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...files import checksum, made_beside, reserve
 from .layout import ATTRIBUTE, PARAMETERS, SUMS, Layout, header_sum, parameters_sum, parts_of
-from .names import NameArrays, Names
+from .names import NAME_ARRAYS, Names
 from .schema import Schema
 
 __all__ = ["HDF5Layout"]
@@ -39,8 +39,8 @@ class HDF5Layout(Layout):
 
     def read_header(self) -> tuple[dict, Names, np.ndarray | None]:
         with h5py.File(self.path, "r") as file:
-            if NameArrays._fields[0] in file:
-                names = Names(NameArrays(*(self._map(file[name]) for name in NameArrays._fields)))
+            if NAME_ARRAYS[0] in file:
+                names = Names(*(self._map(file[name]) for name in NAME_ARRAYS))
             else:  # an older store
                 names = Names.of(file["name"].asstr()[:].tolist())
             return json.loads(file.attrs[ATTRIBUTE]), names, file.attrs.get(SUMS)
@@ -147,7 +147,7 @@ def _lay_out(file: h5py.File, schema: Schema, names: Names, parameters) -> None:
     header = schema.model_dump(mode="json")
     file.attrs[SUMS] = [header_sum(header, names), parameters_sum(parameters)]
     file.create_dataset("name", data=list(names), dtype=h5py.string_dtype())
-    for name, array in names.arrays._asdict().items():
+    for name, array in names.arrays.items():
         _contiguous(file, name, array.shape, array.dtype)[...] = array
     for name, field in schema.stored_fields.items():
         shape = (len(names), *field.shape)

@@ -84,7 +84,7 @@ class Layout(ABC):
 
 def header_sum(header: dict, names: Names) -> int:
     """CRC-32C over a schema, as JSON holds it, and the names of the records."""
-    return checksum([json.dumps(header, sort_keys=True).encode(), *names.arrays])
+    return checksum([json.dumps(header, sort_keys=True).encode(), *names.arrays.values()])
 
 
 def parameters_sum(parameters: Mapping[str, np.ndarray]) -> int:

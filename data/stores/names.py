@@ -2,25 +2,13 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["NameArrays", "Names"]
+__all__ = ["NAME_ARRAYS", "Names"]
 
-
-class NameArrays(NamedTuple):
-    """What a store keeps of its names beside ``name``, under these names.
-
-    Attributes:
-        name_text: (bytes,) uint8, the names in UTF-8, one after the other in record order.
-        name_end: (N,) int64, where in it each ends.
-        name_order: (N,) uint32, the records in the order of their names' bytes.
-    """
-
-    name_text: np.ndarray
-    name_end: np.ndarray
-    name_order: np.ndarray
+NAME_ARRAYS = ("name_text", "name_end", "name_order")
+"""What a store keeps of its names beside ``name``."""
 
 
 class Names(Sequence):
@@ -28,13 +16,18 @@ class Names(Sequence):
 
     A name is found by bisection, in some 20 steps among a million.
 
+    Args:
+        text: (bytes,) uint8, the names in UTF-8, one after the other in record order.
+        end: (N,) int64, where in it each ends.
+        order: (N,) uint32, the records in the order of their names' bytes.
+
     Raises:
         ValueError: arrays that do not belong together.
     """
 
-    def __init__(self, arrays: NameArrays):
-        self.arrays = arrays
-        self._text, self._end, self._order = (np.asarray(array) for array in arrays)
+    def __init__(self, text: np.ndarray, end: np.ndarray, order: np.ndarray):
+        self.arrays = dict(zip(NAME_ARRAYS, (text, end, order), strict=True))
+        self._text, self._end, self._order = (np.asarray(array) for array in (text, end, order))
         if len(self._end) != len(self._order) or len(self._text) != self._end[-1:].sum():
             raise ValueError("its names are cut off")
 
@@ -45,7 +38,7 @@ class Names(Sequence):
         order = sorted(range(len(encoded)), key=encoded.__getitem__)
         ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
         text = np.frombuffer(b"".join(encoded), np.uint8)
-        return cls(NameArrays(text, ends, np.array(order, np.uint32)))
+        return cls(text, ends, np.array(order, np.uint32))
 
     def __len__(self) -> int:
         return len(self._end)

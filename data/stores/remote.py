@@ -1,11 +1,8 @@
 """Stores on object storage: ``s3://bucket/path/store.zarr``, read through a local cache.
 
 The description of a store is downloaded when it is opened, and each shard when it is first read;
-from then on it is a memory map. A cache belongs to one version of the store: if the store is
-uploaded again, it is downloaded again. The cache is in the folder that ``HFNET_DISTILL_CACHE``
-names or in the user's cache folder, and is never removed. Credentials and addresses come from the
-usual environment variables (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``,
-``AWS_ENDPOINT_URL``).
+from then on it is a memory map. A cache belongs to one version of the store. docs/stores.md names
+the environment variables.
 """
 
 import contextlib
@@ -20,7 +17,7 @@ import platformdirs
 from ...errors import StoreError
 from ...files import write_atomically
 from .layout import PARAMETERS
-from .names import NameArrays
+from .names import NAME_ARRAYS
 from .zarr import ZarrLayout
 
 __all__ = ["RemoteZarrLayout", "is_url"]
@@ -87,7 +84,7 @@ class RemoteZarrLayout(ZarrLayout):
         with self._explained():
             folders = self._obstore.list_with_delimiter(self._bucket, "")["common_prefixes"]
             names = {folder.rsplit("/", 1)[-1] for folder in folders}
-            whole = names & {"name", *NameArrays._fields, PARAMETERS}
+            whole = names & {"name", *NAME_ARRAYS, PARAMETERS}
             pages = [page for name in whole for page in self._obstore.list(self._bucket, name)]
         keys = [entry["path"] for page in pages for entry in page]
         return ["zarr.json", "complete/c/0", *keys, *(f"{name}/zarr.json" for name in names)]

@@ -37,13 +37,8 @@ RECHECKED = 4
 
 
 def _damage(path: Path | str):
-    return damage_as(
-        StoreError,
-        lambda error: (
-            f"{path}: not a store of export-teacher, or a damaged one ({error}); export it again "
-            "with --overwrite"
-        ),
-    )
+    what = f"{path}: not a store of export-teacher, or a damaged one"
+    return damage_as(StoreError, what, "export it again with --overwrite")
 
 
 class RecordStore:

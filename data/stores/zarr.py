@@ -18,7 +18,7 @@ from ...files import (
     write_atomically,
 )
 from .layout import ATTRIBUTE, PARAMETERS, SUMS, Layout, header_sum, parameters_sum, parts_of
-from .names import NameArrays, Names
+from .names import NAME_ARRAYS, Names
 from .schema import Schema
 
 __all__ = ["ZarrLayout"]
@@ -46,7 +46,7 @@ class ZarrLayout(Layout):
             group = zarr.create_group(unfinished, attributes={ATTRIBUTE: header, SUMS: sums})
             array = group.create_array("name", shape=(len(names),), dtype=str, compressors=None)
             array[:] = np.array(list(names), dtype=object)
-            for name, array in names.arrays._asdict().items():
+            for name, array in names.arrays.items():
                 _whole(group, name, array)
             for name, field in schema.stored_fields.items():
                 group.create_array(
@@ -72,18 +72,17 @@ class ZarrLayout(Layout):
     def read_header(self) -> tuple[dict, Names, list[int] | None]:
         group = zarr.open_group(self.path, mode="r")
         self._separator = group["checksum"].metadata.chunk_key_encoding.separator
-        if NameArrays._fields[0] in group:
-            files = {name: self.path / name / "c" / "0" for name in NameArrays._fields}
-            mapped = (np.memmap(file, group[name].dtype, "r") for name, file in files.items())
-            names = Names(NameArrays(*mapped))
+        if NAME_ARRAYS[0] in group:
+            files = {name: self.path / name / "c" / "0" for name in NAME_ARRAYS}
+            names = Names(*(np.memmap(f, group[name].dtype, "r") for name, f in files.items()))
         else:  # an older store
             names = Names.of(group["name"][:].tolist())
         return group.attrs[ATTRIBUTE], names, group.attrs.get(SUMS)
 
     def read_parameters(self) -> dict[str, np.ndarray]:
         group = zarr.open_group(self.path, mode="r")
-        kept = dict(group[PARAMETERS].arrays()) if PARAMETERS in group else {}
-        return {name: kept[name][...] for name in sorted(kept)}
+        kept = group[PARAMETERS].arrays() if PARAMETERS in group else ()
+        return {name: array[...] for name, array in sorted(kept)}
 
     def bind(self, schema: Schema) -> None:
         super().bind(schema)
