@@ -210,16 +210,13 @@ def load_settings(path: str | Path | None = None) -> Settings:
         NotFoundError: no such file.
         InputError: not TOML, or a key that is unknown, missing or of the wrong type; names it.
     """
-    if path is None:
-        path = Path("pipeline.toml") if Path("pipeline.toml").is_file() else _shipped()
-    path = Path(path)
+    here = Path("pipeline.toml")
+    path = Path(path if path is not None else here if here.is_file() else _shipped())
     if not path.is_file():
         raise NotFoundError(f"{path}: no such settings file")
     try:
-        tables = tomllib.loads(read_text(path))
-        if path != _shipped():  # a recipe says what it changes
-            tables = {**tomllib.loads(read_text(_shipped())), **tables}
-        settings = Settings.model_validate(tables)
+        shipped, tables = (tomllib.loads(read_text(file)) for file in (_shipped(), path))
+        settings = Settings.model_validate({**shipped, **tables})  # a recipe says what it changes
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +87,9 @@ class ZarrLayout(Layout):
     def bind(self, schema: Schema) -> None:
         super().bind(schema)
         self._map = lru_cache(maxsize=4096)(self._open_map)
-        self._group = lru_cache(maxsize=2)(partial(zarr.open_group, self.path))
+        if schema.compression == "zstd":
+            group = zarr.open_group(self.path, mode="r+")
+            self._arrays = {field: group[field] for field in self.fields}
 
     def _shard_path(self, field: str, number: int) -> Path:
         parts = ["c", str(number), *"0" * len(self.fields[field].shape)]
@@ -99,7 +101,7 @@ class ZarrLayout(Layout):
             for field, records in arrays.items():
                 path, first = self._shard_path(field, number), number * size
                 path.unlink(missing_ok=True)  # Zarr would read what it writes over, damaged or not
-                self._group(mode="r+")[field][first : first + len(records)] = records
+                self._arrays[field][first : first + len(records)] = records
                 flush_to_disk(path)
             each = zip(*arrays.values(), strict=True)
             return np.array([checksum(record) for record in each], np.uint32)
@@ -135,7 +137,7 @@ class ZarrLayout(Layout):
 
     def read(self, field: str, index: int) -> np.ndarray:
         if self.schema.compression == "zstd":
-            return np.asarray(self._group(mode="r")[field][index])
+            return np.asarray(self._arrays[field][index])
         number, row = divmod(index, self.schema.shard_size)
         data, index = self._map(field, number)
         start, size = index[row].tolist()
