@@ -31,8 +31,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     Raises:
         CheckpointError: there is no such file, or this software did not write it.
     """
-    told = _read_json(path)
-    with _damage(path), safe_open(path, "pt") as file:
+    with _opened(path) as (file, told):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     wanted = told.pop(CHECKSUM, None)  # older checkpoints have none
     if wanted not in (None, _checksum(tensors, told)):
@@ -46,25 +45,22 @@ def read_description(path: str | Path) -> dict:
     Raises:
         CheckpointError: there is no such file, or this software did not write it.
     """
-    told = _read_json(path)
-    told.pop(CHECKSUM, None)
-    return told
-
-
-def _read_json(path: str | Path) -> dict:
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
-    with _damage(path), safe_open(path, "pt") as file:
-        told = json.loads((file.metadata() or {})["json"])
-        if not isinstance(told, dict):
-            raise ValueError(f"a description that is a {type(told).__name__}")
+    with _opened(path) as (_, told):
+        told.pop(CHECKSUM, None)
         return told
 
 
 @contextmanager
-def _damage(path: str | Path) -> Iterator[None]:
+def _opened(path: str | Path) -> Iterator[tuple[safe_open, dict]]:
+    """The file, and its description with the checksum."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        yield
+        with safe_open(path, "pt") as file:
+            told = json.loads((file.metadata() or {})["json"])
+            if not isinstance(told, dict):
+                raise ValueError(f"a description that is a {type(told).__name__}")
+            yield file, told
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of this software ({error})") from error
 
