@@ -26,7 +26,6 @@ import gc
 import json
 import mmap
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -47,6 +46,7 @@ from hfnet_distill.data.geometry import CELL_MAP
 from hfnet_distill.data.images import list_images
 from hfnet_distill.data.stores.quantize import quantize, quantize_fields
 from hfnet_distill.data.stores.store import Field, RecordStore, Schema
+from hfnet_distill.files import remove
 
 FIELDS = {
     "score_map": Field(shape=(65, 60, 80), dtype="float16", geometry=CELL_MAP),
@@ -320,13 +320,6 @@ def read_all(file, array: np.ndarray) -> None:
     data = memoryview(array.reshape(-1).view(np.uint8))
     while data:
         data = data[file.readinto(data) :]
-
-
-def remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def files_of(path: Path) -> list[Path]:

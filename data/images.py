@@ -279,22 +279,17 @@ def _is_cut_off(data: bytes) -> bool:
     return True
 
 
-_PNM = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)")
+_PNM = re.compile(rb"P[2356]" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)")
 _PAM = re.compile(rb"P7\n(?:.*\n)*?MAXVAL\s+(\d+)")
 _PAM_WITH_ALPHA = re.compile(rb"P7\n(?:.*\n)*?DEPTH\s+2\s")
 
 
 def _white(data: bytes) -> int | None:
     """The value of white that a Netpbm header names, where OpenCV does not heed it."""
-    if match := _PNM.match(data):
-        white = int(match[4])
-        if match[1] in b"23" and white < 256:  # OpenCV scales these, and no others
-            return None
-    elif match := _PAM.match(data):
-        white = int(match[1])
-    else:
-        return None
-    return None if white in (0, 255, 65535) else white
+    match = _PNM.match(data) or _PAM.match(data)
+    white = int(match[match.lastindex]) if match else 0
+    is_text = data[:2] in (b"P2", b"P3")  # of which OpenCV scales those of 8 bits, and no others
+    return None if white in (0, 255, 65535) or (is_text and white < 256) else white
 
 
 def _to_8_bits(path: str | Path, raw: np.ndarray, white: int | None) -> np.ndarray:
