@@ -92,13 +92,22 @@ def open_hdf5(path: str | Path, mode: str = "r", advice: str = "") -> h5py.File:
         raise InputError(f"{path}: not an HDF5 file, or damaged ({error}){advice}") from error
 
 
-def image_names(file: h5py.Group) -> list[str]:
-    """The names of a features file's images, sorted.
+def image_names(file: h5py.Group, count: int | None = None) -> list[str]:
+    """The names of a features file's images, or of so many that are found first, sorted.
 
     Raises:
         InputError: the file is damaged.
     """
-    return sorted(_images(file))
+    names: list[str] = []
+
+    def visit(name: str, item) -> bool | None:
+        if isinstance(item, h5py.Group) and {"keypoints", "global_descriptor"} & item.keys():
+            names.append(name)
+        return True if len(names) == count else None
+
+    with _damage(file):
+        file.visititems(visit)
+    return sorted(names)
 
 
 def write_features(file: h5py.Group, name: str, features: Features) -> h5py.Group:
@@ -177,27 +186,13 @@ def _read_arrays(file: h5py.Group, name: str) -> dict[str, np.ndarray]:
             found = {k: item[()] for k, item in group.items() if isinstance(item, h5py.Dataset)}
             return {k: a[0] if np.ndim(a) == 3 and len(a) == 1 else a for k, a in found.items()}
     tail = name.rsplit("/", 1)[-1]
-    names = _images(file, 10_000)
+    names = image_names(file, 10_000)
     near = next((n for n in names if n.rsplit("/", 1)[-1] == tail), next(iter(names), None))
     there = f"there is {near}" if near else "there is no image"
     raise InputError(
         f"{file.file.filename}: image {name} has no features; {there}, expected a group of the "
         "image's name"
     )
-
-
-def _images(file: h5py.Group, count: int | None = None) -> list[str]:
-    """The names of the first so many images, or of all."""
-    names: list[str] = []
-
-    def visit(name: str, item) -> bool | None:
-        if isinstance(item, h5py.Group) and {"keypoints", "global_descriptor"} & item.keys():
-            names.append(name)
-        return True if len(names) == count else None
-
-    with _damage(file):
-        file.visititems(visit)
-    return names
 
 
 def _finite(array: np.ndarray, axes: int, what: str) -> np.ndarray:
@@ -273,7 +268,7 @@ def _read_descriptors(
 
 def _example(file: h5py.Group) -> tuple[np.ndarray, int] | None:
     """Descriptors of the first image whose shape tells how they lie, and how many they are."""
-    for name in _images(file, LOOKED_AT):
+    for name in image_names(file, LOOKED_AT):
         arrays = _read_arrays(file, name)
         if {"keypoints", "descriptors"} <= arrays.keys():
             array, keypoints = arrays["descriptors"], arrays["keypoints"]
