@@ -84,8 +84,13 @@ def draw_weights(num_groups: int, resamples: int) -> np.ndarray:
 
 
 def mean_statistic(groups: Sequence[int], values: Sequence[float]) -> Statistic:
-    """The mean of values (N,), of which ``groups`` (N,) says where each belongs, 0 to S - 1."""
+    """The mean of values (N,), of which ``groups`` (N,) says where each belongs, 0 to S - 1.
+
+    Values that are nan, where there was nothing to measure, are left out.
+    """
     groups, values = np.asarray(groups, np.intp), np.asarray(values, np.float64)
+    measured = ~np.isnan(values)
+    groups, values = groups[measured], values[measured]
 
     def mean(weights: np.ndarray) -> float:
         copies = weights[groups]
@@ -128,19 +133,23 @@ def auc_statistic(groups: Sequence[int], errors: Sequence[float], threshold: flo
 
 
 def average_precision_statistic(
-    groups: np.ndarray, correct: np.ndarray, ranks: np.ndarray, relevant: np.ndarray
+    groups: Sequence[int],
+    correct: Sequence[bool],
+    ranks: Sequence[float],
+    relevant: Sequence[bool],
 ) -> Statistic:
     """Area below the precision-recall curve of all answers, as HF-Net's published code computes it:
     precision is made to fall monotonically, and the first point of the curve is left out.
 
     Args:
-        groups: (N,) int, the group of each answer, 0 to S - 1.
-        correct: (N,) bool.
-        ranks: (N,) float, the best answer has the smallest; of equal ones the first comes first.
-        relevant: (S,) int, what there was to find in each group.
+        groups: (N,) the group of each answer, 0 to S - 1.
+        correct: (N,) whether it is right.
+        ranks: (N,) the best answer has the smallest; of equal ones the first comes first.
+        relevant: (N,) whether there was something to find.
     """
     order = np.argsort(ranks, kind="stable")
-    groups, correct = groups[order], correct[order]
+    groups, correct = np.asarray(groups, np.intp)[order], np.asarray(correct, np.bool_)[order]
+    per_group = np.bincount(groups, np.asarray(relevant)[order])
     found_at = np.flatnonzero(correct)
 
     def average_precision(weights: np.ndarray) -> float:
@@ -148,7 +157,7 @@ def average_precision_statistic(
         answers = np.cumsum(copies, dtype=np.int32)
         if not len(answers) or not answers[-1]:
             return math.nan
-        if not (total := weights @ relevant):
+        if not (total := weights[: len(per_group)] @ per_group):
             return 0.0
         # Behind a wrong answer precision is lower than before it: the envelope needs only right
         # ones, and of an answer's copies only the last.

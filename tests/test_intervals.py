@@ -116,7 +116,7 @@ def test_average_precision_by_hand():
         np.array([1, 0, 0]),
         np.array([True, True, False]),
         np.array([0.3, 0.1, 0.2]),
-        np.array([1, 1]),
+        np.array([True, True, False]),
     )
     assert statistic(np.array([1, 1])) == pytest.approx(2 / 3 / 2)
     # Right, right, wrong, wrong: one of the first two copies counts.
