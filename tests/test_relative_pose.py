@@ -224,7 +224,7 @@ def test_the_pixel_center_is_that_of_the_house(tmp_path, sift):
     pair = dataset.pairs[1]
     camera = dataset.cameras["07"]
     found = [
-        sift.extract(load_view(dataset.images[name], longest=0), name)
+        sift.extract(load_view(dataset.images[name], longest_side=0), name)
         for name in (pair.name0, pair.name1)
     ]
     matches = match_mutual(found[0].descriptors, found[1].descriptors)

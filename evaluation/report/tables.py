@@ -12,7 +12,7 @@ class Column:
     """One number of the table.
 
     Attributes:
-        key: where it stands in a result, "a.b" for ``result["a"]["b"]``.
+        key: where it stands in a result, "a.b" for ``result["a"]["b"]`` in ``report.json``.
         is_ranked: a row can be better by it at all.
         digits: behind the point.
         unit: the table shows multiples of this.
@@ -27,11 +27,7 @@ class Column:
 
     def value(self, result: dict) -> float:
         """The number in a result, nan where there was nothing to measure."""
-        for part in self.key.split("."):
-            if part not in result:
-                return math.nan
-            result = result[part]
-        return result
+        return result.get(self.key, math.nan)
 
     def text(self, result: dict) -> str:
         """The number as the table shows it."""

@@ -56,11 +56,10 @@ class Task:
         self.dataset, self.settings = dataset, settings
 
     @property
-    def own_settings(self) -> dict[str, Any]:
-        """What it sets itself, by the names of settings, for the report."""
-        if not self.shorter_side:
-            return {}
-        return {"longest_side": None, "shorter_side": self.shorter_side}
+    def view_size(self) -> dict[str, int]:
+        """The arguments of ``load_view`` that views have their size from, one of them 0."""
+        longest = 0 if self.shorter_side else self.settings.longest_side
+        return {"longest_side": longest, "shorter_side": self.shorter_side}
 
     @property
     def num_steps(self) -> int:
@@ -69,9 +68,7 @@ class Task:
 
     def load_view(self, path: Path, channels: int) -> View:
         """An image as it is shown to a model with so many channels."""
-        return load_view(
-            path, longest=self.settings.longest_side, shorter=self.shorter_side, channels=channels
-        )
+        return load_view(path, **self.view_size, channels=channels)
 
     def score(self, sides: Sides, advance: Callable[[], None]) -> Any:
         """What the numbers and the pictures need to know of one model's features."""

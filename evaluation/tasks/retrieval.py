@@ -154,7 +154,7 @@ class Retrieval(Task):
     def _draw_query(self, hits: Hits, query: int) -> np.ndarray:
         found = [self.dataset.database[row] for row in hits.rows[query, :SHOWN]]
         paths = [self.dataset.images[name] for name in (self.dataset.queries[query], *found)]
-        pictures = [load_view(path, longest=THUMBNAIL, channels=3).image for path in paths]
+        pictures = [load_view(path, longest_side=THUMBNAIL, channels=3).image for path in paths]
         frames = [(255, 255, 255)]
         frames += [CORRECT if correct else WRONG for correct in hits.correct[query, :SHOWN]]
         slot, height = THUMBNAIL + 3 * FRAME, max(map(len, pictures)) + 2 * FRAME
