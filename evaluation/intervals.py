@@ -189,11 +189,6 @@ class Comparison:
     p_value: float
     sequences: int
 
-    @property
-    def is_real(self) -> bool:
-        """The interval leaves out zero, and flips of sign reach the difference too seldom."""
-        return self.p_value < SIGNIFICANCE and (self.low > 0 or self.high < 0)
-
 
 def compare(a: Statistic, b: Statistic, num_groups: int) -> Comparison:
     """Compare a number of two models, paired over the groups that both were evaluated on."""
@@ -249,7 +244,8 @@ def compare_models(
                 each = np.stack([by_group(s, count) for s in pair], axis=1).tolist()
                 values[column.key] = dict(zip(of_a.groups, each, strict=True))
             a_is_better = (found.difference > 0) != column.less_is_better
-            better = (a if a_is_better else b) if found.is_real else None
+            is_real = found.p_value < SIGNIFICANCE and (found.low > 0 or found.high < 0)
+            better = (a if a_is_better else b) if is_real else None
             row = {"split": split, "title": column.title, "key": column.key, **asdict(found)}
             rows.append({**row, "better": better})
     return {"a": a, "b": b, "rows": rows, "values": values}

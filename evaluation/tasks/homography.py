@@ -92,7 +92,7 @@ class HomographyTask(PairTask):
     """A task on pairs of views with a known homography; its pictures show matches.
 
     Attributes:
-        measures: what the columns mean, for the report.
+        measures: what the columns mean, for the report; ``{matches}`` is what the matcher finds.
     """
 
     dataset_type = HomographyDataset
@@ -111,7 +111,8 @@ class HomographyTask(PairTask):
         if self.shorter_side:
             side = f"{self.shorter_side} pixels of the shorter side"
         best = self.settings.num_keypoints
-        return f"the best {best} keypoints of each image at {side}, {self.measures}"
+        measures = self.measures.format(matches=self.matcher.finds)
+        return f"the best {best} keypoints of each image at {side}, {measures}"
 
     def truth(self, pair: HomographyPair, *views: ImageFeatures) -> tuple[np.ndarray]:
         """``H_0to1`` (3, 3) between the resized views."""
@@ -237,36 +238,26 @@ class Matching(HomographyTask):
     )
     takes_matcher = True
     score_pair = staticmethod(match_pair)
-
-    @property
-    def measures(self) -> str:
-        return (
-            f"{self.matcher.finds}; the share of pairs whose homography errs below 1, 3 and 5 px "
-            "by three estimators, MMA the share of matches correct to 3 px, and the matches of a "
-            "pair"
-        )
+    measures = (
+        "{matches}; the share of pairs whose homography errs below 1, 3 and 5 px by three "
+        "estimators, MMA the share of matches correct to 3 px, and the matches of a pair"
+    )
 
     @staticmethod
     def pair_statistics(groups, scores: Sequence[MatchedPair]) -> dict[str, Statistic]:
-        statistics = {}
+        found = {}
         for name in ESTIMATORS:
             errors = np.array([pair.corner_errors[name] for pair in scores])
             for t in THRESHOLDS:
-                key = f"homography.{name}"
-                statistics[f"{key}.accuracy@{t}px"] = mean_statistic(groups, errors < t)
-                statistics[f"{key}.auc@{t}px"] = auc_statistic(groups, errors, t)
-        match_errors = [pair.match_errors for pair in scores]
-        offsets = [pair.offsets for pair in scores]
-        matches = [len(pair.matches) for pair in scores]
-        return {
-            **statistics,
-            **{
-                f"mean_matching_accuracy.@{t}px": share_within(groups, match_errors, t)
-                for t in MATCH_THRESHOLDS
-            },
-            **{f"repeatability.@{t}px": share_within(groups, offsets, t) for t in THRESHOLDS},
-            "mean_matches": mean_statistic(groups, matches),
-        }
+                found[f"homography.{name}.accuracy@{t}px"] = mean_statistic(groups, errors < t)
+                found[f"homography.{name}.auc@{t}px"] = auc_statistic(groups, errors, t)
+        errors, offsets = [p.match_errors for p in scores], [p.offsets for p in scores]
+        for t in MATCH_THRESHOLDS:
+            found[f"mean_matching_accuracy.@{t}px"] = share_within(groups, errors, t)
+        for t in THRESHOLDS:
+            found[f"repeatability.@{t}px"] = share_within(groups, offsets, t)
+        found["mean_matches"] = mean_statistic(groups, [len(p.matches) for p in scores])
+        return found
 
     def picture(self, score: MatchedPair) -> Picture:
         correct = score.match_errors <= THRESHOLD
@@ -277,18 +268,15 @@ class Matching(HomographyTask):
         return Picture(score.matches, correct, caption)
 
     def pair_curves(self, groups, scores: Sequence[MatchedPair], threshold: float):
-        def correct(estimator: str) -> Statistic:
-            return mean_statistic(groups, [p.corner_errors[estimator] < threshold for p in scores])
-
         match_errors = [pair.match_errors for pair in scores]
-        return {
+        shares = {
             "correct matches (MMA)": share_within(groups, match_errors, threshold),
             "keypoints repeated": share_within(groups, [p.offsets for p in scores], threshold),
-            **{
-                f"correct homographies, {ESTIMATORS[name]}": correct(name)
-                for name in self.estimators
-            },
         }
+        for name in self.estimators:
+            correct = [pair.corner_errors[name] < threshold for pair in scores]
+            shares[f"correct homographies, {ESTIMATORS[name]}"] = mean_statistic(groups, correct)
+        return shares
 
 
 @register_task("silk")

@@ -60,15 +60,12 @@ class Tracks(HomographyTask):
     )
     takes_matcher = True
     score_pair = staticmethod(follow_pair)
-
-    @property
-    def measures(self) -> str:
-        return (
-            f"{self.matcher.finds}, correct below {THRESHOLD:g} px. Of the first view's keypoints "
-            "that have a correct match in any other view: in how many views of their sequence they "
-            "are found, the first among them, and the share found in all. Bias: length of the "
-            "mean offset of a pair's correct matches, in pixels (less is better)"
-        )
+    measures = (
+        f"{{matches}}, correct below {THRESHOLD:g} px. Of the first view's keypoints that have a "
+        "correct match in any other view: in how many views of their sequence they are found, the "
+        "first among them, and the share found in all. Bias: length of the mean offset of a pair's "
+        "correct matches, in pixels (less is better)"
+    )
 
     @staticmethod
     def pair_statistics(groups, scores: Sequence[FollowedPair]) -> dict[str, Statistic]:
