@@ -90,24 +90,16 @@ def mean_statistic(groups: Sequence[int], values: Sequence[float]) -> Statistic:
     """
     groups, values = np.asarray(groups, np.intp), np.asarray(values, np.float64)
     measured = ~np.isnan(values)
-    groups, values = groups[measured], values[measured]
-
-    def mean(weights: np.ndarray) -> float:
-        copies = weights[groups]
-        return np.average(values, weights=copies) if copies.any() else math.nan
-
-    return mean
+    return _of_drawn(
+        groups[measured],
+        values[measured],
+        lambda values, copies: np.average(values, weights=copies),
+    )
 
 
 def median_statistic(groups: Sequence[int], values: Sequence[float]) -> Statistic:
     """The median of values (N,); arguments as of ``mean_statistic``."""
-    groups, values = np.asarray(groups, np.intp), np.asarray(values, np.float64)
-
-    def median(weights: np.ndarray) -> float:
-        drawn = np.repeat(values, weights[groups])
-        return np.median(drawn) if len(drawn) else math.nan
-
-    return median
+    return _of_drawn(groups, values, lambda values, copies: np.median(np.repeat(values, copies)))
 
 
 def auc_statistic(groups: Sequence[int], errors: Sequence[float], threshold: float) -> Statistic:
@@ -117,19 +109,29 @@ def auc_statistic(groups: Sequence[int], errors: Sequence[float], threshold: flo
     evaluation (Sarlin et al., CVPR 2020). The area below the steps is a mean, that of an error e
     being 1 - e / threshold; the lines add half a step as far as the last error.
     """
-    groups, errors = np.asarray(groups, np.intp), np.asarray(errors, np.float64)
-    below = errors < threshold
-    areas = np.where(below, 1 - errors / threshold, 0)
-    last = np.where(below, errors, 0)
 
-    def auc(weights: np.ndarray) -> float:
+    def auc(errors: np.ndarray, copies: np.ndarray) -> float:
+        below = errors < threshold
+        areas = np.where(below, 1 - errors / threshold, 0)
+        joined = errors[below & (copies > 0)].max(initial=0) / (2 * threshold)
+        return (copies @ areas + joined) / copies.sum()
+
+    return _of_drawn(groups, errors, auc)
+
+
+def _of_drawn(
+    groups: Sequence[int],
+    values: Sequence[float],
+    number: Callable[[np.ndarray, np.ndarray], float],
+) -> Statistic:
+    """A number of the values (N,) and how often each was drawn (N,); nan where none was."""
+    groups, values = np.asarray(groups, np.intp), np.asarray(values, np.float64)
+
+    def statistic(weights: np.ndarray) -> float:
         copies = weights[groups]
-        if not (total := copies.sum()):
-            return math.nan
-        joined = last[copies > 0].max() / (2 * threshold)
-        return (copies @ areas + joined) / total
+        return number(values, copies) if copies.any() else math.nan
 
-    return auc
+    return statistic
 
 
 def average_precision_statistic(
