@@ -76,16 +76,14 @@ def corner_error(
     return float(np.linalg.norm(errors, axis=1).mean())
 
 
-def visible_offsets(
-    features0: Features, features1: Features, H_0to1: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (V,) float64 from those keypoints of view 0 that view 1 sees to its nearest keypoint,
-    infinity where it has none; and which of view 0's are visible, (N,) bool."""
+def visible_offsets(features0: Features, features1: Features, H_0to1: np.ndarray) -> np.ndarray:
+    """Pixels (N,) float64 from the keypoints of view 0 to the nearest one of view 1, infinity where
+    it has none; nan for those that view 1 does not see."""
     warped = warp_points(features0.keypoints, H_0to1)
     visible = are_inside(warped, features1.image_size)
-    if not len(features1.keypoints):
-        return np.full(visible.sum(), np.inf), visible
-    return cKDTree(features1.keypoints).query(warped[visible])[0], visible
+    offsets = np.full(len(warped), np.nan)
+    offsets[visible] = cKDTree(features1.keypoints).query(warped[visible])[0]
+    return offsets
 
 
 class HomographyTask(PairTask):
@@ -137,23 +135,21 @@ class HomographyTask(PairTask):
         self, row: int, scored: Mapping[str, ScoredPairs], sides: Mapping[str, Sides]
     ) -> list[Drawing]:
         """The keypoints of view 0 as the first two models find them, repeated ones in green."""
-        pair, models = self.dataset.pairs[row], list(scored)[:2]
+        pair = self.dataset.pairs[row]
         image = self.load_view(self.dataset.images[pair.name0], 1).image
         keypoints, repeated, captions = [], [], []
-        for model in models:
+        for model in list(scored)[:2]:
             views = read_views(sides[model], pair)
             (H_0to1,) = self.truth(pair, *views)
-            offsets, visible = visible_offsets(*(view.features for view in views), H_0to1)
-            found_again = np.zeros(len(visible), bool)
-            found_again[visible] = offsets <= THRESHOLD
+            offsets = visible_offsets(*(view.features for view in views), H_0to1)
             keypoints.append(views[0].features.keypoints)
-            repeated.append(found_again)
+            repeated.append(offsets <= THRESHOLD)
             captions.append(
-                f"{model}: {len(visible)} keypoints, {found_again.sum()} of {visible.sum()} "
-                "visible ones found again in another view"
+                f"{model}: {len(offsets)} keypoints, {repeated[-1].sum()} of "
+                f"{(~np.isnan(offsets)).sum()} visible ones found again in another view"
             )
-        drawn = draw_keypoints([image] * len(models), keypoints, repeated)
-        title = f"Keypoints: {' beside '.join(models)}"
+        title = f"Keypoints: {' beside '.join(list(scored)[:2])}"
+        drawn = draw_keypoints(image, keypoints, repeated)
         return [Drawing(title, "", "; ".join(captions), drawn)]
 
 
@@ -165,7 +161,7 @@ class MatchedPair:
         matches: (K, 2) intp, rows of view 0 and view 1.
         match_errors: (K,) float64, pixels between the match in view 1 and where it should be.
         corner_errors: estimator -> ``corner_error``.
-        offsets: ``visible_offsets`` of both views.
+        offsets: (V,) float64, ``visible_offsets`` of both views without nan.
     """
 
     matches: np.ndarray
@@ -187,13 +183,13 @@ def match_pair(
     points0, points1 = features0.keypoints[matches[:, 0]], features1.keypoints[matches[:, 1]]
     misses = warp_points(points0, H_0to1) - points1
     estimates = {name: find_homography(points0, points1, name) for name in ESTIMATORS}
-    offsets0, _ = visible_offsets(features0, features1, H_0to1)
-    offsets1, _ = visible_offsets(features1, features0, np.linalg.inv(H_0to1))
+    offsets0 = visible_offsets(features0, features1, H_0to1)
+    offsets = np.append(offsets0, visible_offsets(features1, features0, np.linalg.inv(H_0to1)))
     return MatchedPair(
         matches,
         np.linalg.norm(misses, axis=1),
         {name: corner_error(H, H_0to1, features0.image_size) for name, H in estimates.items()},
-        np.concatenate([offsets0, offsets1]),
+        offsets[~np.isnan(offsets)],
     )
 
 
