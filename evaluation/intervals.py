@@ -15,14 +15,13 @@ flips the sign of what one has more than the other in a group (Fisher, The Desig
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from .report.tables import Column
 
 __all__ = [
-    "Comparison",
     "Statistic",
     "Statistics",
     "auc_statistic",
@@ -175,31 +174,25 @@ def average_precision_statistic(
     return average_precision
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What model A has more than model B, and the 95 % interval of it.
+def compare(a: Statistic, b: Statistic, num_groups: int) -> dict[str, float]:
+    """Compare a number of two models, paired over the groups that both were evaluated on.
 
-    Attributes:
-        p_value: two-sided, of the hypothesis that A and B could change places on any group; from
-            the numbers of each group alone.
-        sequences: how many groups have both numbers.
+    Returns:
+        ``difference``: what A has more than B; ``low`` and ``high``: the 95 % interval of it;
+        ``p_value``: two-sided, of the hypothesis that A and B could change places on any group,
+        from the numbers of each group alone; ``sequences``: how many groups have both numbers.
     """
-
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    sequences: int
-
-
-def compare(a: Statistic, b: Statistic, num_groups: int) -> Comparison:
-    """Compare a number of two models, paired over the groups that both were evaluated on."""
     once = np.ones(num_groups, np.int64)
     low, high = bootstrap_interval(lambda weights: a(weights) - b(weights), num_groups)
     differences = by_group(a, num_groups) - by_group(b, num_groups)
     differences = differences[~np.isnan(differences)]
-    p_value = _sign_flip_p_value(differences) if len(differences) else math.nan
-    return Comparison(float(a(once) - b(once)), low, high, p_value, len(differences))
+    return {
+        "difference": float(a(once) - b(once)),
+        "low": low,
+        "high": high,
+        "p_value": _sign_flip_p_value(differences) if len(differences) else math.nan,
+        "sequences": len(differences),
+    }
 
 
 def by_group(statistic: Statistic, num_groups: int) -> np.ndarray:
@@ -240,14 +233,14 @@ def compare_models(
                 continue
             pair = of_a.of[column.key], of_b.of[column.key]
             found = compare(*pair, count)
-            if not found.sequences:
+            if not found["sequences"]:
                 continue
             if column.key not in values:
                 each = np.stack([by_group(s, count) for s in pair], axis=1).tolist()
                 values[column.key] = dict(zip(of_a.groups, each, strict=True))
-            a_is_better = (found.difference > 0) != column.less_is_better
-            is_real = found.p_value < SIGNIFICANCE and (found.low > 0 or found.high < 0)
+            a_is_better = (found["difference"] > 0) != column.less_is_better
+            is_real = found["p_value"] < SIGNIFICANCE and (found["low"] > 0 or found["high"] < 0)
             better = (a if a_is_better else b) if is_real else None
-            row = {"split": split, "title": column.title, "key": column.key, **asdict(found)}
+            row = {"split": split, "title": column.title, "key": column.key, **found}
             rows.append({**row, "better": better})
     return {"a": a, "b": b, "rows": rows, "values": values}

@@ -162,18 +162,13 @@ class PairTask(Task):
         return ScoredPairs(scores, float(np.mean(list(counts.values()))))
 
     def statistics(self, scored: ScoredPairs) -> dict[str, Statistics]:
-        found = {}
+        found, pairs = {}, self.dataset.pairs
         for split, sequences in self.dataset.splits().items():
-            pairs = [
-                (pair.sequence, score)
-                for pair, score in zip(self.dataset.pairs, scored.scores, strict=True)
-                if pair.sequence in sequences
-            ]
-            if pairs:
-                names = list(dict.fromkeys(sequence for sequence, _ in pairs))
-                number_of = {name: number for number, name in enumerate(names)}
-                groups = [number_of[sequence] for sequence, _ in pairs]
-                scores = [score for _, score in pairs]
+            rows = [row for row, pair in enumerate(pairs) if pair.sequence in sequences]
+            names = list(dict.fromkeys(pairs[row].sequence for row in rows))
+            groups = [names.index(pairs[row].sequence) for row in rows]
+            scores = [scored.scores[row] for row in rows]
+            if rows:
                 found[split] = Statistics(names, self.pair_statistics(groups, scores))
         return found
 
