@@ -165,12 +165,12 @@ def _read_camera(folder: Path) -> Camera:
     if count not in (4, 9):
         raise InputError(f"{path}: found {count} numbers; expected {expected}")
     numbers = to_numbers([text], path, count)[0]
+    K, distortion = np.eye(3), np.zeros(5)
     if count == 9 and (len(lines) == 3 or (numbers[[3, 6, 7, 8]] == (0, 0, 0, 1)).all()):
-        K, distortion = numbers.reshape(3, 3), np.zeros(5)
+        K = numbers.reshape(3, 3)
     else:
-        fx, fy, cx, cy = numbers[:4]
-        K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-        distortion = numbers[4:] if count == 9 else np.zeros(5)
+        K[[0, 1, 0, 1], [0, 1, 2, 2]] = numbers[:4]
+        distortion[: count - 4] = numbers[4:]
     _check_matrix(K, path)
     return Camera(K, distortion)
 

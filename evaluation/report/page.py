@@ -27,7 +27,6 @@ def render_page(report: dict, task, drawings: Sequence[Drawing]) -> str:
         PAGE.read_text(encoding="utf-8")
     )
     curves = report["curves"]
-    titles = {column.key: column.title for column in task.columns}
     encoded = _encode([drawing.image for drawing in drawings])
     galleries: dict[str, list[tuple[Drawing, str]]] = {}
     for drawing, jpeg in zip(drawings, encoded, strict=True):
@@ -43,13 +42,7 @@ def render_page(report: dict, task, drawings: Sequence[Drawing]) -> str:
             plot_curves(name, task.curve_thresholds, {m: of[name] for m, of in curves.items()})
             for name in next(iter(curves.values()))
         ],
-        scatters=[
-            [
-                plot_sequences(titles[key], (c["a"], c["b"]), values)
-                for key, values in c["values"].items()
-            ]
-            for c in report["comparisons"]
-        ],
+        plot_sequences=plot_sequences,
         galleries=galleries,
     )
 
