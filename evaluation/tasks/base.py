@@ -150,10 +150,10 @@ class PairTask(Task):
         def jobs() -> Iterator[tuple]:
             for pair in self.dataset.pairs:
                 views = read_views(sides, pair)
-                features = [view.features for view in views]
-                names = (sides[0].path, pair.name0), (sides[1].path, pair.name1)
-                counts.update(zip(names, (len(f.keypoints) for f in features), strict=True))
-                yield (*features, *self.truth(pair, *views), *matcher)
+                features0, features1 = (view.features for view in views)
+                counts[sides[0].path, pair.name0] = len(features0.keypoints)
+                counts[sides[1].path, pair.name1] = len(features1.keypoints)
+                yield (features0, features1, *self.truth(pair, *views), *matcher)
 
         scores = []
         for score in score_pairs(self.score_pair, jobs(), self.settings.workers):
