@@ -105,9 +105,18 @@ def evaluate(
     photographs first, with --download HPatches is fetched; without --model, nothing else.
     """
     if download:
-        _download(root, quiet)
+        from .datasets.download import ARCHIVE, fetch_hpatches
+
+        with progress("download MB", ARCHIVE.size // MEGABYTE, quiet=quiet) as advance:
+            fetch_hpatches(root, advance=lambda count: advance(count / MEGABYTE))
+        say(f"{root}: {ARCHIVE.sequences} sequences of HPatches, {ARCHIVE.digest}", quiet=quiet)
     if photographs is not None:
-        _render(photographs, root, sequences, quiet)
+        from ..data.images import list_images
+        from .datasets.rendered import render_sequences
+
+        paths = [photographs / name for name in list_images(photographs)]
+        names = render_sequences(paths, root, seed=0, count=sequences)
+        say(f"{root}: rendered {len(names)} sequences", quiet=quiet)
     if not models:
         if photographs is None and not download:
             raise click.UsageError("name at least one --model to evaluate")
@@ -129,20 +138,3 @@ def evaluate(
         **flags,
     )
     say(f"{output / 'index.html'}: the report with pictures", quiet=quiet)
-
-
-def _download(root: Path, quiet: bool) -> None:
-    from .datasets.download import ARCHIVE, fetch_hpatches
-
-    with progress("download MB", ARCHIVE.size // MEGABYTE, quiet=quiet) as advance:
-        fetch_hpatches(root, advance=lambda count: advance(count / MEGABYTE))
-    say(f"{root}: {ARCHIVE.sequences} sequences of HPatches, {ARCHIVE.digest}", quiet=quiet)
-
-
-def _render(photographs: Path, root: Path, count: int, quiet: bool) -> None:
-    from ..data.images import list_images
-    from .datasets.rendered import render_sequences
-
-    paths = [photographs / name for name in list_images(photographs)]
-    names = render_sequences(paths, root, seed=0, count=count)
-    say(f"{root}: rendered {len(names)} sequences", quiet=quiet)

@@ -1,7 +1,5 @@
 """Models and a dataset -> numbers and pictures, in two loops: extract and keep, then score."""
 
-import json
-import math
 import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+from pydantic_core import to_json
 
 from ..config import Settings, load_settings, override
 from ..console import progress
@@ -32,7 +31,7 @@ from .matching import Matcher
 from .report.page import render_page
 from .report.tables import comparison_table, results_table
 from .tasks import TASKS
-from .tasks.base import Sides, Task
+from .tasks.base import Task
 
 __all__ = ["evaluate"]
 
@@ -116,47 +115,72 @@ def evaluate(
     networks = models if isinstance(models, Mapping) else {}
 
     def open_model(name: str) -> Model:
+        if name.startswith("features:") and name not in networks:
+            return FeaturesOfOthers(Path(name.removeprefix("features:")), wanted.num_keypoints)
         if name in networks:
             network = networks[name]
-        elif name.startswith("features:"):
-            return FeaturesOfOthers(Path(name.removeprefix("features:")), wanted.num_keypoints)
         else:
             network = load(name, device=device, precision=predict.precision, weights=weights)
         return NetworkFeatures(network, predict, wanted.num_keypoints)
 
     names = dict.fromkeys(name for pair in pairings.values() for name in pair)
     opened, files = {name: open_model(name) for name in names}, {}
-    side = {
-        "longest_side": 0 if task.shorter_side else wanted.longest_side,
-        "shorter_side": task.shorter_side,
-    }
     for name, model in opened.items():
         # Files of others may have changed, and are soon copied.
         again = overwrite or isinstance(model, FeaturesOfOthers)
         path = output / "features" / file_name(name)
-        files[name] = FeatureFile(path, {**model.settings, **side}, overwrite=again)
+        files[name] = FeatureFile(path, {**model.settings, **task.view_size}, overwrite=again)
         with progress(f"extract {name}", len(task.dataset.images), quiet=quiet) as advance:
             files[name].extract(model, task.dataset.images, task.load_view, advance)
     sides = {row: (files[name0], files[name1]) for row, (name0, name1) in pairings.items()}
-    scored = {row: _score(task, row, pair, quiet=quiet) for row, pair in sides.items()}
+    scored = {}
+    for row, pair in sides.items():
+        with progress(f"score {row}", task.num_steps, quiet=quiet) as advance:
+            try:
+                scored[row] = task.score(pair, advance)
+            except InputError as error:
+                raise InputError(f"--model {row}: {error}") from error
+    statistics = {row: task.statistics(found) for row, found in scored.items()}
+    ranked = [column for column in task.columns if column.is_ranked]
     report = {
         "protocol": rules.name,
         "dataset": {"name": kind.name, "root": root and str(root), **task.dataset.size},
         "settings": {
             **wanted.model_dump(),
             **as_written(predict.model_dump()),
-            **task.own_settings,
+            **({**task.view_size, "longest_side": None} if task.shorter_side else {}),
         },
         "models": [{"model": name, "origin": model.origin} for name, model in opened.items()],
-        **_summarize(task, scored, compare),
+        "results": [
+            {
+                "model": row,
+                "split": split,
+                **task.facts(scored[row]),
+                **numbers.values(),
+                "intervals": numbers.intervals(),
+            }
+            for row, splits in statistics.items()
+            for split, numbers in splits.items()
+        ],
+        "curves": {row: task.curves(found) for row, found in scored.items()},
+        "comparisons": [
+            compare_models((a, b), (statistics[a], statistics[b]), ranked) for a, b in compare
+        ],
         "command": command,
-        "software": _software(),
+        "software": {
+            **{name: version(name) for name in ("hfnet-distill", "torch", "numpy", "poselib")},
+            "opencv": cv2.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
     }
     splits = list(dict.fromkeys(result["split"] for result in report["results"]))
     show(_tables(report, task, splits[:1]))
     (output / "index.html").unlink(missing_ok=True)  # an earlier report's
-    text = json.dumps(_without_nan(report), indent=2, allow_nan=False)
-    write_atomically(output / "report.json", f"{text}\n".encode())
+    nested = {**report, "results": [_nest(result) for result in report["results"]]}
+    # JSON has no nan: null says that there was nothing to measure.
+    text = to_json(nested, indent=2, inf_nan_mode="null")
+    write_atomically(output / "report.json", text + b"\n")
     write_atomically(output / "table.md", f"{_tables(report, task, splits)}\n".encode())
     with progress("draw", wanted.pictures * len(scored), quiet=quiet) as advance:
         drawings = task.draw(scored, sides, advance)
@@ -201,39 +225,6 @@ def _check_writable(output: Path) -> None:
         ) from error
 
 
-def _score(task: Task, row: str, sides: Sides, *, quiet: bool) -> Any:
-    with progress(f"score {row}", task.num_steps, quiet=quiet) as advance:
-        try:
-            return task.score(sides, advance)
-        except InputError as error:
-            raise InputError(f"--model {row}: {error}") from error
-
-
-def _summarize(
-    task: Task, scored: Mapping[str, Any], compare: Sequence[tuple[str, str]]
-) -> dict[str, Any]:
-    """The part of the report that holds numbers."""
-    statistics = {row: task.statistics(found) for row, found in scored.items()}
-    ranked = [column for column in task.columns if column.is_ranked]
-    return {
-        "results": [
-            {
-                "model": row,
-                "split": split,
-                **task.facts(scored[row]),
-                **_nest(numbers.values()),
-                "intervals": numbers.intervals(),
-            }
-            for row, splits in statistics.items()
-            for split, numbers in splits.items()
-        ],
-        "curves": {row: task.curves(found) for row, found in scored.items()},
-        "comparisons": [
-            compare_models((a, b), (statistics[a], statistics[b]), ranked) for a, b in compare
-        ],
-    }
-
-
 def _nest(values: Mapping[str, float]) -> dict[str, Any]:
     """``{"a.b": 1}`` as ``{"a": {"b": 1}}``."""
     nested: dict[str, Any] = {}
@@ -251,22 +242,3 @@ def _tables(report: dict, task: Task, splits: Sequence[str]) -> str:
     results = (results_table(report["results"], task.columns, split) for split in splits)
     compared = (comparison_table(c, split) for c in report["comparisons"] for split in splits)
     return "\n\n".join([*results, *compared])
-
-
-def _software() -> dict[str, str]:
-    packages = ("hfnet-distill", "torch", "numpy", "poselib")
-    return {
-        **{name: version(name) for name in packages},
-        "opencv": cv2.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no nan: null says that there was nothing to measure."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -62,15 +62,20 @@ class View:
         return self.image.shape[1], self.image.shape[0]
 
 
-def load_view(path: str | Path, *, longest: int = 640, shorter: int = 0, channels: int = 1) -> View:
-    """Read an image, gray (1 channel) or color (3), and resize its longest side to ``longest``
-    pixels, or its shorter side to ``shorter``; where both are 0 it keeps its size.
+def load_view(
+    path: str | Path, *, longest_side: int = 640, shorter_side: int = 0, channels: int = 1
+) -> View:
+    """Read an image, gray (1 channel) or color (3), and resize its longest side to ``longest_side``
+    pixels, or its shorter side to ``shorter_side``; where both are 0 it keeps its size.
 
     Raises:
         FileNotFoundError, UnreadablePhotographError: see ``data.images.read_image``.
     """
     image = read_image(path, channels=channels)
-    resized = resize_shorter(image, shorter) if shorter else resize_longest(image, longest)
+    if shorter_side:
+        resized = resize_shorter(image, shorter_side)
+    else:
+        resized = resize_longest(image, longest_side)
     return View(resized, (image.shape[1], image.shape[0]), Path(path))
 
 

@@ -15,14 +15,13 @@ flips the sign of what one has more than the other in a group (Fisher, The Desig
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from .report.tables import Column
 
 __all__ = [
-    "Comparison",
     "Statistic",
     "Statistics",
     "auc_statistic",
@@ -84,25 +83,22 @@ def draw_weights(num_groups: int, resamples: int) -> np.ndarray:
 
 
 def mean_statistic(groups: Sequence[int], values: Sequence[float]) -> Statistic:
-    """The mean of values (N,), of which ``groups`` (N,) says where each belongs, 0 to S - 1."""
+    """The mean of values (N,), of which ``groups`` (N,) says where each belongs, 0 to S - 1.
+
+    Values that are nan, where there was nothing to measure, are left out.
+    """
     groups, values = np.asarray(groups, np.intp), np.asarray(values, np.float64)
-
-    def mean(weights: np.ndarray) -> float:
-        copies = weights[groups]
-        return np.average(values, weights=copies) if copies.any() else math.nan
-
-    return mean
+    measured = ~np.isnan(values)
+    return _of_drawn(
+        groups[measured],
+        values[measured],
+        lambda values, copies: np.average(values, weights=copies),
+    )
 
 
 def median_statistic(groups: Sequence[int], values: Sequence[float]) -> Statistic:
     """The median of values (N,); arguments as of ``mean_statistic``."""
-    groups, values = np.asarray(groups, np.intp), np.asarray(values, np.float64)
-
-    def median(weights: np.ndarray) -> float:
-        drawn = np.repeat(values, weights[groups])
-        return np.median(drawn) if len(drawn) else math.nan
-
-    return median
+    return _of_drawn(groups, values, lambda values, copies: np.median(np.repeat(values, copies)))
 
 
 def auc_statistic(groups: Sequence[int], errors: Sequence[float], threshold: float) -> Statistic:
@@ -112,35 +108,49 @@ def auc_statistic(groups: Sequence[int], errors: Sequence[float], threshold: flo
     evaluation (Sarlin et al., CVPR 2020). The area below the steps is a mean, that of an error e
     being 1 - e / threshold; the lines add half a step as far as the last error.
     """
-    groups, errors = np.asarray(groups, np.intp), np.asarray(errors, np.float64)
-    below = errors < threshold
-    areas = np.where(below, 1 - errors / threshold, 0)
-    last = np.where(below, errors, 0)
 
-    def auc(weights: np.ndarray) -> float:
+    def auc(errors: np.ndarray, copies: np.ndarray) -> float:
+        below = errors < threshold
+        areas = np.where(below, 1 - errors / threshold, 0)
+        joined = errors[below & (copies > 0)].max(initial=0) / (2 * threshold)
+        return (copies @ areas + joined) / copies.sum()
+
+    return _of_drawn(groups, errors, auc)
+
+
+def _of_drawn(
+    groups: Sequence[int],
+    values: Sequence[float],
+    number: Callable[[np.ndarray, np.ndarray], float],
+) -> Statistic:
+    """A number of the values (N,) and how often each was drawn (N,); nan where none was."""
+    groups, values = np.asarray(groups, np.intp), np.asarray(values, np.float64)
+
+    def statistic(weights: np.ndarray) -> float:
         copies = weights[groups]
-        if not (total := copies.sum()):
-            return math.nan
-        joined = last[copies > 0].max() / (2 * threshold)
-        return (copies @ areas + joined) / total
+        return number(values, copies) if copies.any() else math.nan
 
-    return auc
+    return statistic
 
 
 def average_precision_statistic(
-    groups: np.ndarray, correct: np.ndarray, ranks: np.ndarray, relevant: np.ndarray
+    groups: Sequence[int],
+    correct: Sequence[bool],
+    ranks: Sequence[float],
+    relevant: Sequence[bool],
 ) -> Statistic:
     """Area below the precision-recall curve of all answers, as HF-Net's published code computes it:
     precision is made to fall monotonically, and the first point of the curve is left out.
 
     Args:
-        groups: (N,) int, the group of each answer, 0 to S - 1.
-        correct: (N,) bool.
-        ranks: (N,) float, the best answer has the smallest; of equal ones the first comes first.
-        relevant: (S,) int, what there was to find in each group.
+        groups: (N,) the group of each answer, 0 to S - 1.
+        correct: (N,) whether it is right.
+        ranks: (N,) the best answer has the smallest; of equal ones the first comes first.
+        relevant: (N,) whether there was something to find.
     """
     order = np.argsort(ranks, kind="stable")
-    groups, correct = groups[order], correct[order]
+    groups, correct = np.asarray(groups, np.intp)[order], np.asarray(correct, np.bool_)[order]
+    per_group = np.bincount(groups, np.asarray(relevant)[order])
     found_at = np.flatnonzero(correct)
 
     def average_precision(weights: np.ndarray) -> float:
@@ -148,7 +158,7 @@ def average_precision_statistic(
         answers = np.cumsum(copies, dtype=np.int32)
         if not len(answers) or not answers[-1]:
             return math.nan
-        if not (total := weights @ relevant):
+        if not (total := weights[: len(per_group)] @ per_group):
             return 0.0
         # Behind a wrong answer precision is lower than before it: the envelope needs only right
         # ones, and of an answer's copies only the last.
@@ -164,36 +174,25 @@ def average_precision_statistic(
     return average_precision
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What model A has more than model B, and the 95 % interval of it.
+def compare(a: Statistic, b: Statistic, num_groups: int) -> dict[str, float]:
+    """Compare a number of two models, paired over the groups that both were evaluated on.
 
-    Attributes:
-        p_value: two-sided, of the hypothesis that A and B could change places on any group; from
-            the numbers of each group alone.
-        sequences: how many groups have both numbers.
+    Returns:
+        ``difference``: what A has more than B; ``low`` and ``high``: the 95 % interval of it;
+        ``p_value``: two-sided, of the hypothesis that A and B could change places on any group,
+        from the numbers of each group alone; ``sequences``: how many groups have both numbers.
     """
-
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    sequences: int
-
-    @property
-    def is_real(self) -> bool:
-        """The interval leaves out zero, and flips of sign reach the difference too seldom."""
-        return self.p_value < SIGNIFICANCE and (self.low > 0 or self.high < 0)
-
-
-def compare(a: Statistic, b: Statistic, num_groups: int) -> Comparison:
-    """Compare a number of two models, paired over the groups that both were evaluated on."""
     once = np.ones(num_groups, np.int64)
     low, high = bootstrap_interval(lambda weights: a(weights) - b(weights), num_groups)
     differences = by_group(a, num_groups) - by_group(b, num_groups)
     differences = differences[~np.isnan(differences)]
-    p_value = _sign_flip_p_value(differences) if len(differences) else math.nan
-    return Comparison(float(a(once) - b(once)), low, high, p_value, len(differences))
+    return {
+        "difference": float(a(once) - b(once)),
+        "low": low,
+        "high": high,
+        "p_value": _sign_flip_p_value(differences) if len(differences) else math.nan,
+        "sequences": len(differences),
+    }
 
 
 def by_group(statistic: Statistic, num_groups: int) -> np.ndarray:
@@ -234,13 +233,14 @@ def compare_models(
                 continue
             pair = of_a.of[column.key], of_b.of[column.key]
             found = compare(*pair, count)
-            if not found.sequences:
+            if not found["sequences"]:
                 continue
             if column.key not in values:
                 each = np.stack([by_group(s, count) for s in pair], axis=1).tolist()
                 values[column.key] = dict(zip(of_a.groups, each, strict=True))
-            a_is_better = (found.difference > 0) != column.less_is_better
-            better = (a if a_is_better else b) if found.is_real else None
-            row = {"split": split, "title": column.title, "key": column.key, **asdict(found)}
+            a_is_better = (found["difference"] > 0) != column.less_is_better
+            is_real = found["p_value"] < SIGNIFICANCE and (found["low"] > 0 or found["high"] < 0)
+            better = (a if a_is_better else b) if is_real else None
+            row = {"split": split, "title": column.title, "key": column.key, **found}
             rows.append({**row, "better": better})
     return {"a": a, "b": b, "rows": rows, "values": values}

@@ -75,10 +75,17 @@ def match_both_ways(
     _check_alike(descriptors0, descriptors1)
     binary = descriptors0.dtype == np.bool_
     # On bits the squared distance is Hamming's, and float32 counts them exactly.
-    distances = _squared_distances(
-        descriptors0.astype(np.float32 if binary else np.float64),
-        descriptors1.astype(np.float32 if binary else np.float64),
-    )
+    exact = np.float32 if binary else np.float64
+    rows0, rows1 = descriptors0.astype(exact), descriptors1.astype(exact)
+    norms0, norms1 = (np.einsum("nd,nd->n", rows, rows) for rows in (rows0, rows1))
+    distances = (-2 * rows0) @ rows1.T
+    distances += norms0[:, None]
+    distances += norms1
+    # In float64 equal distances differ by their rounding; float32 and the floor make them equal.
+    distances = distances.astype(np.float32, copy=False)
+    floor = 1e-13 * (norms0.max() + norms1.max())
+    if distances.min() < floor:  # looking costs a fiftieth of writing
+        np.copyto(distances, 0, where=distances < floor)
     if not binary:
         np.sqrt(distances, out=distances)
     opposite = np.ascontiguousarray(distances.T)
@@ -123,23 +130,6 @@ def _check_alike(descriptors0: np.ndarray, descriptors1: np.ndarray) -> None:
             f"cannot match {descriptors0.dtype} descriptors of width {descriptors0.shape[1]} with "
             f"{descriptors1.dtype} ones of width {descriptors1.shape[1]}; extract both views alike"
         )
-
-
-def _squared_distances(rows0: np.ndarray, rows1: np.ndarray) -> np.ndarray:
-    """Squared L2 distances (N0, N1) float32 between rows, by one matrix product.
-
-    In float64 equal distances differ by their rounding; float32 and the floor make them equal.
-    """
-    norms0 = np.einsum("nd,nd->n", rows0, rows0)
-    norms1 = np.einsum("nd,nd->n", rows1, rows1)
-    squared = (-2 * rows0) @ rows1.T
-    squared += norms0[:, None]
-    squared += norms1
-    squared = squared.astype(np.float32, copy=False)
-    floor = 1e-13 * (norms0.max() + norms1.max())
-    if squared.min() < floor:  # looking costs a fiftieth of writing
-        np.copyto(squared, 0, where=squared < floor)
-    return squared
 
 
 def _two_nearest(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

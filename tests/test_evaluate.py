@@ -64,7 +64,7 @@ def write_features(path, root, *, leave_out=None):
         for name, image_path in HPatches(root).images.items():
             if name == leave_out:
                 continue
-            image = load_view(image_path, longest=0).image
+            image = load_view(image_path, longest_side=0).image
             found, descriptors = sift.detectAndCompute(image, None)
             group = file.create_group(name)
             group["keypoints"] = np.array([point.pt for point in found], np.float16)
@@ -259,7 +259,7 @@ def test_retrieval(run_command, tmp_path):
 def test_features_from_a_file_are_scaled_to_the_view(sequences, tmp_path):
     path = write_features(tmp_path / "sift.h5", sequences)
     name, image = next(iter(HPatches(sequences).images.items()))
-    view = load_view(image, longest=120)
+    view = load_view(image, longest_side=120)
     found = FeaturesOfOthers(path, 50).extract(view, name)
     with h5py.File(path) as file:
         scores, points = file[name]["scores"][:], file[name]["keypoints"][:]

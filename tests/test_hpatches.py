@@ -95,8 +95,8 @@ def test_damaged_homography(root, text, found):
 def test_resized_view_and_its_homography(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((300, 800, 3), np.uint8))
     cv2.imwrite(str(tmp_path / "b.png"), np.zeros((400, 200, 3), np.uint8))
-    view0 = load_view(tmp_path / "a.png", longest=400)
-    view1 = load_view(tmp_path / "b.png", longest=400, channels=3)
+    view0 = load_view(tmp_path / "a.png", longest_side=400)
+    view1 = load_view(tmp_path / "b.png", longest_side=400, channels=3)
     assert (view0.size, view0.file_size, view0.image.shape) == ((400, 150), (800, 300), (150, 400))
     assert (view1.size, view1.file_size) == ((200, 400), (200, 400))
     H_0to1 = np.array([[1, 0, 7], [0, 1, -3], [0, 0, 1.0]])
@@ -105,7 +105,7 @@ def test_resized_view_and_its_homography(tmp_path):
     # The edge between two pixels stays an edge: -0.5 is -0.5 in the file, then +7, -3.
     np.testing.assert_allclose(warp_points([[-0.5, -0.5]], scaled), [[6.5, -3.5]])
     np.testing.assert_allclose(warp_points([[9.5, 9.5]], scaled), [[26.5, 16.5]])
-    assert load_view(tmp_path / "a.png", longest=0).size == (800, 300)
+    assert load_view(tmp_path / "a.png", longest_side=0).size == (800, 300)
 
 
 def test_real_sequences(hpatches):

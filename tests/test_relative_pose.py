@@ -10,7 +10,6 @@ import pytest
 from hfnet_distill.config import load_settings, override
 from hfnet_distill.data.features import Features
 from hfnet_distill.evaluation.datasets import kitti_tum
-from hfnet_distill.evaluation.datasets.base import Camera
 from hfnet_distill.evaluation.datasets.kitti_tum import KittiTum
 from hfnet_distill.evaluation.features import FeatureFile, NetworkFeatures, load_view
 from hfnet_distill.evaluation.matching import match_mutual
@@ -185,9 +184,8 @@ def test_epipolar_distances_by_hand():
     """A camera that moves along x: lines are rows, and the match lies two rows off."""
     T_0to1 = np.eye(4)
     T_0to1[0, 3] = 1
-    camera = Camera(K, np.zeros(5))
     points0, points1 = np.array([[10, 20], [30, 40]]), np.array([[70, 20], [50, 42]])
-    found = epipolar_distances(points0, points1, T_0to1, camera, camera)
+    found = epipolar_distances(points0, points1, T_0to1, K, K)
     np.testing.assert_allclose(found, [0, 2], atol=1e-9)
 
 
@@ -224,7 +222,7 @@ def test_the_pixel_center_is_that_of_the_house(tmp_path, sift):
     pair = dataset.pairs[1]
     camera = dataset.cameras["07"]
     found = [
-        sift.extract(load_view(dataset.images[name], longest=0), name)
+        sift.extract(load_view(dataset.images[name], longest_side=0), name)
         for name in (pair.name0, pair.name1)
     ]
     matches = match_mutual(found[0].descriptors, found[1].descriptors)
@@ -259,9 +257,8 @@ def test_pose_error_by_hand():
 
 
 def test_too_few_matches_give_no_pose():
-    camera = Camera(K, np.zeros(5))
     points = np.random.default_rng(0).uniform(0, 200, (8, 2)).astype(np.float32)
-    assert estimate_pose(points[:4], points[:4], camera, camera) is None
+    assert estimate_pose(points[:4], points[:4], K, K) is None
 
 
 def test_pairs_are_spread_evenly(monkeypatch):

@@ -171,11 +171,11 @@ def to_numbers(lines: list[str], path: Path, count: int) -> np.ndarray:
     """
     rows = []
     for line in lines:
-        words = [word for word in BESIDE_NUMBERS.split(line) if word]
         try:
-            rows.append([float(word) for word in words])
+            row = [float(word) for word in BESIDE_NUMBERS.split(line) if word]
         except ValueError:
-            rows.append([])
-        if len(rows[-1]) != count or not np.isfinite(rows[-1]).all():
+            row = []
+        if len(row) != count or not np.isfinite(row).all():
             raise InputError(f"{path}: expected lines of {count} finite numbers, found {line!r}")
+        rows.append(row)
     return np.array(rows, np.float64).reshape(-1, count)

@@ -78,14 +78,19 @@ class HPatches(HomographyDataset):
 
 def _find_views(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
     """The images 1, 2, ... of a sequence, and the homographies to 2, ..., by number."""
-    images: dict[int, list[Path]] = {}
-    homographies: dict[int, list[Path]] = {}
+    images: dict[int, Path] = {}
+    homographies: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
-        if match := HOMOGRAPHY.fullmatch(path.name):
-            homographies.setdefault(int(match[1]), []).append(path)
+        if (match := HOMOGRAPHY.fullmatch(path.name)) and int(match[1]) != 1:
+            what, found, k = "homography", homographies, int(match[1])
         elif path.stem.isdecimal() and path.suffix.lower() in SUFFIXES:
-            images.setdefault(int(path.stem), []).append(path)
-    homographies.pop(1, None)
+            what, found, k = "image", images, int(path.stem)
+        else:
+            continue
+        if k in found:
+            both = f"{found[k].name} and {path.name}"
+            raise InputError(f"{folder}: {what} {k} is there 2 times, as {both}; keep one")
+        found[k] = path
     for k in sorted({1} | homographies.keys() | images.keys()):
         if k not in images:
             raise NotFoundError(
@@ -94,18 +99,11 @@ def _find_views(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
         if k != 1 and k not in homographies:
             raise NotFoundError(
                 f"{folder / f'H_1_{k}'}: missing; expected the 3x3 homography from image 1 to "
-                f"{images[k][0].name} as text"
+                f"{images[k].name} as text"
             )
-        for found in (images[k], homographies.get(k, [])):
-            if len(found) > 1:
-                raise InputError(
-                    f"{folder}: {'image' if found is images[k] else 'homography'} {k} is there "
-                    f"{len(found)} times, as {' and '.join(p.name for p in found)}; keep one"
-                )
     if not homographies:
         raise NotFoundError(f"{folder}: has one image; expected images 1, 2, ... and H_1_2, ...")
-    only = {k: found[0] for k, found in sorted(images.items())}
-    return only, {k: found[0] for k, found in sorted(homographies.items())}
+    return dict(sorted(images.items())), dict(sorted(homographies.items()))
 
 
 def _read_homography(path: Path) -> np.ndarray:

@@ -165,12 +165,12 @@ def _read_camera(folder: Path) -> Camera:
     if count not in (4, 9):
         raise InputError(f"{path}: found {count} numbers; expected {expected}")
     numbers = to_numbers([text], path, count)[0]
+    K, distortion = np.eye(3), np.zeros(5)
     if count == 9 and (len(lines) == 3 or (numbers[[3, 6, 7, 8]] == (0, 0, 0, 1)).all()):
-        K, distortion = numbers.reshape(3, 3), np.zeros(5)
+        K = numbers.reshape(3, 3)
     else:
-        fx, fy, cx, cy = numbers[:4]
-        K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-        distortion = numbers[4:] if count == 9 else np.zeros(5)
+        K[[0, 1, 0, 1], [0, 1, 2, 2]] = numbers[:4]
+        distortion[: count - 4] = numbers[4:]
     _check_matrix(K, path)
     return Camera(K, distortion)
 
@@ -185,17 +185,16 @@ def _check_matrix(K: np.ndarray, path: Path) -> None:
 
 
 def _choose_pairs(sequences: dict[str, tuple[list[str], np.ndarray]]) -> list[PosePair]:
-    found = []
-    for sequence, (_, T_to_world) in sequences.items():
+    named, found = list(sequences.items()), []
+    for number, (_, (_, T_to_world)) in enumerate(named):
         for stride in STRIDES:
             T_0to1 = np.linalg.inv(T_to_world[stride:]) @ T_to_world[:-stride]
             near = rotation_angle(T_0to1[:, :3, :3]) <= MAX_ROTATION
             apart = np.linalg.norm(T_0to1[:, :3, 3], axis=1) >= MIN_BASELINE
-            found += [(sequence, i, i + stride, T_0to1[i]) for i in np.flatnonzero(near & apart)]
+            found += [(number, i, i + stride, T_0to1[i]) for i in np.flatnonzero(near & apart)]
     picks = np.linspace(0, len(found) - 1, min(len(found), MAX_PAIRS)).round().astype(int)
-    order = {sequence: number for number, sequence in enumerate(sequences)}
-    chosen = sorted((found[pick] for pick in picks), key=lambda f: (order[f[0]], *f[1:3]))
-    return [
-        PosePair(sequence, sequences[sequence][0][i], sequences[sequence][0][j], T_0to1)
-        for sequence, i, j, T_0to1 in chosen
-    ]
+    pairs = []
+    for number, i, j, T_0to1 in sorted((found[pick] for pick in picks), key=lambda f: f[:3]):
+        sequence, (names, _) = named[number]
+        pairs.append(PosePair(sequence, names[i], names[j], T_0to1))
+    return pairs

@@ -1,6 +1,7 @@
 """The report as one self-contained page."""
 
 import base64
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import cv2
 import jinja2
 import numpy as np
 
-from .charts import COLORS, curves_svg, scatter_svg
+from .charts import COLORS, plot_curves, plot_sequences
 from .pictures import Drawing
 from .tables import interval_text, is_best
 
@@ -26,8 +27,6 @@ def render_page(report: dict, task, drawings: Sequence[Drawing]) -> str:
         PAGE.read_text(encoding="utf-8")
     )
     curves = report["curves"]
-    models = list(curves)
-    titles = {column.key: column.title for column in task.columns}
     encoded = _encode([drawing.image for drawing in drawings])
     galleries: dict[str, list[tuple[Drawing, str]]] = {}
     for drawing, jpeg in zip(drawings, encoded, strict=True):
@@ -38,18 +37,12 @@ def render_page(report: dict, task, drawings: Sequence[Drawing]) -> str:
         splits=list(dict.fromkeys(result["split"] for result in report["results"])),
         is_best=is_best,
         interval_text=interval_text,
-        colors=[(m, COLORS[row % len(COLORS)]) for row, m in enumerate(models)],
+        colors=list(zip(curves, itertools.cycle(COLORS))),
         charts=[
-            curves_svg(name, task.curve_thresholds, {m: curves[m][name] for m in models})
-            for name in curves[models[0]]
+            plot_curves(name, task.curve_thresholds, {m: of[name] for m, of in curves.items()})
+            for name in next(iter(curves.values()))
         ],
-        scatters=[
-            [
-                scatter_svg(titles[key], (c["a"], c["b"]), values)
-                for key, values in c["values"].items()
-            ]
-            for c in report["comparisons"]
-        ],
+        plot_sequences=plot_sequences,
         galleries=galleries,
     )
 

@@ -62,17 +62,18 @@ def draw_matches(
 
 
 def draw_keypoints(
-    images: Sequence[np.ndarray], keypoints: Sequence[np.ndarray], correct: Sequence[np.ndarray]
+    image: np.ndarray, keypoints: Sequence[np.ndarray], correct: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """One or two images side by side with their keypoints: correct ones green, others yellow.
+    """An image (H, W) uint8 with one or two sets of keypoints, side by side: correct ones green,
+    others yellow.
 
     Args:
-        images, keypoints, correct: of each image (H, W) uint8, (N, 2) float (x, y), and (N,) bool.
+        keypoints, correct: of each set (N, 2) float (x, y), and (N,) bool.
 
     Returns:
         (H, W, 3) uint8.
     """
-    canvas, width0 = _side_by_side(images)
+    canvas, width0 = _side_by_side([image] * len(keypoints))
     for number, (points, is_correct) in enumerate(zip(keypoints, correct, strict=True)):
         points = points + np.array([number * width0, 0], np.float32)
         _draw_points(canvas, points[~is_correct], PLAIN, len(points) > MANY)

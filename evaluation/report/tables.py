@@ -12,7 +12,7 @@ class Column:
     """One number of the table.
 
     Attributes:
-        key: where it stands in a result, "a.b" for ``result["a"]["b"]``.
+        key: where it stands in a result, "a.b" for ``result["a"]["b"]`` in ``report.json``.
         is_ranked: a row can be better by it at all.
         digits: behind the point.
         unit: the table shows multiples of this.
@@ -27,23 +27,16 @@ class Column:
 
     def value(self, result: dict) -> float:
         """The number in a result, nan where there was nothing to measure."""
-        for part in self.key.split("."):
-            if part not in result:
-                return math.nan
-            result = result[part]
-        return result
+        return result.get(self.key, math.nan)
 
-    def text(self, result: dict) -> str:
-        """The number as the table shows it."""
-        return self._text(self.value(result))
+    def text(self, value: float) -> str:
+        """A number as the table shows it."""
+        return "–" if math.isnan(value) else f"{value / self.unit:.{self.digits}f}"
 
     def interval(self, result: dict) -> str:
         """Its 95 % interval, empty where there is none."""
-        low, high = result.get("intervals", {}).get(self.key, (math.nan, math.nan))
-        return "" if math.isnan(low) else f"{self._text(low)}–{self._text(high)}"
-
-    def _text(self, value: float) -> str:
-        return "–" if math.isnan(value) else f"{value / self.unit:.{self.digits}f}"
+        low, high = result["intervals"].get(self.key, (math.nan, math.nan))
+        return "" if math.isnan(low) else f"{self.text(low)}–{self.text(high)}"
 
 
 def is_best(rows: Sequence[dict], row: dict, column: Column) -> bool:
@@ -58,7 +51,7 @@ def results_table(results: Sequence[dict], columns: Sequence[Column], split: str
     rows = [result for result in results if result["split"] == split]
 
     def cell(row: dict, column: Column) -> str:
-        text = column.text(row)
+        text = column.text(column.value(row))
         return f"**{text}**" if is_best(rows, row, column) else text
 
     lines = [

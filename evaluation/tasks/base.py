@@ -56,11 +56,10 @@ class Task:
         self.dataset, self.settings = dataset, settings
 
     @property
-    def own_settings(self) -> dict[str, Any]:
-        """What it sets itself, by the names of settings, for the report."""
-        if not self.shorter_side:
-            return {}
-        return {"longest_side": None, "shorter_side": self.shorter_side}
+    def view_size(self) -> dict[str, int]:
+        """The arguments of ``load_view`` that views have their size from, one of them 0."""
+        longest = 0 if self.shorter_side else self.settings.longest_side
+        return {"longest_side": longest, "shorter_side": self.shorter_side}
 
     @property
     def num_steps(self) -> int:
@@ -69,9 +68,7 @@ class Task:
 
     def load_view(self, path: Path, channels: int) -> View:
         """An image as it is shown to a model with so many channels."""
-        return load_view(
-            path, longest=self.settings.longest_side, shorter=self.shorter_side, channels=channels
-        )
+        return load_view(path, **self.view_size, channels=channels)
 
     def score(self, sides: Sides, advance: Callable[[], None]) -> Any:
         """What the numbers and the pictures need to know of one model's features."""
@@ -153,10 +150,10 @@ class PairTask(Task):
         def jobs() -> Iterator[tuple]:
             for pair in self.dataset.pairs:
                 views = read_views(sides, pair)
-                features = [view.features for view in views]
-                names = (sides[0].path, pair.name0), (sides[1].path, pair.name1)
-                counts.update(zip(names, (len(f.keypoints) for f in features), strict=True))
-                yield (*features, *self.truth(pair, *views), *matcher)
+                features0, features1 = (view.features for view in views)
+                counts[sides[0].path, pair.name0] = len(features0.keypoints)
+                counts[sides[1].path, pair.name1] = len(features1.keypoints)
+                yield (features0, features1, *self.truth(pair, *views), *matcher)
 
         scores = []
         for score in score_pairs(self.score_pair, jobs(), self.settings.workers):
@@ -165,18 +162,13 @@ class PairTask(Task):
         return ScoredPairs(scores, float(np.mean(list(counts.values()))))
 
     def statistics(self, scored: ScoredPairs) -> dict[str, Statistics]:
-        found = {}
+        found, pairs = {}, self.dataset.pairs
         for split, sequences in self.dataset.splits().items():
-            pairs = [
-                (pair.sequence, score)
-                for pair, score in zip(self.dataset.pairs, scored.scores, strict=True)
-                if pair.sequence in sequences
-            ]
-            if pairs:
-                names = list(dict.fromkeys(sequence for sequence, _ in pairs))
-                number_of = {name: number for number, name in enumerate(names)}
-                groups = [number_of[sequence] for sequence, _ in pairs]
-                scores = [score for _, score in pairs]
+            rows = [row for row, pair in enumerate(pairs) if pair.sequence in sequences]
+            names = list(dict.fromkeys(pairs[row].sequence for row in rows))
+            groups = [names.index(pairs[row].sequence) for row in rows]
+            scores = [scored.scores[row] for row in rows]
+            if rows:
                 found[split] = Statistics(names, self.pair_statistics(groups, scores))
         return found
 

@@ -10,7 +10,8 @@ The arithmetic is that of HF-Net's published code, so that results can be laid b
 * the average precision leaves out the first point of its curve, and breaks ties by input order.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +36,7 @@ class ViewScores:
 
     Attributes:
         scores: (N,) float32, the detector's.
-        visible: (N,) bool, the homography takes the keypoint into the other image.
+        visible: (N,) bool, the homography takes the keypoint into the other image, which has some.
         offsets: (N,) float64, pixels from there to the other view's nearest keypoint.
         repeated: (N,) bool, the two are mutually nearest and at most ``THRESHOLD`` apart.
         indices: (N,) intp, the row of the nearest descriptor in the other view. This and what
@@ -61,11 +62,6 @@ class PairScores:
     view0: ViewScores
     view1: ViewScores
     corner_error: float
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether a view has no keypoints."""
-        return len(self.view0.scores) == 0 or len(self.view1.scores) == 0
 
 
 def score_pair(features0: Features, features1: Features, H_0to1: np.ndarray) -> PairScores:
@@ -95,8 +91,8 @@ def score_pair(features0: Features, features1: Features, H_0to1: np.ndarray) -> 
 def _score_view(here: Features, there: Features, H: np.ndarray, *matched) -> ViewScores:
     """One direction, of which ``H`` maps pixels; ``matched``: indices and ratios, or nothing."""
     warped = warp_points(here.keypoints, H)
-    visible = are_inside(warped, there.image_size)
     offsets, repeated = np.full(len(warped), np.inf), np.zeros(len(warped), bool)
+    visible = are_inside(warped, there.image_size) & (len(there.keypoints) > 0)
     if len(warped) and len(there.keypoints):
         squared = cdist(warped, there.keypoints, "sqeuclidean")
         rows, nearest = np.arange(len(warped)), squared.argmin(axis=1)
@@ -120,14 +116,14 @@ def matching_score(
     def score(view: ViewScores) -> float:
         return np.count_nonzero(view.errors < threshold) / max(np.count_nonzero(view.visible), 1)
 
-    return _mean_of_matched(groups, pairs, lambda p: (score(p.view0) + score(p.view1)) / 2)
+    return mean_statistic(groups, [(score(p.view0) + score(p.view1)) / 2 for p in pairs])
 
 
 def homography_accuracy(
     groups: Sequence[int], pairs: Sequence[PairScores], threshold: float = THRESHOLD
 ) -> Statistic:
     """The share of matched pairs whose estimated homography errs below ``threshold`` pixels."""
-    return _mean_of_matched(groups, pairs, lambda pair: pair.corner_error < threshold)
+    return mean_statistic(groups, [pair.corner_error < threshold for pair in pairs])
 
 
 def descriptor_ap(groups: Sequence[int], pairs: Sequence[PairScores]) -> Statistic:
@@ -135,24 +131,20 @@ def descriptor_ap(groups: Sequence[int], pairs: Sequence[PairScores]) -> Statist
 
     Recall is of the visible keypoints of view 1 that have a keypoint of view 0 below 3 px.
     """
-    views = [(group, pair.view1) for group, pair in _matched(groups, pairs)]
-    relevant = np.zeros(max(groups, default=0) + 1, np.int64)
-    for group, view in views:
-        relevant[group] += np.count_nonzero(view.offsets[view.visible] < THRESHOLD)
-    return average_precision_statistic(
-        _groups_of_visible(views),
-        _concatenate([view.errors[view.visible] < THRESHOLD for _, view in views], bool),
-        _concatenate([view.ratios[view.visible] for _, view in views], np.float32),
-        relevant,
-    )
+    views = [pair.view1 for pair in pairs]
+    answers = [(v.errors < THRESHOLD, v.ratios, v.offsets < THRESHOLD) for v in views]
+    return average_precision_statistic(*_pool(groups, views, answers).T)
 
 
 def localization_error(groups: Sequence[int], pairs: Sequence[PairScores]) -> Statistic:
     """Mean distance in pixels of visible repeated keypoints; all directions weigh alike."""
-    views = [(g, view) for g, p in zip(groups, pairs, strict=True) for view in (p.view1, p.view0)]
-    found = [(g, view.offsets[view.visible & view.repeated]) for g, view in views]
-    found = [(g, offsets.mean()) for g, offsets in found if len(offsets)]
-    return mean_statistic([g for g, _ in found], [mean for _, mean in found])
+
+    def locate(view: ViewScores) -> float:
+        offsets = view.offsets[view.visible & view.repeated]
+        return offsets.mean() if len(offsets) else math.nan
+
+    views = [view for pair in pairs for view in (pair.view1, pair.view0)]
+    return mean_statistic(np.repeat(groups, 2), [locate(view) for view in views])
 
 
 def repeatability(groups: Sequence[int], pairs: Sequence[PairScores]) -> Statistic:
@@ -160,40 +152,33 @@ def repeatability(groups: Sequence[int], pairs: Sequence[PairScores]) -> Statist
 
     def repeat(pair: PairScores) -> float:
         views = (pair.view0, pair.view1)
-        repeated = sum(np.count_nonzero(v.repeated & v.visible) for v in views)
-        return repeated / max(sum(np.count_nonzero(v.visible) for v in views), 1)
+        repeated = sum(np.count_nonzero(view.repeated & view.visible) for view in views)
+        return repeated / max(sum(np.count_nonzero(view.visible) for view in views), 1)
 
-    return mean_statistic(groups, [0.0 if pair.is_empty else repeat(pair) for pair in pairs])
+    return mean_statistic(groups, [repeat(pair) for pair in pairs])
 
 
 def detector_ap(groups: Sequence[int], pairs: Sequence[PairScores]) -> Statistic:
     """Average precision of visible keypoints as repeated ones, highest score first."""
-    found = [(g, pair) for g, pair in zip(groups, pairs, strict=True) if not pair.is_empty]
-    views = [(group, view) for group, pair in found for view in (pair.view1, pair.view0)]
-    groups_of = _groups_of_visible(views)
-    repeated = _concatenate([view.repeated[view.visible] for _, view in views], bool)
-    scores = _concatenate([view.scores[view.visible] for _, view in views], np.float32)
-    relevant = np.bincount(groups_of, minlength=max(groups, default=0) + 1)
+    views = [view for pair in pairs for view in (pair.view1, pair.view0)]
+    answers = [(view.repeated, -view.scores, np.ones(len(view.scores))) for view in views]
     # Reversed, because HF-Net sorts ascending and then turns the order round, ties included.
-    return average_precision_statistic(groups_of[::-1], repeated[::-1], -scores[::-1], relevant)
+    return average_precision_statistic(*_pool(np.repeat(groups, 2), views, answers)[::-1].T)
 
 
-def _matched(groups: Sequence[int], pairs: Sequence[PairScores]) -> list[tuple[int, PairScores]]:
-    """The pairs that had descriptors to match, with their groups."""
-    return [(g, p) for g, p in zip(groups, pairs, strict=True) if p.view0.indices is not None]
+def _pool(groups: Sequence[int], views: Sequence[ViewScores], answers: Sequence[tuple]):
+    """The arguments of ``average_precision_statistic`` for all visible keypoints, in columns."""
+    pooled = [np.zeros((0, 4))]
+    for group, view, columns in zip(groups, views, answers, strict=True):
+        rows = np.column_stack([np.full(len(view.visible), group), *columns])
+        pooled.append(rows[view.visible])
+    return np.concatenate(pooled)
 
 
-def _mean_of_matched(groups, pairs, value: Callable[[PairScores], float]) -> Statistic:
-    found = _matched(groups, pairs)
-    return mean_statistic([group for group, _ in found], [value(pair) for _, pair in found])
-
-
-def _groups_of_visible(views: Sequence[tuple[int, ViewScores]]) -> np.ndarray:
-    return _concatenate([np.full(view.visible.sum(), group) for group, view in views], np.intp)
-
-
-def _concatenate(arrays: list[np.ndarray], dtype) -> np.ndarray:
-    return np.concatenate([np.zeros(0, dtype), *arrays])
+def _matched(groups: Sequence[int], pairs: Sequence[PairScores]):
+    """The groups, and the pairs, of those that had descriptors to match."""
+    kept = [row for row, pair in enumerate(pairs) if pair.view0.indices is not None]
+    return [groups[row] for row in kept], [pairs[row] for row in kept]
 
 
 @register_task("hfnet")
@@ -217,11 +202,15 @@ class HFNet(HomographyTask):
 
     @staticmethod
     def pair_statistics(groups, scores: Sequence[PairScores]) -> dict[str, Statistic]:
-        numbers = (
-            *(matching_score, homography_accuracy, descriptor_ap),
-            *(localization_error, repeatability, detector_ap),
-        )
-        return {number.__name__: number(groups, scores) for number in numbers}
+        matched = _matched(groups, scores)
+        return {
+            "matching_score": matching_score(*matched),
+            "homography_accuracy": homography_accuracy(*matched),
+            "descriptor_ap": descriptor_ap(*matched),
+            "localization_error": localization_error(groups, scores),
+            "repeatability": repeatability(groups, scores),
+            "detector_ap": detector_ap(groups, scores),
+        }
 
     def picture(self, score: PairScores) -> Picture:
         view = score.view1
@@ -236,7 +225,8 @@ class HFNet(HomographyTask):
         return Picture(np.stack([view.indices[rows], rows], axis=1), correct, caption)
 
     def pair_curves(self, groups, scores: Sequence[PairScores], threshold: float):
+        matched = _matched(groups, scores)
         return {
-            "visible keypoints matched correctly": matching_score(groups, scores, threshold),
-            "correct homographies": homography_accuracy(groups, scores, threshold),
+            "visible keypoints matched correctly": matching_score(*matched, threshold),
+            "correct homographies": homography_accuracy(*matched, threshold),
         }

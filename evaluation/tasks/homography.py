@@ -76,23 +76,21 @@ def corner_error(
     return float(np.linalg.norm(errors, axis=1).mean())
 
 
-def visible_offsets(
-    features0: Features, features1: Features, H_0to1: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (V,) float64 from those keypoints of view 0 that view 1 sees to its nearest keypoint,
-    infinity where it has none; and which of view 0's are visible, (N,) bool."""
+def visible_offsets(features0: Features, features1: Features, H_0to1: np.ndarray) -> np.ndarray:
+    """Pixels (N,) float64 from the keypoints of view 0 to the nearest one of view 1, infinity where
+    it has none; nan for those that view 1 does not see."""
     warped = warp_points(features0.keypoints, H_0to1)
     visible = are_inside(warped, features1.image_size)
-    if not len(features1.keypoints):
-        return np.full(visible.sum(), np.inf), visible
-    return cKDTree(features1.keypoints).query(warped[visible])[0], visible
+    offsets = np.full(len(warped), np.nan)
+    offsets[visible] = cKDTree(features1.keypoints).query(warped[visible])[0]
+    return offsets
 
 
 class HomographyTask(PairTask):
     """A task on pairs of views with a known homography; its pictures show matches.
 
     Attributes:
-        measures: what the columns mean, for the report.
+        measures: what the columns mean, for the report; ``{matches}`` is what the matcher finds.
     """
 
     dataset_type = HomographyDataset
@@ -111,7 +109,8 @@ class HomographyTask(PairTask):
         if self.shorter_side:
             side = f"{self.shorter_side} pixels of the shorter side"
         best = self.settings.num_keypoints
-        return f"the best {best} keypoints of each image at {side}, {self.measures}"
+        measures = self.measures.format(matches=self.matcher.finds)
+        return f"the best {best} keypoints of each image at {side}, {measures}"
 
     def truth(self, pair: HomographyPair, *views: ImageFeatures) -> tuple[np.ndarray]:
         """``H_0to1`` (3, 3) between the resized views."""
@@ -122,7 +121,7 @@ class HomographyTask(PairTask):
         self, groups: Sequence[int], scores: Sequence, threshold: float
     ) -> dict[str, Statistic]:
         """Name of a share that rises with the pixels allowed -> what it is at so many."""
-        raise NotImplementedError
+        return {}
 
     def curves(self, scored: ScoredPairs) -> dict[str, list[float]]:
         together = np.zeros(len(scored.scores), np.intp)
@@ -136,23 +135,21 @@ class HomographyTask(PairTask):
         self, row: int, scored: Mapping[str, ScoredPairs], sides: Mapping[str, Sides]
     ) -> list[Drawing]:
         """The keypoints of view 0 as the first two models find them, repeated ones in green."""
-        pair, models = self.dataset.pairs[row], list(scored)[:2]
+        pair = self.dataset.pairs[row]
         image = self.load_view(self.dataset.images[pair.name0], 1).image
         keypoints, repeated, captions = [], [], []
-        for model in models:
+        for model in list(scored)[:2]:
             views = read_views(sides[model], pair)
             (H_0to1,) = self.truth(pair, *views)
-            offsets, visible = visible_offsets(*(view.features for view in views), H_0to1)
-            found_again = np.zeros(len(visible), bool)
-            found_again[visible] = offsets <= THRESHOLD
+            offsets = visible_offsets(*(view.features for view in views), H_0to1)
             keypoints.append(views[0].features.keypoints)
-            repeated.append(found_again)
+            repeated.append(offsets <= THRESHOLD)
             captions.append(
-                f"{model}: {len(visible)} keypoints, {found_again.sum()} of {visible.sum()} "
-                "visible ones found again in another view"
+                f"{model}: {len(offsets)} keypoints, {repeated[-1].sum()} of "
+                f"{(~np.isnan(offsets)).sum()} visible ones found again in another view"
             )
-        drawn = draw_keypoints([image] * len(models), keypoints, repeated)
-        title = f"Keypoints: {' beside '.join(models)}"
+        title = f"Keypoints: {' beside '.join(list(scored)[:2])}"
+        drawn = draw_keypoints(image, keypoints, repeated)
         return [Drawing(title, "", "; ".join(captions), drawn)]
 
 
@@ -164,7 +161,7 @@ class MatchedPair:
         matches: (K, 2) intp, rows of view 0 and view 1.
         match_errors: (K,) float64, pixels between the match in view 1 and where it should be.
         corner_errors: estimator -> ``corner_error``.
-        offsets: ``visible_offsets`` of both views.
+        offsets: (V,) float64, ``visible_offsets`` of both views without nan.
     """
 
     matches: np.ndarray
@@ -186,13 +183,13 @@ def match_pair(
     points0, points1 = features0.keypoints[matches[:, 0]], features1.keypoints[matches[:, 1]]
     misses = warp_points(points0, H_0to1) - points1
     estimates = {name: find_homography(points0, points1, name) for name in ESTIMATORS}
-    offsets0, _ = visible_offsets(features0, features1, H_0to1)
-    offsets1, _ = visible_offsets(features1, features0, np.linalg.inv(H_0to1))
+    offsets0 = visible_offsets(features0, features1, H_0to1)
+    offsets = np.append(offsets0, visible_offsets(features1, features0, np.linalg.inv(H_0to1)))
     return MatchedPair(
         matches,
         np.linalg.norm(misses, axis=1),
         {name: corner_error(H, H_0to1, features0.image_size) for name, H in estimates.items()},
-        np.concatenate([offsets0, offsets1]),
+        offsets[~np.isnan(offsets)],
     )
 
 
@@ -237,36 +234,26 @@ class Matching(HomographyTask):
     )
     takes_matcher = True
     score_pair = staticmethod(match_pair)
-
-    @property
-    def measures(self) -> str:
-        return (
-            f"{self.matcher.finds}; the share of pairs whose homography errs below 1, 3 and 5 px "
-            "by three estimators, MMA the share of matches correct to 3 px, and the matches of a "
-            "pair"
-        )
+    measures = (
+        "{matches}; the share of pairs whose homography errs below 1, 3 and 5 px by three "
+        "estimators, MMA the share of matches correct to 3 px, and the matches of a pair"
+    )
 
     @staticmethod
     def pair_statistics(groups, scores: Sequence[MatchedPair]) -> dict[str, Statistic]:
-        statistics = {}
+        found = {}
         for name in ESTIMATORS:
             errors = np.array([pair.corner_errors[name] for pair in scores])
             for t in THRESHOLDS:
-                key = f"homography.{name}"
-                statistics[f"{key}.accuracy@{t}px"] = mean_statistic(groups, errors < t)
-                statistics[f"{key}.auc@{t}px"] = auc_statistic(groups, errors, t)
-        match_errors = [pair.match_errors for pair in scores]
-        offsets = [pair.offsets for pair in scores]
-        matches = [len(pair.matches) for pair in scores]
-        return {
-            **statistics,
-            **{
-                f"mean_matching_accuracy.@{t}px": share_within(groups, match_errors, t)
-                for t in MATCH_THRESHOLDS
-            },
-            **{f"repeatability.@{t}px": share_within(groups, offsets, t) for t in THRESHOLDS},
-            "mean_matches": mean_statistic(groups, matches),
-        }
+                found[f"homography.{name}.accuracy@{t}px"] = mean_statistic(groups, errors < t)
+                found[f"homography.{name}.auc@{t}px"] = auc_statistic(groups, errors, t)
+        errors, offsets = [p.match_errors for p in scores], [p.offsets for p in scores]
+        for t in MATCH_THRESHOLDS:
+            found[f"mean_matching_accuracy.@{t}px"] = share_within(groups, errors, t)
+        for t in THRESHOLDS:
+            found[f"repeatability.@{t}px"] = share_within(groups, offsets, t)
+        found["mean_matches"] = mean_statistic(groups, [len(p.matches) for p in scores])
+        return found
 
     def picture(self, score: MatchedPair) -> Picture:
         correct = score.match_errors <= THRESHOLD
@@ -277,18 +264,15 @@ class Matching(HomographyTask):
         return Picture(score.matches, correct, caption)
 
     def pair_curves(self, groups, scores: Sequence[MatchedPair], threshold: float):
-        def correct(estimator: str) -> Statistic:
-            return mean_statistic(groups, [p.corner_errors[estimator] < threshold for p in scores])
-
         match_errors = [pair.match_errors for pair in scores]
-        return {
+        shares = {
             "correct matches (MMA)": share_within(groups, match_errors, threshold),
             "keypoints repeated": share_within(groups, [p.offsets for p in scores], threshold),
-            **{
-                f"correct homographies, {ESTIMATORS[name]}": correct(name)
-                for name in self.estimators
-            },
         }
+        for name in self.estimators:
+            correct = [pair.corner_errors[name] < threshold for pair in scores]
+            shares[f"correct homographies, {ESTIMATORS[name]}"] = mean_statistic(groups, correct)
+        return shares
 
 
 @register_task("silk")

@@ -64,61 +64,55 @@ def score_pose(
         InputError: a view without descriptors.
     """
     matches = matcher(features0, features1)
-    points0, points1 = features0.keypoints[matches[:, 0]], features1.keypoints[matches[:, 1]]
-    estimated = estimate_pose(points0, points1, camera0, camera1)
-    distances = epipolar_distances(points0, points1, T_0to1, camera0, camera1)
+    points0 = _undistort(features0.keypoints[matches[:, 0]], camera0)
+    points1 = _undistort(features1.keypoints[matches[:, 1]], camera1)
+    estimated = estimate_pose(points0, points1, camera0.K, camera1.K)
+    distances = epipolar_distances(points0, points1, T_0to1, camera0.K, camera1.K)
     return ScoredPose(pose_error(estimated, T_0to1), matches, distances)
 
 
+def _undistort(points: np.ndarray, camera: Camera) -> np.ndarray:
+    points = points.astype(np.float64)
+    if not camera.distortion.any() or not len(points):
+        return points
+    return cv2.undistortPoints(points, camera.K, camera.distortion, P=camera.K).reshape(-1, 2)
+
+
 def estimate_pose(
-    points0: np.ndarray, points1: np.ndarray, camera0: Camera, camera1: Camera
+    points0: np.ndarray, points1: np.ndarray, K0: np.ndarray, K1: np.ndarray
 ) -> np.ndarray | None:
     """The motion of a camera between two views, its translation of unit length.
 
     Args:
-        points0, points1: (K, 2) float, matched pixels of the two views.
+        points0, points1: (K, 2) float64, matched pixels of the two views without distortion.
+        K0, K1: (3, 3) float64, directions to these pixels.
 
     Returns:
         T_0to1 (4, 4) float64, or None where fewer than 5 matches support one.
     """
     if len(points0) < 5:
         return None
-    matrices = camera0.K, camera1.K
     pose, info = poselib.estimate_relative_pose(
-        _undistort(points0, camera0),
-        _undistort(points1, camera1),
-        *({"model": "PINHOLE", "params": K[[0, 1, 0, 1], [0, 1, 2, 2]].tolist()} for K in matrices),
+        points0,
+        points1,
+        *({"model": "PINHOLE", "params": [K[0, 0], K[1, 1], K[0, 2], K[1, 2]]} for K in (K0, K1)),
         {"max_epipolar_error": EPIPOLAR_THRESHOLD, "seed": 0},
     )
     return to_4x4(pose.R, pose.t) if info["num_inliers"] >= 5 else None
 
 
 def epipolar_distances(
-    points0: np.ndarray,
-    points1: np.ndarray,
-    T_0to1: np.ndarray,
-    camera0: Camera,
-    camera1: Camera,
+    points0: np.ndarray, points1: np.ndarray, T_0to1: np.ndarray, K0: np.ndarray, K1: np.ndarray
 ) -> np.ndarray:
-    """Pixels (K,) float64 from matches (K, 2) to their epipolar lines under a motion, the larger
-    one of both views."""
+    """Pixels (K,) float64 from matches to their epipolar lines under a motion, the larger one of
+    both views; other arguments as of ``estimate_pose``."""
     E = np.cross(np.eye(3), T_0to1[:3, 3]) @ T_0to1[:3, :3]
-    F = np.linalg.inv(camera1.K).T @ E @ np.linalg.inv(camera0.K)
-    x0, x1 = (
-        np.column_stack([_undistort(points, camera), np.ones(len(points))])
-        for points, camera in ((points0, camera0), (points1, camera1))
-    )
+    F = np.linalg.inv(K1).T @ E @ np.linalg.inv(K0)
+    x0, x1 = (np.column_stack([points, np.ones(len(points))]) for points in (points0, points1))
     lines0, lines1 = x1 @ F, x0 @ F.T
     misses = np.abs((x1 * lines1).sum(1))
     slopes = [np.linalg.norm(lines[:, :2], axis=1) for lines in (lines0, lines1)]
     return misses / np.maximum(np.minimum(*slopes), 1e-12)
-
-
-def _undistort(points: np.ndarray, camera: Camera) -> np.ndarray:
-    points = points.astype(np.float64)
-    if not camera.distortion.any():
-        return points
-    return cv2.undistortPoints(points, camera.K, camera.distortion, P=camera.K).reshape(-1, 2)
 
 
 def pose_error(T_0to1_estimated: np.ndarray | None, T_0to1: np.ndarray) -> float:

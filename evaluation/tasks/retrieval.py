@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from ...errors import InputError
@@ -122,8 +123,10 @@ class Retrieval(Task):
 
     def statistics(self, scored: Hits) -> dict[str, Statistics]:
         queries = range(len(self.dataset.queries))
-        found = {k: scored.correct[:, :k].any(axis=1) for k in RECALLS}
-        recalls = {f"recall@{k}": mean_statistic(queries, right) for k, right in found.items()}
+        recalls = {
+            f"recall@{k}": mean_statistic(queries, scored.correct[:, :k].any(axis=1))
+            for k in RECALLS
+        }
         return {"all": Statistics(self.dataset.queries, recalls)}
 
     def facts(self, scored: Hits) -> dict[str, float]:
@@ -154,15 +157,13 @@ class Retrieval(Task):
     def _draw_query(self, hits: Hits, query: int) -> np.ndarray:
         found = [self.dataset.database[row] for row in hits.rows[query, :SHOWN]]
         paths = [self.dataset.images[name] for name in (self.dataset.queries[query], *found)]
-        pictures = [load_view(path, longest=THUMBNAIL, channels=3).image for path in paths]
+        pictures = [load_view(path, longest_side=THUMBNAIL, channels=3).image for path in paths]
         frames = [(255, 255, 255)]
         frames += [CORRECT if correct else WRONG for correct in hits.correct[query, :SHOWN]]
         slot, height = THUMBNAIL + 3 * FRAME, max(map(len, pictures)) + 2 * FRAME
         canvas = np.full((height, slot * (SHOWN + 1), 3), 255, np.uint8)
-        for number, picture in enumerate(pictures):
-            framed = np.empty(np.add(picture.shape, (2 * FRAME, 2 * FRAME, 0)), np.uint8)
-            framed[:] = frames[number]
-            framed[FRAME:-FRAME, FRAME:-FRAME] = picture
+        for number, (picture, color) in enumerate(zip(pictures, frames, strict=True)):
+            framed = cv2.copyMakeBorder(picture, *[FRAME] * 4, cv2.BORDER_CONSTANT, value=color)
             canvas[: len(framed), number * slot :][:, : framed.shape[1]] = framed
         return canvas
 

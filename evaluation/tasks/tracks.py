@@ -1,5 +1,6 @@
 """How long a keypoint of a sequence's first view is followed through its other views."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,15 +60,12 @@ class Tracks(HomographyTask):
     )
     takes_matcher = True
     score_pair = staticmethod(follow_pair)
-
-    @property
-    def measures(self) -> str:
-        return (
-            f"{self.matcher.finds}, correct below {THRESHOLD:g} px. Of the first view's keypoints "
-            "that have a correct match in any other view: in how many views of their sequence they "
-            "are found, the first among them, and the share found in all. Bias: length of the "
-            "mean offset of a pair's correct matches, in pixels (less is better)"
-        )
+    measures = (
+        f"{{matches}}, correct below {THRESHOLD:g} px. Of the first view's keypoints that have a "
+        "correct match in any other view: in how many views of their sequence they are found, the "
+        "first among them, and the share found in all. Bias: length of the mean offset of a pair's "
+        "correct matches, in pixels (less is better)"
+    )
 
     @staticmethod
     def pair_statistics(groups, scores: Sequence[FollowedPair]) -> dict[str, Statistic]:
@@ -78,17 +76,14 @@ class Tracks(HomographyTask):
             views[group] += 1
         lengths = [(group, 1 + n) for group, counts in found.items() for n in counts[counts > 0]]
         tracked, length = [group for group, _ in lengths], [n for _, n in lengths]
-        biased = [(g, pair.offsets[pair.correct]) for g, pair in zip(groups, scores, strict=True)]
-        biased = [(g, np.linalg.norm(offsets.mean(0))) for g, offsets in biased if len(offsets)]
+        offsets = [pair.offsets[pair.correct] for pair in scores]
+        biases = [np.linalg.norm(o.mean(0)) if len(o) else math.nan for o in offsets]
         return {
             "track_length": mean_statistic(tracked, length),
             "complete": mean_statistic(tracked, [n == views[g] for g, n in lengths]),
-            "bias": mean_statistic([g for g, _ in biased], [bias for _, bias in biased]),
+            "bias": mean_statistic(groups, biases),
         }
 
     def picture(self, score: FollowedPair) -> Picture:
         correct = score.correct
         return Picture(score.matches, correct, f"{correct.sum()} of {len(correct)} matches correct")
-
-    def curves(self, scored) -> dict[str, list[float]]:
-        return {}
