@@ -66,14 +66,12 @@ class ExtractSettings:
     def refuse_others(self, path: Path, found: str | None) -> None:
         """Raises InputError where ``found``, the settings of ``path`` as JSON, are not these."""
         if found is None:
-            raise InputError(
-                f"{path}: made by another program; name another --output or add --overwrite"
-            )
-        if different := first_difference(asdict(self), json.loads(found)):
-            raise InputError(
-                f"{path}: made with other settings: {different}; name another --output or add "
-                "--overwrite"
-            )
+            complaint = "made by another program"
+        elif different := first_difference(asdict(self), json.loads(found)):
+            complaint = f"made with other settings: {different}"
+        else:
+            return
+        raise InputError(f"{path}: {complaint}; name another --output or add --overwrite")
 
 
 @dataclass(frozen=True)
@@ -83,30 +81,19 @@ class _Job:
     model: str
     device: str
     precision: str
-    images: "ImageFolder"
+    folder: Path
     settings: ExtractSettings
     parts: Path
 
 
-@dataclass(frozen=True)
-class ImageFolder:
-    """Photographs by name below a folder."""
-
-    folder: Path
-    names: list[str]
-
-    def read(self, name: str, *, channels: int, upright: bool) -> np.ndarray:
-        return read_image(self.folder / name, channels=channels, upright=upright)
-
-
-def read_names(path: Path) -> ImageFolder:
+def read_names(path: Path) -> list[str]:
     """The photographs of a folder, or those that a text file lists, relative to its own folder.
 
     Raises:
         NotFoundError: no such folder or file, or a photograph that is listed but not there.
     """
     if path.is_dir():
-        return ImageFolder(path, list_images(path))
+        return list_images(path)
     if not path.is_file():
         raise NotFoundError(f"{path}: no such folder, list of photographs or video")
     lines = path.read_text("utf-8-sig").splitlines()
@@ -116,7 +103,7 @@ def read_names(path: Path) -> ImageFolder:
             raise NotFoundError(f"{path}: lists {name}, which is not in {path.parent}")
     if not names:
         raise InputError(f"{path}: lists no photograph; expected a name a line")
-    return ImageFolder(path.parent, names)
+    return names
 
 
 def extract(
@@ -161,12 +148,13 @@ def extract(
     done = _done(output, parts, settings)
     parts.mkdir(parents=True, exist_ok=True)
     write_atomically(parts / "settings.json", settings.to_json().encode())
+    folder = source if source.is_dir() else source.parent
+    job = _Job(model, device, precision, folder, settings, parts)
     complaint = None
     if source.suffix.lower() in VIDEOS:
-        count, complaint = _extract_video(network, source, settings, parts, done, quiet)
+        count, complaint = _extract_video(network, job, source, done, quiet)
     else:
-        job = _Job(model, device, precision, read_names(source), settings, parts)
-        count = _extract_images(network, job, done, workers, quiet)
+        count = _extract_images(network, job, read_names(source), done, workers, quiet)
     _assemble(output, parts, settings)
     if complaint is not None:
         raise InputError(f"{complaint}; {output} has the {count + len(done)} whole ones")
@@ -189,23 +177,22 @@ def _done(output: Path, parts: Path, settings: ExtractSettings) -> set[str]:
     return done
 
 
-def _extract_images(network: Network, job: _Job, done: set[str], workers: int, quiet: bool) -> int:
-    names = [name for name in job.images.names if name not in done]
-    already = len(job.images.names) - len(names)
-    with progress("images", len(job.images.names), done=already, quiet=quiet) as advance:
-        if workers > 1:
-            with ProcessPoolExecutor(
-                workers, get_context("spawn"), initializer=_start_worker, initargs=(job,)
-            ) as pool:
-                try:
-                    for _ in pool.map(_extract_one, names):
-                        advance()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
-        else:
+def _extract_images(
+    network: Network, job: _Job, names: list[str], done: set[str], workers: int, quiet: bool
+) -> int:
+    total, names = len(names), [name for name in names if name not in done]
+    with progress("images", total, done=total - len(names), quiet=quiet) as advance:
+        if workers == 1:
             for name in _extract_batches(network, job, names):
                 advance(note=name)
+            return len(names)
+        with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (job,)) as pool:
+            try:
+                for _ in pool.map(_extract_one, names):
+                    advance()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
     return len(names)
 
 
@@ -228,14 +215,15 @@ def _extract_batches(network: Network, job: _Job, names: list[str]) -> Iterator[
     most = _batch_size(network.device)
     waiting: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}
     for name in names:
-        image = job.images.read(name, channels=network.channels, upright=job.settings.upright)
+        path, upright = job.folder / name, job.settings.upright
+        image = read_image(path, channels=network.channels, upright=upright)
         waiting.setdefault(image.shape, []).append((name, image))
         full = len(waiting[image.shape]) == most
         if full or len(waiting) > SHAPES_WAITING:
             shape = image.shape if full else next(iter(waiting))
-            yield from _extract_batch(network, waiting.pop(shape), job.settings, job.parts)
+            yield from _extract_batch(network, waiting.pop(shape), job)
     for batch in waiting.values():
-        yield from _extract_batch(network, batch, job.settings, job.parts)
+        yield from _extract_batch(network, batch, job)
 
 
 def _batch_size(device: torch.device) -> int:
@@ -243,33 +231,22 @@ def _batch_size(device: torch.device) -> int:
 
 
 def _extract_batch(
-    network: Network,
-    batch: list[tuple[str, np.ndarray]],
-    settings: ExtractSettings,
-    parts: Path,
+    network: Network, batch: list[tuple[str, np.ndarray]], job: _Job
 ) -> Iterator[str]:
     """Extract images of one size."""
     height, width = batch[0][1].shape[:2]
-    images = [
-        resize_longest(image, settings.longest_side)
-        if 0 < settings.longest_side < max(width, height)
-        else image
-        for _, image in batch
-    ]
+    longest = min(job.settings.longest_side, max(width, height))
+    images = [resize_longest(image, longest) for _, image in batch]
     tensors = torch.stack([to_tensor(image, network.channels) for image in images])
     try:
-        found = network.features(tensors, settings.keypoints)
+        found = network.features(tensors, job.settings.keypoints)
     except InputError as error:
         raise InputError(f"{batch[0][0]}: {error}") from error
     for (name, _), features in zip(batch, found, strict=True):
         keypoints = resize_points(features.keypoints, features.image_size, (width, height))
         scale = max(width, height) / max(features.image_size)
-        _write_part(
-            parts,
-            name,
-            replace(features, image_size=(width, height), keypoints=keypoints),
-            DETECTION_NOISE * scale,
-        )
+        features = replace(features, image_size=(width, height), keypoints=keypoints)
+        _write_part(job.parts, name, features, DETECTION_NOISE * scale)
         yield name
 
 
@@ -291,12 +268,7 @@ def _write_part(parts: Path, name: str, features: Features, uncertainty: float) 
 
 
 def _extract_video(
-    network: Network,
-    path: Path,
-    settings: ExtractSettings,
-    parts: Path,
-    done: set[str],
-    quiet: bool,
+    network: Network, job: _Job, path: Path, done: set[str], quiet: bool
 ) -> tuple[int, str | None]:
     """Extract a video's frames; returns how many, and what is wrong with the video."""
     if not path.is_file():
@@ -313,12 +285,11 @@ def _extract_video(
             # The last frame of a video that breaks off may be half a picture.
             whole, following = capture.read()
             if not whole and number + 1 < BROKEN_OFF * total:
-                broken = f"{path}: breaks off in frame {number + 1} of {total}"
-                return extracted, broken
+                return extracted, f"{path}: breaks off in frame {number + 1} of {total}"
             name = f"{path.stem}/{number:06d}"
             if name not in done:
                 batch = [(name, cv2.cvtColor(frame, code))]
-                extracted += len(list(_extract_batch(network, batch, settings, parts)))
+                extracted += len(list(_extract_batch(network, batch, job)))
             number, frame = number + 1, following
             advance()
     return extracted, None
@@ -346,9 +317,8 @@ def _assemble(output: Path, parts: Path, settings: ExtractSettings) -> None:
                     for key in part.files:
                         if key not in ("name", "uncertainty"):
                             array = part[key]
-                            summed = (
-                                {"chunks": array.shape, "fletcher32": True} if array.size else {}
-                            )
+                            chunks = array.shape if array.size else None
+                            summed = {"chunks": chunks, "fletcher32": chunks is not None}
                             group.create_dataset(key, data=array, **summed)
                     group["keypoints"].attrs["uncertainty"] = float(part["uncertainty"])
     shutil.rmtree(parts)

@@ -119,16 +119,46 @@ class Graph(nn.Module):
 
     def metadata(self) -> dict[str, str]:
         """What the file says of itself, besides its profile and version."""
-        network = self.network
+        told = ("weights", "channels", "descriptor_dim", "global_dim")
         return {
-            "network": network.name,
-            "weights": network.weights,
-            "channels": str(network.channels),
-            "descriptor_dim": str(network.descriptor_dim),
-            "global_dim": str(network.global_dim),
+            "network": self.network.name,
+            **{name: str(getattr(self.network, name)) for name in told},
             "convention": self.convention,
             "keypoints": json.dumps(asdict(self.choice)),
         }
+
+    def maps(self, image: Tensor) -> DenseMaps:
+        """What ``network.maps`` gives of (B, C, H, W) float32 in [0, 1], with a softmax that ONNX
+        Runtime is fast at."""
+        if not isinstance(self.network, Student):
+            return self.network.maps(image)
+        return self.network(image).to_maps(image, distributions)
+
+    def find_keypoints(
+        self, score_map: Tensor, limit: int, suppress: Callable
+    ) -> tuple[Tensor, Tensor]:
+        """What ``choice`` finds in a score map (1, H, W), in operations of fixed shape.
+
+        Args:
+            suppress: one of the two ways below.
+
+        Returns:
+            keypoints (limit, 2) and scores (limit,), descending; 0 where there is none.
+        """
+        choice = self.choice
+        ranked = sum_scores(score_map, choice.rank_radius) if choice.rank_radius else score_map
+        ranked = _without_border(ranked, choice.border)
+        kept = suppress(ranked, choice.nms_radius, limit) if choice.nms_radius else ranked
+        best, places = _best(kept, limit)
+        columns = ranked.shape[2]
+        places = places * (best > 0).long()  # what is no keypoint may lie beyond a small image
+        # The exporter knows no remainder of a size that varies; OpenCV knows no floor of integers.
+        rows = torch.div(places, columns, rounding_mode="trunc")
+        x, y = places - rows * columns, rows
+        points = torch.stack([x, y], 1).float()
+        if choice.refine_radius:
+            points = points + _moves(score_map[0], x, y, choice.refine_radius)
+        return points, best
 
     def feed(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """The inputs for an image (H, W) gray or (H, W, 3) red, green, blue, uint8."""
@@ -137,32 +167,6 @@ class Graph(nn.Module):
     def decode(self, outputs: dict[str, np.ndarray], size: tuple[int, int]) -> Features | None:
         """The features that its client would see, in pixels; None for graphs that give maps."""
         return None
-
-
-def _find_keypoints(
-    scores: Tensor, choice: KeypointChoice, limit: int, suppress: Callable
-) -> tuple[Tensor, Tensor]:
-    """What ``choice`` finds in a score map (1, H, W), in operations of fixed shape.
-
-    Args:
-        suppress: one of the two ways below.
-
-    Returns:
-        keypoints (limit, 2) and scores (limit,), descending; 0 where there is none.
-    """
-    ranked = sum_scores(scores, choice.rank_radius) if choice.rank_radius else scores
-    ranked = _without_border(ranked, choice.border)
-    kept = suppress(ranked, choice.nms_radius, limit) if choice.nms_radius else ranked
-    best, places = _best(kept, limit)
-    columns = ranked.shape[2]
-    places = places * (best > 0).long()  # what is no keypoint may lie beyond a small image
-    # The exporter knows no remainder of a size that varies; OpenCV knows no floor of integers.
-    rows = torch.div(places, columns, rounding_mode="trunc")
-    x, y = places - rows * columns, rows
-    points = torch.stack([x, y], 1).float()
-    if choice.refine_radius:
-        points = points + _moves(scores[0], x, y, choice.refine_radius)
-    return points, best
 
 
 def _without_border(scores: Tensor, border: int) -> Tensor:
@@ -254,31 +258,6 @@ def _describe(descriptor_map: Tensor, points: Tensor) -> Tensor:
     return F.normalize(total, dim=1)
 
 
-def _to_gray(image: Tensor) -> Tensor:
-    """(1, 3, H, W) red, green, blue in [0, 1] -> (1, 1, H, W), to the gray levels of OpenCV."""
-    red, green, blue = (image * 255).round().split(1, 1)
-    return ((red * 9798 + green * 19235 + blue * 3735) / 32768 + 0.5).floor() / 255
-
-
-def _maps(network: Network, image: Tensor) -> DenseMaps:
-    """What ``network.maps`` gives, with a softmax that ONNX Runtime is fast at."""
-    if not isinstance(network, Student):
-        return network.maps(image)
-    logits, descriptor_map, global_descriptor = network(image)
-    return DenseMaps(
-        (image.shape[3], image.shape[2]),
-        distributions(logits),
-        CELL_MAP,
-        descriptor_map,
-        CELL_MAP,
-        global_descriptor,
-    )
-
-
-def _seen_by(network: Network, image: Tensor) -> Tensor:
-    return image if network.channels == 3 else _to_gray(image)
-
-
 class Sparse(Graph):
     """Photograph -> features, for ONNX Runtime."""
 
@@ -287,11 +266,9 @@ class Sparse(Graph):
     convention = "keypoints (N, 2): x, y in pixels of the image, centre of the first pixel (0, 0)"
 
     def forward(self, image: Tensor):
-        maps = _maps(self.network, image.float() / 255)
+        maps = self.maps(image.float() / 255)
         limit = self.choice.max_num_keypoints
-        points, scores = _find_keypoints(
-            maps.pixel_scores(), self.choice, limit, suppress_in_a_loop
-        )
+        points, scores = self.find_keypoints(maps.pixel_scores(), limit, suppress_in_a_loop)
         good = scores > self.choice.threshold
         points, scores = points[good], scores[good]
         parts = points, scores, _describe(maps.descriptor_map, points)
@@ -317,7 +294,7 @@ class Maps(Graph):
     axes = (0, 2, 3)
 
     def forward(self, image: Tensor):
-        maps = _maps(self.network, image)
+        maps = self.maps(image)
         parts = maps.pixel_scores(), maps.descriptor_map
         return (*parts, maps.global_descriptor) if self.network.global_dim else parts
 
@@ -327,6 +304,12 @@ class Maps(Graph):
 
 class _Colours(Graph):
     """A graph that sees (1, 3, H, W) float32 red, green, blue in [0, 1]."""
+
+    def maps(self, image):
+        if self.network.channels == 1:  # to the gray levels of OpenCV
+            red, green, blue = (image * 255).round().split(1, 1)
+            image = ((red * 9798 + green * 19235 + blue * 3735) / 32768 + 0.5).floor() / 255
+        return super().maps(image)
 
     def feed(self, image):
         image = image if image.ndim == 3 else np.repeat(image[..., None], 3, 2)
@@ -342,11 +325,9 @@ class OpenCV(_Colours):
     size = (640, 640)
 
     def forward(self, image: Tensor):
-        maps = _maps(self.network, _seen_by(self.network, image))
+        maps = self.maps(image)
         limit = self.choice.max_num_keypoints
-        points, scores = _find_keypoints(
-            maps.pixel_scores(), self.choice, limit, suppress_in_rounds
-        )
+        points, scores = self.find_keypoints(maps.pixel_scores(), limit, suppress_in_rounds)
         descriptors = _describe(maps.descriptor_map, points)
         return 2 * points / torch.tensor(self.size) - 1, descriptors, scores[:, None]
 
@@ -367,10 +348,9 @@ class COLMAP(_Colours):
     )
 
     def forward(self, image: Tensor, max_keypoints: Tensor, min_score: Tensor):
-        maps = _maps(self.network, _seen_by(self.network, image))
-        points, scores = _find_keypoints(
-            maps.pixel_scores(), self.choice, MOST_KEYPOINTS, suppress_in_a_loop
-        )
+        maps = self.maps(image)
+        scores = maps.pixel_scores()
+        points, scores = self.find_keypoints(scores, MOST_KEYPOINTS, suppress_in_a_loop)
         good = (scores > self.choice.threshold) & (scores >= min_score)
         good = good & (torch.arange(MOST_KEYPOINTS) < max_keypoints)
         points, scores = points[good], scores[good]
@@ -405,10 +385,11 @@ class HFNetSLAM(Graph):
             raise InputError(
                 "--profile hfnet-slam: this model has no global descriptor, which that client needs"
             )
-        for dim, most, kind in (
-            (network.descriptor_dim, SLAM_LOCAL_DIM, "local"),
-            (network.global_dim, SLAM_GLOBAL_DIM, "global"),
-        ):
+        kinds = {
+            "local": (network.descriptor_dim, SLAM_LOCAL_DIM),
+            "global": (network.global_dim, SLAM_GLOBAL_DIM),
+        }
+        for kind, (dim, most) in kinds.items():
             if dim > most:
                 raise InputError(
                     f"--profile hfnet-slam: {kind} descriptors of {dim} numbers; that client reads "
@@ -417,7 +398,7 @@ class HFNetSLAM(Graph):
         super().__init__(network, choice)
 
     def forward(self, image: Tensor):
-        maps = _maps(self.network, image.permute(0, 3, 1, 2) / 255)
+        maps = self.maps(image.permute(0, 3, 1, 2) / 255)
         scores = maps.pixel_scores()
         inner = _without_border(scores, self.choice.border)
         kept = suppress_in_rounds(inner, self.choice.nms_radius)
@@ -466,6 +447,11 @@ class Parity:
         same_shape = found.shape == wanted.shape
         largest = float(np.abs(found - wanted).max(initial=0)) if same_shape else math.inf
         self.differences[name] = max(self.differences.get(name, 0.0), largest)
+
+    def share(self, common: int, *found: int) -> None:
+        """Take into account how many of each program's keypoints, or matches, both found."""
+        if any(found):
+            self.in_common = min(self.in_common, common / max(found))
 
     def complaint(self) -> str | None:
         """What is out of bounds, or None."""
@@ -541,7 +527,7 @@ def make_graph(
     if profile not in PROFILES:
         raise InputError(f"--profile {profile}: expected one of {', '.join(PROFILES)}")
     own_way = type(network).describe is not Network.describe
-    if own_way or type(network).maps is Network.maps or not network.descriptor_dim:
+    if own_way or not network.describes_given_keypoints:
         raise InputError(
             f"--model {network.name}: only a network with a score map and a descriptor map on 8x8 "
             "cells can be exported, such as a student or superpoint"
@@ -606,7 +592,7 @@ def compare(graph: Graph, content: bytes, photographs: list[np.ndarray]) -> Pari
         found = graph.decode(outputs, size)
         if found is not None:
             images = to_tensor(photograph, graph.network.channels)[None]
-            _compare_features(parity, found, graph.network.features(images, graph.choice)[0])
+            _note_features(parity, found, graph.network.features(images, graph.choice)[0])
             continue
         with torch.inference_mode():
             wanted = graph(*(torch.from_numpy(feed[name]) for name in graph.inputs))
@@ -615,16 +601,12 @@ def compare(graph: Graph, content: bytes, photographs: list[np.ndarray]) -> Pari
     return parity
 
 
-def _compare_features(parity: Parity, found: Features, wanted: Features) -> None:
-    if len(found.keypoints) and len(wanted.keypoints):
-        distances, partners = KDTree(wanted.keypoints).query(found.keypoints)
-        rows = np.flatnonzero(distances < SAME_KEYPOINT)
-        most = max(len(found.keypoints), len(wanted.keypoints))
-        parity.in_common = min(parity.in_common, len(rows) / most)
-        for name in ("keypoints", "scores", "descriptors"):
-            parity.note(name, getattr(found, name)[rows], getattr(wanted, name)[partners[rows]])
-    elif len(found.keypoints) or len(wanted.keypoints):
-        parity.in_common = 0.0
+def _note_features(parity: Parity, found: Features, wanted: Features) -> None:
+    distances, partners = KDTree(wanted.keypoints).query(found.keypoints)
+    rows = np.flatnonzero(distances < SAME_KEYPOINT)
+    parity.share(len(rows), len(found.keypoints), len(wanted.keypoints))
+    for name in ("keypoints", "scores", "descriptors"):
+        parity.note(name, getattr(found, name)[rows], getattr(wanted, name)[partners[rows]])
     if found.global_descriptor is not None:
         parity.note("global_descriptor", found.global_descriptor, wanted.global_descriptor)
 
@@ -651,28 +633,26 @@ def quantize(graph: Graph, content: bytes, folder: str | Path) -> bytes:
         def get_next(self):
             return next(feeds, None)
 
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory() as scratch, _quiet():
         plain, quantized = Path(scratch, "plain.onnx"), Path(scratch, "int8.onnx")
         plain.write_bytes(content)
-        with _quiet():
-            tools.quantize_static(
-                plain,
-                quantized,
-                Reader(),
-                op_types_to_quantize=["Conv"],
-                per_channel=True,
-                reduce_range=not _has_vnni(),
-                nodes_to_exclude=_last_convolutions(onnx.load_from_string(content)),
-            )
+        tools.quantize_static(
+            plain,
+            quantized,
+            Reader(),
+            op_types_to_quantize=["Conv"],
+            per_channel=True,
+            reduce_range=not _has_vnni(),
+            nodes_to_exclude=_last_convolutions(onnx.load_from_string(content)),
+        )
         return quantized.read_bytes()
 
 
 def _last_convolutions(model) -> list[str]:
     """The names of the convolutions that no other one comes after."""
-    nodes = list(model.graph.node)
     leads_on: set[str] = set()  # values that a convolution is computed from
     last = []
-    for node in reversed(nodes):
+    for node in reversed(model.graph.node):
         if node.op_type == "Conv" and node.output[0] not in leads_on:
             last.append(node.name)
         if node.op_type == "Conv" or leads_on.intersection(node.output):

@@ -66,8 +66,8 @@ class Light(Student):
     # What it was taught lies between pixels, shared by the four around: no one of them has it all.
     refine_radius = 3
     rank_radius = 1
-    MAY_BE_NEW = ("vlad.", "projection.", "descriptor_head.1.")
     GLOBAL_PARTS = ("vlad", "projection")
+    MAY_BE_NEW = ("descriptor_head.1",)
 
     def __init__(self, config: LightConfig = LightConfig()):
         super().__init__()
@@ -100,28 +100,19 @@ class Light(Student):
             self.projection = nn.Linear(config.descriptor_dim * config.clusters, config.global_dim)
 
     @classmethod
-    def configure(cls, values, descriptor_dim, teacher):
-        given = dict(values)
-        size = given.pop("size", "small")
+    def make_config(cls, size="small", **values):
         if size not in CONFIGS:
             raise InputError(
                 f"[train.networks.light]: size {size!r}: expected one of {', '.join(CONFIGS)}"
             )
-        lists = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
-        try:
-            config = replace(CONFIGS[size], **lists, descriptor_dim=descriptor_dim)
-        except TypeError as error:
-            raise InputError(f"[train.networks.light]: {error}") from error
-        return cls.extend(config, values, teacher)
+        lists = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return replace(CONFIGS[size], **lists)
 
     @classmethod
     def extend(cls, config, values, teacher):
-        if teacher is None:
-            return config
-        if teacher.words is None:
-            return replace(config, global_dim=teacher.dim)
-        teacher.check_words(config.descriptor_dim)
-        return replace(config, global_dim=teacher.dim, clusters=teacher.words[0])
+        if teacher is None or teacher.words is None:
+            return super().extend(config, values, teacher)
+        return teacher.with_words(config)
 
     def adopt_vlad(self, parameters) -> None:
         self.vlad.start_from(self.projection, parameters)
@@ -157,11 +148,10 @@ class Light(Student):
         pixels = F.pixel_shuffle(self.pixel_head(F.relu(fine)), FINE)[:, 0]
         score_logits = torch.cat([from_pixels(pixels), self.occupancy_head(fused)], 1).float()
         descriptors = F.normalize(self.descriptor_head(fused).float(), dim=1)
-        global_descriptor = None
-        if self.config.global_dim:
-            vlad = self.vlad(score_logits, descriptors)
-            global_descriptor = F.normalize(self.projection(vlad).float(), dim=1)
-        return StudentOutput(score_logits, descriptors, global_descriptor)
+        if not self.config.global_dim:
+            return StudentOutput(score_logits, descriptors, None)
+        whole = self.projection(self.vlad(score_logits, descriptors)).float()
+        return StudentOutput(score_logits, descriptors, F.normalize(whole, dim=1))
 
 
 def _conv(before: int, after: int, kernel: int, *, stride: int = 1, activate: bool = True):
