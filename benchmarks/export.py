@@ -36,7 +36,7 @@ from hfnet_distill.data.stores.store import RecordStore
 from hfnet_distill.device import choose_device, choose_precision
 from hfnet_distill.networks.base import DenseMaps, Network
 from hfnet_distill.networks.registry import load, register
-from hfnet_distill.teacher_export.export import fill_shards, make_schema
+from hfnet_distill.teacher_export.shards import fill_shards, make_schema
 
 BATCH = 16
 """Photographs per forward pass, at most."""

@@ -1,5 +1,6 @@
 """Work distributed over processes of this machine, or of a Dask cluster with the same files."""
 
+import math
 import os
 import socket
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain, groupby
 from pathlib import Path
 
 import joblib
@@ -22,7 +24,7 @@ from ..errors import StoreError, WorkerError
 from ..networks.base import Network
 from ..networks.registry import load
 from ..registry import import_plugins
-from .export import fill_shards, make_schema
+from .shards import fill_shards, make_schema
 
 __all__ = ["RUNS", "ShardJob", "device_of", "export_in_workers", "worker_pool"]
 
@@ -96,24 +98,27 @@ def export_in_workers(
 ) -> None:
     """Fill the shards of a store that are not done yet and mark it complete.
 
-    A task is a shard, or a run of adjacent ones, whose photographs are decoded while the run's
-    earlier ones are written. With several GPUs the processes of a machine take them in turn.
+    A task is a run of adjacent shards, at least those that share a batch, whose photographs are
+    decoded while the run's earlier ones are written. With several GPUs the processes of a machine take them in turn.
 
     Call it under the store's lock. A shard that is filled twice gets the same bytes.
 
     Args:
         advance: called with the number of photographs of each finished task.
         run: as ``worker_pool`` yields it.
-        tasks: into how many the shards are divided; None makes each shard one.
+        tasks: into how many the shards are divided; None makes each as small as it can be.
 
     Raises:
         WorkerError: as ``worker_pool``.
         UnreadablePhotographError, OSError: as ``fill_shards``.
     """
+    # Cut where a batch starts, too: one that two tasks are part of, both would compute.
+    period = job.settings.batch_size // math.gcd(job.settings.batch_size, store.schema.shard_size)
     pending = store.pending_shards()
-    length = -(-len(pending) // tasks) if pending and tasks else 1
-    runs = (pending[start : start + length] for start in range(0, len(pending), length))
-    for count in run(joblib.delayed(_fill)(job, numbers) for numbers in runs):
+    cut = [[*group] for _, group in groupby(pending, lambda number: number // period)]
+    length = -(-len(cut) // tasks) if cut and tasks else 1
+    runs = (chain(*cut[start : start + length]) for start in range(0, len(cut), length))
+    for count in run(joblib.delayed(_fill)(job, [*numbers]) for numbers in runs):
         advance(count)
     store.finish()
 

@@ -17,6 +17,7 @@ import torch
 from hfnet_distill.config import override, shipped_settings
 from hfnet_distill.data.images import fit_image, read_image
 from hfnet_distill.data.stores.store import RecordStore
+from hfnet_distill.networks.silk import SiLK
 from hfnet_distill.networks.superpoint import SuperPoint
 from hfnet_distill.networks.weights import VARIABLE, load_arrays, load_strictly
 from hfnet_distill.teacher_export.cli import export_teacher
@@ -94,6 +95,45 @@ def test_a_killed_export_goes_on_to_the_same_bytes(
     assert RecordStore.open(tmp_path / "killed").pending_shards() == [2]
     run_command(export_teacher, *arguments, "--store", tmp_path / "killed")
     assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("model", ["superpoint", "silk"])
+def test_batches_cross_shards(run_command, photographs, tmp_path, monkeypatch, model):
+    """A shard has the same bytes whatever is filled with it, though SiLK's scores depend on the
+    batch: by the last bit, where vectors of eight numbers end."""
+    seen, network = [], {"superpoint": SuperPoint, "silk": SiLK}[model]
+    run = network.run
+
+    def count(network, images):
+        seen.append(len(images))
+        return run(network, images)
+
+    monkeypatch.setattr(network, "run", count)
+    arguments = [
+        *("--model", model, "--images", photographs, "--config", small_shards(tmp_path)),
+        *("--size", "72x56", "--batch-size", 5, "--quiet", "--device", "cpu"),
+    ]
+    for name in ("whole", "resumed"):
+        run_command(export_teacher, *arguments, "--store", tmp_path / name)
+    assert seen == [5, 1, 5, 1]
+    for number in range(3):
+        RecordStore.open(tmp_path / "resumed").reopen_shards([number])
+        run_command(export_teacher, *arguments, "--store", tmp_path / "resumed")
+    assert seen == [5, 1, 5, 1, 5, 5, 5, 1]
+    assert digest(tmp_path / "resumed") == digest(tmp_path / "whole")
+
+
+def test_threads_change_no_byte(run_command, photographs, tmp_path):
+    config = small_shards(tmp_path)
+    text = config.read_text()
+    export(run_command, photographs, tmp_path / "store", "--config", config, code=0)
+    before = digest(tmp_path / "store")
+    config.write_text(
+        text.replace("decoders = 4", "decoders = 1").replace("writers = 2", "writers = 4")
+    )
+    RecordStore.open(tmp_path / "store").reopen_shards([0, 2])
+    export(run_command, photographs, tmp_path / "store", "--config", config, code=0)
+    assert digest(tmp_path / "store") == before
 
 
 def test_an_interrupted_export_says_how_to_go_on(synthetic_weights, photographs, tmp_path):
