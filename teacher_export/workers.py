@@ -99,7 +99,8 @@ def export_in_workers(
     """Fill the shards of a store that are not done yet and mark it complete.
 
     A task is a run of adjacent shards, at least those that share a batch, whose photographs are
-    decoded while the run's earlier ones are written. With several GPUs the processes of a machine take them in turn.
+    decoded while the run's earlier ones are written. With several GPUs the processes of a machine
+    take them in turn.
 
     Call it under the store's lock. A shard that is filled twice gets the same bytes.
 

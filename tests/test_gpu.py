@@ -258,5 +258,6 @@ def test_a_batch_of_an_export(fake, groups, number):
         with Traffic() as traffic:
             compute_batch(network, pixels, groups, choice, keypoints, fields, places)
     there, back = f"cpu to {device.type}", f"{device.type} to cpu"
-    assert traffic.found.keys() == {there, back} and not traffic.blocking.total()
+    assert traffic.found.keys() == {there, back}
+    assert not traffic.blocking.total()
     assert traffic.found[back] == 2 * len(fields.keys() - {"count"})
