@@ -1,6 +1,8 @@
 """Stage 1: photographs -> a store of a teacher's output."""
 
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..config import ExportSettings, load_settings, override
@@ -13,9 +15,9 @@ from ..networks.base import Network
 from ..networks.registry import load
 from .check import readable_names
 from .shards import fill_shards, make_schema
-from .workers import RUNS, ShardJob, export_in_workers, worker_pool
+from .workers import RUNS, ShardJob, fill_in_workers, worker_pool
 
-__all__ = ["check_space", "export", "open_keypoints", "verify", "with_shard_size"]
+__all__ = ["export", "open_keypoints", "verify", "with_shard_size", "writing"]
 
 SMALLEST_SHARD = 16  # photographs; what an interruption costs
 MOST_SHARDS = 40_000  # of a store; each is a file of every field, and a task of a cluster
@@ -111,11 +113,7 @@ def export(
             damaged = damaged_shards(records, quiet)
             records.reopen_shards(damaged)
             say(f"{path}: {len(damaged)} damaged shards are made again", quiet=quiet)
-        numbers = records.pending_shards()
-        pending = sum(len(records.shard(number)) for number in numbers)
-        check_space(records, pending)
-        done = len(records) - pending
-        with progress(f"export {schema.teacher}", len(records), done=done, quiet=quiet) as advance:
+        with writing(records, quiet) as (pending, advance):
             if scheduler or settings.workers > 1:
                 found = str(Path(weights).resolve()) if weights else None
                 plugins = tuple(str(Path(plugin).resolve()) for plugin in everything.plugins)
@@ -123,11 +121,9 @@ def export(
                     folder.resolve(), path.resolve(), settings, found, plugins, keypoints
                 )
                 tasks = None if scheduler else RUNS * settings.workers
-                export_in_workers(job, records, advance, run, tasks=tasks)
+                fill_in_workers(job, records, pending, advance, run, tasks=tasks)
             else:
-                fill_shards(teacher, folder, records, settings, numbers, advance, keypoints)
-                records.finish()
-    say_what_it_holds(records, quiet)
+                fill_shards(teacher, folder, records, settings, pending, advance, keypoints)
     return path
 
 
@@ -185,6 +181,29 @@ def with_shard_size(
     return override(settings, shard_size=size)
 
 
+@contextmanager
+def writing(store: RecordStore, quiet: bool) -> Iterator[tuple[list[int], Callable[[int], None]]]:
+    """Yields the shards that are to be written, and the ``advance`` of a progress bar.
+
+    The store is complete afterwards, and said to be.
+
+    Raises:
+        StoreError: the disk cannot hold them.
+    """
+    numbers = store.pending_shards()
+    pending = sum(len(store.shard(number)) for number in numbers)
+    check_space(store, pending)
+    done, title = len(store) - pending, f"export {store.schema.teacher}"
+    with progress(title, len(store), done=done, quiet=quiet) as advance:
+        yield numbers, advance
+        store.finish()
+    say(
+        f"{store.path}: {len(store)} photographs, {store.schema.record_nbytes / 1e6:.3g} MB each "
+        f"({', '.join(store.schema.fields)})",
+        quiet=quiet,
+    )
+
+
 def check_space(store: RecordStore, pending: int) -> None:
     """Refuse to start an export that cannot fit on the disk."""
     needed = pending * store.schema.record_nbytes
@@ -194,15 +213,6 @@ def check_space(store: RecordStore, pending: int) -> None:
             f"{store.path}: {pending} photographs need {needed / 1e9:.3g} GB, the disk has "
             f"{free / 1e9:.3g} GB free; choose fewer --fields, a smaller --size or another disk"
         )
-
-
-def say_what_it_holds(store: RecordStore, quiet: bool) -> None:
-    """A line about a finished store."""
-    say(
-        f"{store.path}: {len(store)} photographs, {store.schema.record_nbytes / 1e6:.3g} MB each "
-        f"({', '.join(store.schema.fields)})",
-        quiet=quiet,
-    )
 
 
 def _writable(store: str | Path) -> Path:

@@ -26,7 +26,7 @@ from ..networks.registry import load
 from ..registry import import_plugins
 from .shards import fill_shards, make_schema
 
-__all__ = ["RUNS", "ShardJob", "device_of", "export_in_workers", "worker_pool"]
+__all__ = ["RUNS", "ShardJob", "device_of", "fill_in_workers", "worker_pool"]
 
 RUNS = 8
 """Of shards that a process takes in one export: more share the work better, fewer are faster."""
@@ -73,7 +73,21 @@ def worker_pool(
         WorkerError: a process of this machine was killed, or the cluster cannot be reached or gave
             up a task.
     """
-    with _cluster(scheduler) if scheduler else _this_machine(workers):
+    if scheduler:
+        try:
+            from .cluster import cluster
+        except ModuleNotFoundError as error:
+            raise WorkerError(
+                "--scheduler needs Dask; pip install hfnet-distill[cluster] here, on the scheduler "
+                "and on the workers"
+            ) from error
+        context = cluster(scheduler)
+    else:
+        numbers = [get_context("loky").Lock() for _ in range(workers)]
+        context = joblib.parallel_config(
+            "loky", initializer=_begin, initargs=(os.getpid(), numbers)
+        )
+    with context:
         try:
             yield joblib.Parallel(
                 n_jobs=-1 if scheduler else workers,
@@ -88,15 +102,16 @@ def worker_pool(
             ) from error
 
 
-def export_in_workers(
+def fill_in_workers(
     job: ShardJob,
     store: RecordStore,
+    numbers: list[int],
     advance: Callable[[int], None],
     run: Callable[[Iterable], Iterator],
     *,
     tasks: int | None,
 ) -> None:
-    """Fill the shards of a store that are not done yet and mark it complete.
+    """Fill some shards of a store, as ``fill_shards``.
 
     A task is a run of adjacent shards, at least those that share a batch, whose photographs are
     decoded while the run's earlier ones are written. With several GPUs the processes of a machine
@@ -115,13 +130,11 @@ def export_in_workers(
     """
     # Cut where a batch starts, too: one that two tasks are part of, both would compute.
     period = job.settings.batch_size // math.gcd(job.settings.batch_size, store.schema.shard_size)
-    pending = store.pending_shards()
-    cut = [[*group] for _, group in groupby(pending, lambda number: number // period)]
+    cut = [[*group] for _, group in groupby(numbers, lambda number: number // period)]
     length = -(-len(cut) // tasks) if cut and tasks else 1
     runs = (chain(*cut[start : start + length]) for start in range(0, len(cut), length))
     for count in run(joblib.delayed(_fill)(job, [*numbers]) for numbers in runs):
         advance(count)
-    store.finish()
 
 
 def _fill(job: ShardJob, numbers: list[int]) -> int:
@@ -162,12 +175,6 @@ _number = 0
 """Of this process among those that fill a store on this machine; 0 in a cluster's workers."""
 
 
-def _this_machine(workers: int):
-    """The context in which joblib runs its work in processes of this machine."""
-    numbers = [get_context("loky").Lock() for _ in range(workers)]
-    return joblib.parallel_config("loky", initializer=_begin, initargs=(os.getpid(), numbers))
-
-
 def _begin(parent: int, numbers: list) -> None:
     """In a worker: take a number, and end when the parent does, even if the parent was killed."""
     global _number
@@ -179,15 +186,3 @@ def _begin(parent: int, numbers: list) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _cluster(scheduler: str):
-    """The context in which joblib runs its work on a Dask cluster."""
-    try:
-        from .cluster import cluster
-    except ModuleNotFoundError as error:
-        raise WorkerError(
-            "--scheduler needs Dask; pip install hfnet-distill[cluster] here, on the scheduler and "
-            "on the workers"
-        ) from error
-    return cluster(scheduler)
