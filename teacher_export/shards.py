@@ -88,8 +88,8 @@ def fill_shards(
     """Fill some shards of a store and mark each done.
 
     Threads decode ahead of the network, into a batch's memory, and others write behind it: the
-    network does not wait. In memory are the shards that a batch is part of, one for each writer and
-    one that waits for a writer.
+    network does not wait. One shard more than there are writers is in memory, or as many more as a
+    batch crosses.
 
     Args:
         numbers: of the shards, ascending.
