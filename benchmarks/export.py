@@ -30,13 +30,13 @@ import torch
 from torch.nn import functional as F
 
 from hfnet_distill.config import ExportSettings, load_settings, override
-from hfnet_distill.data.images import list_images, load_photograph, to_tensor
+from hfnet_distill.data.images import list_images, load_photograph, to_images
 from hfnet_distill.data.stores.quantize import quantize
 from hfnet_distill.data.stores.store import RecordStore
 from hfnet_distill.device import choose_device, choose_precision
 from hfnet_distill.networks.base import DenseMaps, Network
 from hfnet_distill.networks.registry import load, register
-from hfnet_distill.teacher_export.export import fill_shards, make_schema
+from hfnet_distill.teacher_export.shards import fill_shards, make_schema
 
 BATCH = 16
 """Photographs per forward pass, at most."""
@@ -46,7 +46,7 @@ SHARD = 16
 
 @register("constant")
 class ConstantTeacher(Network):
-    """SuperPoint's maps, the same for every photograph, made once."""
+    """SuperPoint's maps, channels last as it leaves them, the same for every photograph."""
 
     descriptor_dim = 256
     weights = "none"
@@ -58,8 +58,10 @@ class ConstantTeacher(Network):
     def __init__(self):
         super().__init__()
         draw = torch.Generator().manual_seed(0)
-        self.cells = (3 * torch.randn(BATCH, 65, 60, 80, generator=draw)).softmax(1)
-        self.described = F.normalize(torch.randn(BATCH, 256, 60, 80, generator=draw), dim=1)
+        cells = (3 * torch.randn(BATCH, 65, 60, 80, generator=draw)).softmax(1)
+        described = F.normalize(torch.randn(BATCH, 256, 60, 80, generator=draw), dim=1)
+        self.cells = cells.contiguous(memory_format=torch.channels_last)
+        self.described = described.contiguous(memory_format=torch.channels_last)
 
     def maps(self, images: torch.Tensor) -> DenseMaps:
         count = len(images)
@@ -106,14 +108,10 @@ def decoded(
     teacher: Network, folder: Path, names: list[str], settings: ExportSettings
 ) -> list[torch.Tensor]:
     """Batches of (B, channels, H, W) in [0, 1]."""
-    images = [
-        to_tensor(
-            load_photograph(folder / name, settings.size, channels=teacher.channels),
-            teacher.channels,
-        )
-        for name in names
+    pixels = [
+        load_photograph(folder / name, settings.size, channels=teacher.channels) for name in names
     ]
-    return list(torch.stack(images).split(settings.batch_size))
+    return list(to_images(torch.from_numpy(np.stack(pixels))).split(settings.batch_size))
 
 
 def measure_speeds(
@@ -167,21 +165,22 @@ def measure_steps(folder: Path, settings: ExportSettings) -> dict[str, float]:
     """Milliseconds of processor time that a photograph takes beside the network, by step."""
     teacher, (name, *_) = ConstantTeacher(), list_images(folder)
     settings = override(settings, model="constant", fields=list(teacher.usual_fields))
-    image = load_photograph(folder / name, settings.size, channels=1)
     count = settings.batch_size
+    pixels = torch.zeros(count, *settings.size[::-1], dtype=torch.uint8)
     arrays = {"score_map": teacher.cells[:count], "descriptor_map": teacher.described[:count]}
     names = [f"{row}.jpg" for row in range(settings.shard_size)]
     with tempfile.TemporaryDirectory() as temporary:
         store = new_store(teacher, names, Path(temporary) / "store", settings)
         fields = store.schema.fields
+        stored = quantize(fields, arrays)
         shard = {
             field: np.resize(values.numpy(), (len(names), *values.shape[1:]))
-            for field, values in quantize(fields, arrays).items()
+            for field, values in stored.items()
         }
         steps = {
             "decode": (1, partial(load_photograph, folder / name, settings.size, channels=1)),
-            "to_tensor": (1, partial(to_tensor, image, 1)),
-            "quantize": (count, partial(quantize, fields, arrays)),
+            "to_images": (count, partial(to_images, pixels)),
+            "quantize": (count, partial(quantize, fields, arrays, stored)),
             "write": (len(names), partial(store.write_shard, 0, shard)),
         }
         return {step: best_of(work) / number for step, (number, work) in steps.items()}

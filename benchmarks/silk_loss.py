@@ -26,16 +26,16 @@ def whole_matrix(
     descriptors0: Tensor, descriptors1: Tensor, logits0: Tensor, logits1: Tensor, pairs: Tensor
 ) -> Tensor:
     """The sum of both losses of one pair, as one would write it down."""
-    similarities = descriptors0[0] @ descriptors1[0].T / TEMPERATURE
-    visible0 = (pairs[0] >= 0).nonzero()[:, 0]
-    visible1 = pairs[0][visible0]
+    similarities = descriptors0 @ descriptors1.T / TEMPERATURE
+    visible0 = (pairs >= 0).nonzero()[:, 0]
+    visible1 = pairs[visible0]
     log_p0, log_p1 = similarities.log_softmax(1), similarities.log_softmax(0)
     descriptor = -(log_p0[visible0, visible1] + log_p1[visible0, visible1]).mean()
     to1, to0 = similarities.argmax(1), similarities.argmax(0)
     mutual = to0[to1] == torch.arange(len(to1))
     correct = (mutual[visible0] & (to1[visible0] == visible1)).float()
     keypoint = sum(
-        F.binary_cross_entropy_with_logits(logits[0][visible], correct)
+        F.binary_cross_entropy_with_logits(logits[visible], correct)
         for logits, visible in ((logits0, visible0), (logits1, visible1))
     )
     return descriptor + keypoint / 2
@@ -44,7 +44,7 @@ def whole_matrix(
 def blockwise(*inputs: Tensor, bfloat16: bool = False) -> Tensor:
     """The same by ``pair_losses``."""
     found = pair_losses(*inputs, temperature=TEMPERATURE, bfloat16=bfloat16)
-    return (found.descriptor + found.keypoint).sum()
+    return found.descriptor + found.keypoint
 
 
 WAYS = {
@@ -58,15 +58,15 @@ def measure(way: str, side: int) -> dict:
     """Seconds, loss and peak memory beyond the inputs of one way at side x side positions."""
     positions = side * side
     generator = torch.Generator().manual_seed(0)
-    descriptors0 = F.normalize(torch.randn(1, positions, 128, generator=generator), dim=2)
-    noise = 0.08 * torch.randn(1, positions, 128, generator=generator)
+    descriptors0 = F.normalize(torch.randn(positions, 128, generator=generator), dim=1)
+    noise = 0.08 * torch.randn(positions, 128, generator=generator)
     inputs = [
         descriptors0,
-        F.normalize(descriptors0 + noise, dim=2),
-        *torch.randn(2, 1, positions, generator=generator),
+        F.normalize(descriptors0 + noise, dim=1),
+        *torch.randn(2, positions, generator=generator),
     ]
-    pairs = torch.arange(positions)[None].clone()
-    pairs[:, ::3] = -1
+    pairs = torch.arange(positions)
+    pairs[::3] = -1
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []
     for _ in range(3):

@@ -29,6 +29,7 @@ __all__ = [
     "resize_shorter",
     "split_names",
     "stored_orientation",
+    "to_images",
     "to_tensor",
     "view_through",
 ]
@@ -356,6 +357,20 @@ def to_tensor(image: np.ndarray, channels: int) -> torch.Tensor:
     planes = torch.from_numpy(np.ascontiguousarray(image))
     planes = planes[None] if image.ndim == 2 else planes.permute(2, 0, 1)
     return (planes.float() / 255).expand(channels, -1, -1)
+
+
+def to_images(pixels: torch.Tensor) -> torch.Tensor:
+    """Decoded photographs as a network takes them, made on the device that they are on.
+
+    Args:
+        pixels: (B, H, W) gray or (B, H, W, 3) red, green, blue, uint8.
+
+    Returns:
+        (B, 1 or 3, H, W) float32 in [0, 1], what ``to_tensor`` gives to the bit.
+    """
+    planes = pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)
+    # For a number of Python's a GPU multiplies by its reciprocal, which is rounded.
+    return planes.float() / torch.full((), 255.0, device=pixels.device)
 
 
 def crop_to_shape(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

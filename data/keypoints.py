@@ -26,7 +26,8 @@ def _suppress(
         padded: (B, H, W) with a margin of ``radius`` at -inf; what is suppressed becomes -inf.
     """
     flat, plane, stride = padded.view(-1), padded[0].numel(), padded.shape[2]
-    floors = torch.full_like(padded[:, 0, 0], threshold).nextafter(padded.new_tensor(torch.inf))
+    floors = torch.full_like(padded[:, 0, 0], threshold)
+    floors = floors.nextafter(torch.full_like(floors, torch.inf))
     body = padded[:, radius : padded.shape[1] - radius, radius : stride - radius]
     peaks = (body == _window_maxima(padded, radius)) & (body >= floors[:, None, None])
     image, y, x = peaks.nonzero(as_tuple=True)
@@ -37,14 +38,11 @@ def _suppress(
     standing = None
     while True:
         kept, scores = torch.cat([kept, pixels]), torch.cat([scores, flat[pixels]])
-        if limit is not None:
+        if limit is not None and len(kept) > limit:
             images = kept // plane
-            for image, floor in enumerate(floors):
-                own = scores[images == image]
-                if len(own) > limit:
-                    floor.copy_(own.kthvalue(len(own) - limit + 1).values)
-            good = scores >= floors[images]
-            kept, scores = kept[good], scores[good]
+            of_image = images == torch.arange(len(padded), device=images.device)[:, None]
+            own = scores.where(of_image, -torch.inf)
+            floors = floors.maximum(own.kthvalue(len(kept) - limit + 1, 1).values)
             pixels = pixels[flat[pixels] >= floors[pixels // plane]]
         flat.index_fill_(0, (pixels[:, None] + window).view(-1), -torch.inf)
         if standing is None:
@@ -187,17 +185,18 @@ class KeypointChoice:
         pixels, scores = _suppress(padded, radius, self.threshold, limit)
         order = pixels.argsort()
         order = order[scores[order].argsort(descending=True, stable=True)]
-        pixels, scores = pixels[order], scores[order]
         plane, stride = padded[0].numel(), padded.shape[2]
-        images, places = pixels // plane, pixels % plane
+        order = order[(pixels[order] // plane).argsort(stable=True)]
+        images, places = pixels[order] // plane, pixels[order] % plane
         points = torch.stack([places % stride, places // stride], 1).float() + (border - radius)
+        counts = (images == torch.arange(count, device=images.device)[:, None]).sum(1).tolist()
+        of_each = zip(score_maps, points.split(counts), scores[order].split(counts), strict=True)
         found = []
-        for image, score_map in enumerate(score_maps):
-            rows = (images == image).nonzero()[:limit, 0]
-            keypoints = points[rows]
+        for score_map, keypoints, of_image in of_each:
+            keypoints = keypoints[:limit]
             if self.refine_radius:
                 keypoints = refine_keypoints(score_map, keypoints, self.refine_radius)
-            found.append((keypoints, scores[rows]))
+            found.append((keypoints, of_image[:limit]))
         return found
 
 

@@ -41,7 +41,7 @@ from hfnet_distill.evaluation.features import file_name
 from hfnet_distill.networks.base import DenseMaps, Network, Student
 from hfnet_distill.networks.registry import load
 from hfnet_distill.student.targets import DETECTOR_TARGETS
-from hfnet_distill.teacher_export.export import make_schema
+from hfnet_distill.teacher_export.shards import make_schema
 
 RANKINGS = {"by pixel": 0, "by 3x3 sum": 1}
 """How keypoints are ranked, and the ``rank_radius`` that does so."""

@@ -85,6 +85,8 @@ class ExportSettings(_Section):
     shard_size: ShardSize
     batch_size: Count
     workers: Count
+    decoders: Count = 4  # files from before these two were keys are still read
+    writers: Count = 2
     device: str
     precision: Precision
     threshold: Share

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import joblib
 
@@ -16,21 +14,6 @@ __all__ = ["readable_names"]
 
 THREADS = 4  # OpenCV decodes without holding Python's lock, and files may be far away
 DARK = 256 // 16  # of 8 bits; what the largest value of 12 bits is in a file of 16
-
-
-class _Seen(NamedTuple):
-    """What a look at some photographs tells.
-
-    Attributes:
-        count: of them.
-        small, dark: how many are smaller than a teacher sees them, and have no bright pixel.
-        unreadable: name -> what is wrong with it.
-    """
-
-    count: int
-    small: int
-    dark: int
-    unreadable: dict[str, str]
 
 
 def readable_names(
@@ -58,11 +41,15 @@ def readable_names(
     unreadable: dict[str, str] = {}
     parts = (names[start : start + per_task] for start in range(0, len(names), per_task))
     with progress("check photographs", len(names), quiet=quiet) as advance:
-        for seen in run(joblib.delayed(_look)(folder, part, size) for part in parts):
-            advance(seen.count)
-            small += seen.small
-            dark += seen.dark
-            unreadable |= seen.unreadable
+        for looks in run(joblib.delayed(_look)(folder, part) for part in parts):
+            advance(len(looks))
+            for name, look in looks:
+                if isinstance(look, str):
+                    unreadable[name] = look
+                    continue
+                # Enlarging by up to a twentieth does no harm, and sizes are approximate.
+                small += any(s < 0.95 * own for s, own in zip(look.size, size, strict=True))
+                dark += 0 < look.brightest < DARK
     if small:
         say(
             f"{small} of {len(names)} photographs are smaller than {size[0]}x{size[1]} and blurred "
@@ -89,21 +76,14 @@ def readable_names(
     return [name for name in names if name not in unreadable]
 
 
-def _look(folder: Path, names: list[str], size: tuple[int, int]) -> _Seen:
-    """In a worker, or here."""
+def _look(folder: Path, names: list[str]) -> list[tuple[str, Look | str]]:
+    """In a worker, or here: each name with what a look at it tells, or with what is wrong."""
+
+    def look_at(name: str) -> tuple[str, Look | str]:
+        try:
+            return name, check_image(folder / name)
+        except UnreadablePhotographError as error:
+            return name, str(error)
+
     with ThreadPoolExecutor(THREADS) as pool:
-        looks = list(pool.map(partial(_look_at, folder), names))
-    good = [look for look in looks if isinstance(look, Look)]
-    # Enlarging by up to a twentieth does no harm, and sizes are approximate.
-    small = sum(min(w / size[0], h / size[1]) < 0.95 for (w, h), _ in good)
-    dark = sum(0 < look.brightest < DARK for look in good)
-    looked_at = zip(names, looks, strict=True)
-    unreadable = {name: look for name, look in looked_at if isinstance(look, str)}
-    return _Seen(len(names), small, dark, unreadable)
-
-
-def _look_at(folder: Path, name: str) -> Look | str:
-    try:
-        return check_image(folder / name)
-    except UnreadablePhotographError as error:
-        return str(error)
+        return list(pool.map(look_at, names))

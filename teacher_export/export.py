@@ -1,51 +1,26 @@
 """Stage 1: photographs -> a store of a teacher's output."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from importlib.metadata import version
-from itertools import islice
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
-import torch
 
 from ..config import ExportSettings, load_settings, override
 from ..console import progress, say
-from ..data.images import list_images, load_photograph, to_tensor
-from ..data.keypoints import KeypointChoice
-from ..data.stores.quantize import quantize, quantize_fields
-from ..data.stores.store import RecordStore, Schema
+from ..data.images import list_images
+from ..data.stores.store import RecordStore
 from ..device import choose_device, choose_precision
 from ..errors import InputError, StoreError
 from ..networks.base import Network
 from ..networks.registry import load
 from .check import readable_names
+from .shards import fill_shards, make_schema
+from .workers import RUNS, ShardJob, fill_in_workers, worker_pool
 
-__all__ = [
-    "check_space",
-    "export",
-    "fill_shards",
-    "make_schema",
-    "open_keypoints",
-    "verify",
-    "with_shard_size",
-]
+__all__ = ["export", "open_keypoints", "verify", "with_shard_size", "writing"]
 
-DECODERS = 4  # threads; OpenCV decodes without holding Python's lock
-SHARDS_IN_FLIGHT = 2
 SMALLEST_SHARD = 16  # photographs; what an interruption costs
 MOST_SHARDS = 40_000  # of a store; each is a file of every field, and a task of a cluster
-STORED_SETTINGS = {
-    "threshold": "threshold",
-    "nms_radius": "nms_radius",
-    "border": "border",
-    "top_k": "max_num_keypoints",
-}
-"""Name in a store's schema -> key of [export], for settings that keypoints depend on."""
-OWN_RADII = ("refine_radius", "rank_radius")
-"""Settings of a network's own that keypoints depend on, stored where they are not 0."""
-KEYPOINT_SETTINGS = {*STORED_SETTINGS, *OWN_RADII}
 
 
 def export(
@@ -94,8 +69,6 @@ def export(
             keypoints.
         OSError: the disk; shards done before stay valid.
     """
-    from .workers import RUNS, ShardJob, export_in_workers, worker_pool
-
     folder, path = Path(images), _writable(store)
     everything = load_settings(config)
     settings = override(everything.export, model=model, **options)
@@ -140,11 +113,7 @@ def export(
             damaged = damaged_shards(records, quiet)
             records.reopen_shards(damaged)
             say(f"{path}: {len(damaged)} damaged shards are made again", quiet=quiet)
-        numbers = records.pending_shards()
-        pending = sum(len(records.shard(number)) for number in numbers)
-        check_space(records, pending)
-        done = len(records) - pending
-        with progress(f"export {schema.teacher}", len(records), done=done, quiet=quiet) as advance:
+        with writing(records, quiet) as (pending, advance):
             if scheduler or settings.workers > 1:
                 found = str(Path(weights).resolve()) if weights else None
                 plugins = tuple(str(Path(plugin).resolve()) for plugin in everything.plugins)
@@ -152,11 +121,9 @@ def export(
                     folder.resolve(), path.resolve(), settings, found, plugins, keypoints
                 )
                 tasks = None if scheduler else RUNS * settings.workers
-                export_in_workers(job, records, advance, run, tasks=tasks)
+                fill_in_workers(job, records, pending, advance, run, tasks=tasks)
             else:
-                fill_shards(teacher, folder, records, settings, numbers, advance, keypoints)
-                records.finish()
-    say_what_it_holds(records, quiet)
+                fill_shards(teacher, folder, records, settings, pending, advance, keypoints)
     return path
 
 
@@ -214,6 +181,29 @@ def with_shard_size(
     return override(settings, shard_size=size)
 
 
+@contextmanager
+def writing(store: RecordStore, quiet: bool) -> Iterator[tuple[list[int], Callable[[int], None]]]:
+    """Yields the shards that are to be written, and the ``advance`` of a progress bar.
+
+    The store is complete afterwards, and said to be.
+
+    Raises:
+        StoreError: the disk cannot hold them.
+    """
+    numbers = store.pending_shards()
+    pending = sum(len(store.shard(number)) for number in numbers)
+    check_space(store, pending)
+    done, title = len(store) - pending, f"export {store.schema.teacher}"
+    with progress(title, len(store), done=done, quiet=quiet) as advance:
+        yield numbers, advance
+        store.finish()
+    say(
+        f"{store.path}: {len(store)} photographs, {store.schema.record_nbytes / 1e6:.3g} MB each "
+        f"({', '.join(store.schema.fields)})",
+        quiet=quiet,
+    )
+
+
 def check_space(store: RecordStore, pending: int) -> None:
     """Refuse to start an export that cannot fit on the disk."""
     needed = pending * store.schema.record_nbytes
@@ -223,15 +213,6 @@ def check_space(store: RecordStore, pending: int) -> None:
             f"{store.path}: {pending} photographs need {needed / 1e9:.3g} GB, the disk has "
             f"{free / 1e9:.3g} GB free; choose fewer --fields, a smaller --size or another disk"
         )
-
-
-def say_what_it_holds(store: RecordStore, quiet: bool) -> None:
-    """A line about a finished store."""
-    say(
-        f"{store.path}: {len(store)} photographs, {store.schema.record_nbytes / 1e6:.3g} MB each "
-        f"({', '.join(store.schema.fields)})",
-        quiet=quiet,
-    )
 
 
 def _writable(store: str | Path) -> Path:
@@ -272,121 +253,3 @@ def open_keypoints(path: str | Path, teacher: Network, settings: ExportSettings)
             f"{own_width}x{own_height}, the --size of this export"
         )
     return store
-
-
-def make_schema(
-    teacher: Network, settings: ExportSettings, keypoints: RecordStore | None = None
-) -> Schema:
-    """The schema of the store that a teacher would fill with these settings.
-
-    Args:
-        keypoints: the store of another teacher, whose keypoints are described.
-    """
-    fields = teacher.fields(settings.fields, settings.size, settings.max_num_keypoints)
-    if settings.quantisation == "int8":
-        fields = quantize_fields(fields)
-    told = {} if settings.precision == "float32" else {"precision": settings.precision}
-    if keypoints is not None:
-        theirs = keypoints.schema
-        told |= {name: theirs.settings[name] for name in KEYPOINT_SETTINGS & theirs.settings.keys()}
-        told["top_k"] = settings.max_num_keypoints
-        told |= {"keypoints_teacher": theirs.teacher, "keypoints_weights": theirs.weights}
-    elif "sparse" in settings.fields:
-        choice = _choice(teacher, settings)
-        told |= {name: getattr(choice, key) for name, key in STORED_SETTINGS.items()}
-        told |= {key: radius for key in OWN_RADII if (radius := getattr(choice, key))}
-    forms = dict(group.split(":") for group in settings.fields if ":" in group)
-    return Schema(
-        teacher=teacher.name,
-        weights=teacher.weights,
-        settings=told | forms,
-        image_size=settings.size,
-        fields=fields,
-        shard_size=settings.shard_size,
-        compression=settings.compression,
-        software=version("hfnet-distill"),
-    )
-
-
-def fill_shards(
-    teacher: Network,
-    folder: Path,
-    store: RecordStore,
-    settings: ExportSettings,
-    numbers: list[int],
-    advance: Callable[[int], None],
-    keypoints: RecordStore | None = None,
-) -> None:
-    """Fill some shards of a store and mark each done.
-
-    Threads decode ahead of the network and one writes behind it, so that the network does not
-    wait. At most ``SHARDS_IN_FLIGHT`` shards are in memory.
-
-    Args:
-        advance: called with the number of photographs of each finished batch.
-        keypoints: the store of another teacher, whose keypoints are described.
-
-    Raises:
-        UnreadablePhotographError: a photograph that cannot be decoded.
-        OSError: the disk. In either case, shards that are done stay valid.
-    """
-    choice = _choice(teacher, settings)
-
-    def given(indices: Iterable[int]) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
-        if keypoints is None:
-            return None
-        best = slice(settings.max_num_keypoints)
-        records = [keypoints.record(store.names[index]) for index in indices]
-        return [
-            tuple(torch.from_numpy(record[field][best].copy()) for field in ("keypoints", "scores"))
-            for record in records
-        ]
-
-    def decode(index: int) -> np.ndarray:
-        path = folder / store.names[index]
-        return load_photograph(path, settings.size, channels=teacher.channels)
-
-    with ThreadPoolExecutor(DECODERS) as decoders, ThreadPoolExecutor(1) as writer:
-        indices = [index for number in numbers for index in store.shard(number)]
-        photographs = _ahead(decoders, decode, indices, settings.batch_size * 2 + DECODERS)
-        writes: list[Future] = []
-        for number in numbers:
-            count = len(store.shard(number))
-            shard = {
-                name: np.empty((count, *field.shape), field.dtype)
-                for name, field in store.schema.fields.items()
-            }
-            for start in range(0, count, settings.batch_size):
-                batch = list(islice(photographs, min(settings.batch_size, count - start)))
-                images = torch.stack([to_tensor(image, teacher.channels) for image in batch])
-                found = given(store.shard(number)[start : start + len(batch)])
-                values_by_field = teacher.export(images, settings.fields, choice, found)
-                for name, values in quantize(store.schema.fields, values_by_field).items():
-                    shard[name][start : start + len(batch)] = values.cpu().numpy()
-                advance(len(batch))
-            writes.append(writer.submit(store.write_shard, number, shard))
-            if len(writes) >= SHARDS_IN_FLIGHT:
-                writes.pop(0).result()
-        for write in writes:
-            write.result()
-
-
-def _choice(teacher: Network, settings: ExportSettings) -> KeypointChoice:
-    """How a teacher's keypoints are chosen; how far they are refined is the teacher's own."""
-    told = {key: getattr(settings, key) for key in STORED_SETTINGS.values()}
-    return teacher.choice_for(KeypointChoice(**told, **dict.fromkeys(OWN_RADII)))
-
-
-def _ahead(pool: ThreadPoolExecutor, work: Callable, items: list, depth: int) -> Iterator:
-    """``map(work, items)`` in order, computing up to ``depth`` results ahead."""
-    futures: list[Future] = []
-    try:
-        for item in items:
-            futures.append(pool.submit(work, item))
-            if len(futures) > depth:
-                yield futures.pop(0).result()
-        while futures:
-            yield futures.pop(0).result()
-    finally:
-        for future in futures:
-            future.cancel()

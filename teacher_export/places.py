@@ -17,7 +17,7 @@ from ..data.images import list_images
 from ..data.stores.store import Field, RecordStore, Schema
 from ..errors import InputError, StoreError
 from ..networks.vlad import VLAD, flatten_map, pool_residuals
-from .export import check_space, say_what_it_holds, with_shard_size
+from .export import with_shard_size, writing
 
 __all__ = ["StoredDescriptors", "export_vlad", "fit_vlad"]
 
@@ -75,25 +75,21 @@ def export_vlad(
     with RecordStore.lock(path):
         if overwrite:
             RecordStore.remove(path)
-        parameters = None if path.exists() else _learn(described, settings, quiet)
+        parameters = None
+        if not path.exists():
+            with progress("learn words and whitening", 2 * len(described), quiet=quiet) as advance:
+                words, dim = settings.vlad_words, settings.vlad_dim
+                vlad = fit_vlad(described, num_words=words, dim=dim, advance=advance)
+            parameters = vlad.to_arrays()
         records = RecordStore.create(path, schema, described.names, settings.format, parameters)
-        pending = sum(len(records.shard(number)) for number in records.pending_shards())
-        check_space(records, pending)
-        done = len(records) - pending
-        with progress("export vlad", len(records), done=done, quiet=quiet) as advance:
-            _write(described, records, advance)
-    say_what_it_holds(records, quiet)
+        vlad = VLAD.from_arrays(records.parameters)
+        with writing(records, quiet) as (pending, advance):
+            for number in pending:
+                rows = [vlad.encode(described[index]) for index in records.shard(number)]
+                arrays = {"global_descriptor": np.stack(rows).astype(np.float16)}
+                records.write_shard(number, arrays)
+                advance(len(rows))
     return path
-
-
-def _learn(
-    images: "StoredDescriptors", settings: ExportSettings, quiet: bool
-) -> dict[str, np.ndarray]:
-    with progress("learn words and whitening", 2 * len(images), quiet=quiet) as advance:
-        vlad = fit_vlad(
-            images, num_words=settings.vlad_words, dim=settings.vlad_dim, advance=advance
-        )
-    return vlad.to_arrays()
 
 
 class StoredDescriptors(Sequence):
@@ -235,17 +231,3 @@ def _make_schema(images: StoredDescriptors, settings: ExportSettings) -> Schema:
         compression=settings.compression,
         software=version("hfnet-distill"),
     )
-
-
-def _write(images: StoredDescriptors, store: RecordStore, advance: Callable[[int], None]) -> None:
-    """Fill a store with the global descriptors that follow from its parameters, and finish it.
-
-    Args:
-        advance: called with the number of photographs of each finished shard.
-    """
-    vlad = VLAD.from_arrays(store.parameters)
-    for number in store.pending_shards():
-        rows = [vlad.encode(images[index]) for index in store.shard(number)]
-        store.write_shard(number, {"global_descriptor": np.stack(rows).astype(np.float16)})
-        advance(len(rows))
-    store.finish()

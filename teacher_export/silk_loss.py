@@ -32,14 +32,14 @@ MAX_SIMILARITY = 60.0
 
 
 class PairLosses(NamedTuple):
-    """What ``pair_losses`` says about B pairs of views with N positions in view 0.
+    """What ``pair_losses`` says about a pair of views with N positions in view 0.
 
     Attributes:
-        descriptor: (B,) minus the mean log probability of the correct match, summed over both
+        descriptor: scalar, minus the mean log probability of the correct match, summed over both
             directions.
-        keypoint: (B,) binary cross-entropy of the scores of positions with a correspondence
+        keypoint: scalar, binary cross-entropy of the scores of positions with a correspondence
             against "matched with it", mean of both views.
-        matches: (B, N) int64, the most similar position of view 1 where the two choose each
+        matches: (N,) int64, the most similar position of view 1 where the two choose each
             other, else -1.
     """
 
@@ -62,10 +62,10 @@ def pair_losses(
     """The descriptor and keypoint losses of SiLK, and the matches that they are about.
 
     Args:
-        descriptors0: (B, N, D) float32 at the positions of view 0.
-        descriptors1: (B, M, D) likewise of view 1.
-        score_logits0, score_logits1: (B, N) and (B, M).
-        correspondences: (B, N) int64, mutual: the position in view 1 of each of view 0, or -1.
+        descriptors0: (N, D) float32 at the positions of view 0.
+        descriptors1: (M, D) likewise of view 1.
+        score_logits0, score_logits1: (N,) and (M,).
+        correspondences: (N,) int64, mutual: the position in view 1 of each of view 0, or -1.
         temperature: divides the similarities, which must not exceed ``MAX_SIMILARITY`` then; SiLK's
             0.1 goes with descriptors of length 1.41.
         block_size: rows of similarities made at a time; changes memory and speed, not the result.
@@ -74,20 +74,8 @@ def pair_losses(
     Returns:
         see ``PairLosses``; a pair without correspondences has losses of 0.
     """
-    items = [
-        _pair_loss(*item, temperature, block_size, bfloat16)
-        for item in zip(
-            descriptors0, descriptors1, score_logits0, score_logits1, correspondences, strict=True
-        )
-    ]
-    return PairLosses(*(torch.stack(values) for values in zip(*items, strict=True)))
-
-
-def _pair_loss(
-    descriptors0, descriptors1, logits0, logits1, correspondences, temperature, *how
-) -> tuple[Tensor, ...]:
     descriptors0 = descriptors0 / temperature
-    log_sums0, log_sums1, matches = _Compare.apply(descriptors0, descriptors1, *how)
+    log_sums0, log_sums1, matches = _Compare.apply(descriptors0, descriptors1, block_size, bfloat16)
     # All positions are kept, for a GPU would be asked how many are visible.
     visible, other = correspondences >= 0, correspondences.clamp(min=0)
     count = visible.sum().clamp(min=1)
@@ -95,12 +83,12 @@ def _pair_loss(
     log_sums = log_sums0 + log_sums1.index_select(0, other)
     descriptor = (visible * (log_sums - 2 * similarities)).sum() / count
 
-    correct = (matches == correspondences).to(logits0.dtype)
+    correct = (matches == correspondences).to(score_logits0.dtype)
     keypoint = sum(
         (visible * F.binary_cross_entropy_with_logits(logits, correct, reduction="none")).sum()
-        for logits in (logits0, logits1.index_select(0, other))
+        for logits in (score_logits0, score_logits1.index_select(0, other))
     )
-    return descriptor, keypoint / (2 * count), matches
+    return PairLosses(descriptor, keypoint / (2 * count), matches)
 
 
 def match_rates(

@@ -25,6 +25,7 @@ from ..errors import InputError
 from ..networks.registry import save_checkpoint
 from ..networks.silk import SiLK, SiLKConfig
 from ..runs import RunFolder
+from .shards import ahead
 from .silk_loss import MAX_SIMILARITY, homography_correspondences, match_rates, pair_losses
 
 __all__ = [
@@ -43,30 +44,23 @@ NETWORKS = {
     "micro": SiLKConfig(channels=(64,), lateral=32, descriptor_dim=32),
 }
 """SiLK's own network, and one of a tenth of its parameters."""
+AHEAD = 4
+"""Pairs of views that a thread makes while others are learned from."""
 LONGEST_GRADIENT = 100.0
 """Gradients are shortened to this length; sound ones are shorter after the first steps."""
 
 
 @dataclass(frozen=True)
 class SiLKTraining:
-    """Settings of a training run.
+    """Settings of a training run: [teacher] of pipeline.toml says what is not said here.
 
     Attributes:
         network: widths of the network.
         grid: side of the square maps that are compared, in positions; the paper's is 146. The
             views are larger by the border that the network does not pad.
-        steps: pairs of views, one a step; the paper takes 100 000.
-        learning_rate: of Adam after ``warmup`` steps; it falls to 0 in the last fifth of them all.
-        zoom: range of the side of the square of a photograph in which both views lie, in sides of
-            a view.
-        homographies: of the views in that square.
-        photometric: strength of photometric augmentation, 0 to 1.
-        temperature: of the similarities of descriptors of unit length.
+        homographies: of the views in the square of a photograph that ``zoom`` says.
         precision: float32, or bfloat16 for products and float32 for sums.
         device: as torch names it.
-        checkpoint_minutes: between checkpoints to resume from.
-        validate_every: steps between validations, each of which leaves usable weights, too.
-        seed: of initial weights, order and views.
     """
 
     network: SiLKConfig = field(default_factory=SiLKConfig)
@@ -232,10 +226,10 @@ def train_silk(
             advance(1, note)
             if validates:
                 journal.write("validation", step, validate(network, validation, settings))
-                _save_weights(network, output, step)
+            if validates or due or stop:
+                save_checkpoint(output / "silk.safetensors", network, {"step": step})
             if due or stop or last:
                 run.save(modules, optimizer, {"step": step})
-                _save_weights(network, output, step)
                 saved = time.monotonic()
             if stop:
                 raise run.interrupted(step)
@@ -245,29 +239,26 @@ def compare_views(
     network: SiLK, pair: ViewPair, settings: SiLKTraining
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a pair of views, a scalar, and by name what it is made of and what it means."""
-    bfloat16 = settings.precision == "bfloat16"
     device = torch.device(settings.device)
     images = pair.images.to(device, non_blocking=True, memory_format=torch.channels_last)
-    correspondences = pair.correspondences.to(device, non_blocking=True)[None]
+    correspondences = pair.correspondences.to(device, non_blocking=True)
     with autocast(device, settings.precision):
         output = network(images)
     # (2, D, h, w) lies in memory as (2, h, w, D): flattening the grid copies nothing.
     descriptors = output.descriptor_map.flatten(2).transpose(1, 2)
     logits = output.score_logits.flatten(1)
     losses = pair_losses(
-        descriptors[:1],
-        descriptors[1:],
-        logits[:1],
-        logits[1:],
+        *descriptors,
+        *logits,
         correspondences,
         temperature=settings.temperature,
-        bfloat16=bfloat16,
+        bfloat16=settings.precision == "bfloat16",
     )
-    loss = (losses.descriptor + losses.keypoint).sum()
+    loss = losses.descriptor + losses.keypoint
     with torch.no_grad():
-        rates = match_rates(losses.matches[0], correspondences[0], logits[0])
-        parts = {"descriptor": losses.descriptor[0], "keypoint": losses.keypoint[0]}
-        return loss, {"loss": loss.detach(), **parts, **rates}
+        rates = match_rates(losses.matches, correspondences, logits[0])
+        parts = {"loss": loss, "descriptor": losses.descriptor, "keypoint": losses.keypoint}
+        return loss, {**{name: part.detach() for name, part in parts.items()}, **rates}
 
 
 @torch.no_grad()
@@ -315,9 +306,9 @@ def random_views(path: Path, rng: np.random.Generator, settings: SiLKTraining) -
 
 
 def _views_ahead(
-    photographs: Sequence[Path], start: int, settings: SiLKTraining, ahead: int = 4
+    photographs: Sequence[Path], start: int, settings: SiLKTraining
 ) -> Iterator[ViewPair]:
-    """The pairs of steps from ``start`` on, some made in a thread while others are learned from."""
+    """The pairs of the steps from ``start`` on."""
 
     def views(step: int) -> ViewPair:
         epoch, place = divmod(step, len(photographs))
@@ -328,14 +319,7 @@ def _views_ahead(
         return ViewPair(*(part.pin_memory() for part in pair)) if on_gpu else pair
 
     with ThreadPoolExecutor(1) as pool:
-        made = [pool.submit(views, s) for s in range(start, min(start + ahead, settings.steps))]
-        try:
-            for step in range(start, settings.steps):
-                if step + ahead < settings.steps:
-                    made.append(pool.submit(views, step + ahead))
-                yield made.pop(0).result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        yield from ahead(pool, views, range(start, settings.steps), AHEAD)
 
 
 def _schedule(step: int, settings: SiLKTraining) -> float:
@@ -364,7 +348,3 @@ def _check_size(path: Path, photograph: np.ndarray, side: int) -> None:
             f"{path}: {width}x{height} pixels, smaller than a view of {side}x{side}; remove it, or "
             "train with a smaller grid"
         )
-
-
-def _save_weights(network: SiLK, output: Path, step: int) -> None:
-    save_checkpoint(output / "silk.safetensors", network, {"step": step})

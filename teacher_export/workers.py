@@ -1,5 +1,6 @@
 """Work distributed over processes of this machine, or of a Dask cluster with the same files."""
 
+import math
 import os
 import socket
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain, groupby
 from pathlib import Path
 
 import joblib
@@ -22,9 +24,9 @@ from ..errors import StoreError, WorkerError
 from ..networks.base import Network
 from ..networks.registry import load
 from ..registry import import_plugins
-from .export import fill_shards, make_schema
+from .shards import fill_shards, make_schema
 
-__all__ = ["RUNS", "ShardJob", "device_of", "export_in_workers", "worker_pool"]
+__all__ = ["RUNS", "ShardJob", "device_of", "fill_in_workers", "worker_pool"]
 
 RUNS = 8
 """Of shards that a process takes in one export: more share the work better, fewer are faster."""
@@ -71,7 +73,21 @@ def worker_pool(
         WorkerError: a process of this machine was killed, or the cluster cannot be reached or gave
             up a task.
     """
-    with _cluster(scheduler) if scheduler else _this_machine(workers):
+    if scheduler:
+        try:
+            from .cluster import cluster
+        except ModuleNotFoundError as error:
+            raise WorkerError(
+                "--scheduler needs Dask; pip install hfnet-distill[cluster] here, on the scheduler "
+                "and on the workers"
+            ) from error
+        context = cluster(scheduler)
+    else:
+        numbers = [get_context("loky").Lock() for _ in range(workers)]
+        context = joblib.parallel_config(
+            "loky", initializer=_begin, initargs=(os.getpid(), numbers)
+        )
+    with context:
         try:
             yield joblib.Parallel(
                 n_jobs=-1 if scheduler else workers,
@@ -86,36 +102,39 @@ def worker_pool(
             ) from error
 
 
-def export_in_workers(
+def fill_in_workers(
     job: ShardJob,
     store: RecordStore,
+    numbers: list[int],
     advance: Callable[[int], None],
     run: Callable[[Iterable], Iterator],
     *,
     tasks: int | None,
 ) -> None:
-    """Fill the shards of a store that are not done yet and mark it complete.
+    """Fill some shards of a store, as ``fill_shards``.
 
-    A task is a shard, or a run of adjacent ones, whose photographs are decoded while the run's
-    earlier ones are written. With several GPUs the processes of a machine take them in turn.
+    A task is a run of adjacent shards, at least those that share a batch, whose photographs are
+    decoded while the run's earlier ones are written. With several GPUs the processes of a machine
+    take them in turn.
 
     Call it under the store's lock. A shard that is filled twice gets the same bytes.
 
     Args:
         advance: called with the number of photographs of each finished task.
         run: as ``worker_pool`` yields it.
-        tasks: into how many the shards are divided; None makes each shard one.
+        tasks: into how many the shards are divided; None makes each as small as it can be.
 
     Raises:
         WorkerError: as ``worker_pool``.
         UnreadablePhotographError, OSError: as ``fill_shards``.
     """
-    pending = store.pending_shards()
-    length = -(-len(pending) // tasks) if pending and tasks else 1
-    runs = (pending[start : start + length] for start in range(0, len(pending), length))
-    for count in run(joblib.delayed(_fill)(job, numbers) for numbers in runs):
+    # Cut where a batch starts, too: one that two tasks are part of, both would compute.
+    period = job.settings.batch_size // math.gcd(job.settings.batch_size, store.schema.shard_size)
+    cut = [[*group] for _, group in groupby(numbers, lambda number: number // period)]
+    length = -(-len(cut) // tasks) if cut and tasks else 1
+    runs = (chain(*cut[start : start + length]) for start in range(0, len(cut), length))
+    for count in run(joblib.delayed(_fill)(job, [*numbers]) for numbers in runs):
         advance(count)
-    store.finish()
 
 
 def _fill(job: ShardJob, numbers: list[int]) -> int:
@@ -156,12 +175,6 @@ _number = 0
 """Of this process among those that fill a store on this machine; 0 in a cluster's workers."""
 
 
-def _this_machine(workers: int):
-    """The context in which joblib runs its work in processes of this machine."""
-    numbers = [get_context("loky").Lock() for _ in range(workers)]
-    return joblib.parallel_config("loky", initializer=_begin, initargs=(os.getpid(), numbers))
-
-
 def _begin(parent: int, numbers: list) -> None:
     """In a worker: take a number, and end when the parent does, even if the parent was killed."""
     global _number
@@ -173,15 +186,3 @@ def _begin(parent: int, numbers: list) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _cluster(scheduler: str):
-    """The context in which joblib runs its work on a Dask cluster."""
-    try:
-        from .cluster import cluster
-    except ModuleNotFoundError as error:
-        raise WorkerError(
-            "--scheduler needs Dask; pip install hfnet-distill[cluster] here, on the scheduler and "
-            "on the workers"
-        ) from error
-    return cluster(scheduler)

@@ -17,6 +17,7 @@ import torch
 from hfnet_distill.config import override, shipped_settings
 from hfnet_distill.data.images import fit_image, read_image
 from hfnet_distill.data.stores.store import RecordStore
+from hfnet_distill.networks.silk import SiLK
 from hfnet_distill.networks.superpoint import SuperPoint
 from hfnet_distill.networks.weights import VARIABLE, load_arrays, load_strictly
 from hfnet_distill.teacher_export.cli import export_teacher
@@ -70,9 +71,11 @@ def test_the_store_holds_what_the_network_says(run_command, photographs, tmp_pat
 def test_a_killed_export_goes_on_to_the_same_bytes(
     run_command, synthetic_weights, photographs, tmp_path, format
 ):
+    config = small_shards(tmp_path)  # of two writers the second one may be done first
+    config.write_text(config.read_text().replace("writers = 2", "writers = 1"))
     arguments = [
         *("--model", "superpoint", "--images", str(photographs), "--format", format),
-        *("--config", str(small_shards(tmp_path)), *SMALL),
+        *("--config", str(config), *SMALL),
     ]
     run_command(export_teacher, *arguments, "--store", tmp_path / "whole")
     # A child that kills itself, as a power cut would, once its second shard is on the disk.
@@ -94,6 +97,54 @@ def test_a_killed_export_goes_on_to_the_same_bytes(
     assert RecordStore.open(tmp_path / "killed").pending_shards() == [2]
     run_command(export_teacher, *arguments, "--store", tmp_path / "killed")
     assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("model", ["superpoint", "silk"])
+def test_batches_cross_shards(run_command, photographs, tmp_path, monkeypatch, model):
+    """A shard has the same bytes whatever is filled with it, though SiLK's scores depend on the
+    batch: by the last bit, where vectors of eight numbers end."""
+    seen, network = [], {"superpoint": SuperPoint, "silk": SiLK}[model]
+    run = network.run
+
+    def count(network, images):
+        seen.append(len(images))
+        return run(network, images)
+
+    monkeypatch.setattr(network, "run", count)
+    arguments = [
+        *("--model", model, "--images", photographs, "--config", small_shards(tmp_path)),
+        *("--size", "72x56", "--batch-size", 5, "--quiet", "--device", "cpu"),
+    ]
+    for name in ("whole", "resumed"):
+        run_command(export_teacher, *arguments, "--store", tmp_path / name)
+    assert seen == [5, 1, 5, 1]
+    for number in range(3):
+        RecordStore.open(tmp_path / "resumed").reopen_shards([number])
+        run_command(export_teacher, *arguments, "--store", tmp_path / "resumed")
+    assert seen == [5, 1, 5, 1, 5, 5, 5, 1]
+    assert digest(tmp_path / "resumed") == digest(tmp_path / "whole")
+
+
+def test_threads_change_no_byte(run_command, photographs, tmp_path):
+    config = small_shards(tmp_path)
+    text = config.read_text()
+    export(run_command, photographs, tmp_path / "store", "--config", config, code=0)
+    before = digest(tmp_path / "store")
+    config.write_text(
+        text.replace("decoders = 4", "decoders = 1").replace("writers = 2", "writers = 4")
+    )
+    RecordStore.open(tmp_path / "store").reopen_shards([0, 2])
+    export(run_command, photographs, tmp_path / "store", "--config", config, code=0)
+    assert digest(tmp_path / "store") == before
+
+
+def test_memory_that_runs_out(run_command, photographs, tmp_path, monkeypatch):
+    def fail(network, images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SuperPoint, "run", fail)
+    output = export(run_command, photographs, tmp_path / "store")
+    assert "memory ran out; lower --batch-size, --size or the number of workers" in output
 
 
 def test_an_interrupted_export_says_how_to_go_on(synthetic_weights, photographs, tmp_path):

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hfnet_distill.config import override, shipped_settings
 from hfnet_distill.data.keypoints import KeypointChoice, refine_keypoints, sum_scores
+from hfnet_distill.data.stores.quantize import quantize_fields
 from hfnet_distill.data.stores.store import RecordStore
 from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
 from hfnet_distill.networks.light import Light, LightConfig
@@ -35,6 +36,7 @@ from hfnet_distill.student.training import (
     make_student,
 )
 from hfnet_distill.teacher_export.cli import export_teacher
+from hfnet_distill.teacher_export.shards import compute_batch
 from hfnet_distill.teacher_export.silk_training import (
     SiLKTraining,
     ViewPair,
@@ -55,19 +57,25 @@ class Traffic(TorchDispatchMode):
     Attributes:
         found: Counter of operators, on fake tensors of those on the device. ``lift_fresh`` makes a
             tensor of Python's numbers, which is copied before it meets others on a GPU.
+        blocking: Counter of those copies among them that end before the host goes on.
     """
 
     def __init__(self):
         super().__init__()
-        self.found = Counter()
+        self.found, self.blocking = Counter(), Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
+        if name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            name = "index nonzero"
         if name in ("to", "_to_copy", "copy_"):
             source = args[1 if name == "copy_" else 0]
             if source.device != result.device:
-                self.found[f"{source.device.type} to {result.device.type}"] += 1
+                way = f"{source.device.type} to {result.device.type}"
+                self.found[way] += 1
+                self.blocking[way] += not (kwargs.get("non_blocking") or args[2:3] == (True,))
         elif WAITS.search(name) and not any(
             isinstance(value, FakeTensor) and value.is_cpu for value in (args[0], result)
         ):
@@ -219,8 +227,37 @@ def test_maps_and_descriptors_of_a_network(fake, name):
 
 
 def test_what_a_choice_of_keypoints_waits_for():
-    """Suppression asks after each of a few rounds how many pixels still stand."""
+    """Suppression asks in each of a few rounds how many pixels still stand, of all images once."""
     scores = torch.rand(2, 120, 160, generator=torch.Generator().manual_seed(0))
-    with Traffic() as traffic:
-        KeypointChoice(0.005, 4, 4, 100, 3, 1)(scores)
-    assert traffic.found.total() <= 10
+    waits = []
+    for images in (scores, scores.repeat(4, 1, 1)):
+        with Traffic() as traffic:
+            KeypointChoice(0.005, 4, 4, 100, 3, 1)(images)
+        waits.append(traffic.found.total())
+    assert waits[0] == waits[1] <= 14
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("groups", [["score_map", "descriptor_map"], ["sparse"]])
+def test_a_batch_of_an_export(fake, groups, number):
+    """Eight bits go there, eight bits come back; nothing waits, and nothing is on another GPU."""
+    device = torch.device("lazy", number)
+    fields = quantize_fields(SuperPoint().fields(groups, (64, 48), 20))
+    with fake:
+        network = SuperPoint().eval().to(device)
+        keypoints = [(torch.zeros(20, 2), torch.zeros(20))] * 3 if groups == ["sparse"] else None
+        pixels = torch.zeros(3, 48, 64, dtype=torch.uint8)
+        places = [
+            (rows, {k: torch.empty(n, *f.shape, dtype=getattr(torch, f.dtype)) for k, f in parts})
+            for rows, n, parts in (
+                (slice(0, 1), 1, fields.items()),
+                (slice(1, 3), 2, fields.items()),
+            )
+        ]
+        choice = KeypointChoice(0, 4, 4, 20)
+        with Traffic() as traffic:
+            compute_batch(network, pixels, groups, choice, keypoints, fields, places)
+    there, back = f"cpu to {device.type}", f"{device.type} to cpu"
+    assert traffic.found.keys() == {there, back}
+    assert not traffic.blocking.total()
+    assert traffic.found[back] == 2 * len(fields.keys() - {"count"})

@@ -8,6 +8,7 @@ from functools import partial
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from hfnet_distill.data.augment import augment_photometric
 from hfnet_distill.data.images import (
@@ -20,6 +21,8 @@ from hfnet_distill.data.images import (
     resize_longest,
     split_names,
     stored_orientation,
+    to_images,
+    to_tensor,
     view_through,
 )
 from hfnet_distill.errors import UnreadablePhotographError
@@ -347,3 +350,11 @@ def test_a_gray_pam_with_transparency(tmp_path, photograph, white):
         assert np.abs(image - photograph[..., :channels].squeeze().astype(int)).max() <= 1
     assert check_image(tmp_path / "a.pam").size == (64, 48)
     assert stored_orientation(tmp_path / "a.pam") == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_batch_of_pixels_is_that_of_single_images(channels):
+    values = np.arange(256, dtype=np.uint8).reshape(2, 8, 16)
+    pixels = values if channels == 1 else np.stack([values, values[::-1], 255 - values], -1)
+    expected = torch.stack([to_tensor(image, channels) for image in pixels])
+    assert torch.equal(to_images(torch.from_numpy(pixels)), expected)

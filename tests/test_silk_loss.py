@@ -19,18 +19,15 @@ def check_reference(recorded, block_size, bfloat16=False):
         for name in ("desc_0", "desc_1", "logits_0", "logits_1")
     ]
     correspondences = torch.from_numpy(recorded["corr_forward"]).long()
-    losses = pair_losses(
-        *tensors,
-        correspondences,
-        temperature=0.1,
-        block_size=block_size,
-        bfloat16=bfloat16,
-    )
-    (losses.descriptor.mean() + losses.keypoint.mean()).backward()
+    found = [
+        pair_losses(*pair, temperature=0.1, block_size=block_size, bfloat16=bfloat16)
+        for pair in zip(*tensors, correspondences, strict=True)
+    ]
+    (sum(losses.descriptor + losses.keypoint for losses in found) / len(found)).backward()
     prefix = "ghost_none/block_none"
-    for item in range(2):
-        rates = match_rates(losses.matches[item], correspondences[item], tensors[2][item])
-        ours = [losses.descriptor[item], losses.keypoint[item], rates["precision"], rates["recall"]]
+    for item, losses in enumerate(found):
+        rates = match_rates(losses.matches, correspondences[item], tensors[2][item])
+        ours = [losses.descriptor, losses.keypoint, rates["precision"], rates["recall"]]
         torch.testing.assert_close(
             torch.stack(ours), torch.from_numpy(recorded[f"{prefix}/item{item}"]), rtol=1e-5, atol=0
         )
@@ -89,13 +86,13 @@ def test_correspondences_of_a_rotation_mind_the_border():
 
 def random_pair(count=40, dim=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    descriptors0 = F.normalize(torch.randn(1, count, dim, generator=generator), dim=2)
-    noise = torch.randn(1, count, dim, generator=generator)
+    descriptors0 = F.normalize(torch.randn(count, dim, generator=generator), dim=1)
+    noise = torch.randn(count, dim, generator=generator)
     order = torch.randperm(count, generator=generator)
-    descriptors1 = F.normalize(descriptors0 + 0.3 * noise, dim=2)[:, order]
-    correspondences = order.argsort()[None].clone()
-    correspondences[0, ::3] = -1
-    logits = torch.randn(2, 1, count, generator=generator)
+    descriptors1 = F.normalize(descriptors0 + 0.3 * noise, dim=1)[order]
+    correspondences = order.argsort().clone()
+    correspondences[::3] = -1
+    logits = torch.randn(2, count, generator=generator)
     return [descriptors0, descriptors1, logits[0], logits[1], correspondences]
 
 
@@ -113,24 +110,22 @@ def test_gradient():
 def test_views_of_different_size():
     descriptors0, descriptors1, logits0, logits1, correspondences = random_pair()
     kept = pair_losses(
-        descriptors0[:, :25],
+        descriptors0[:25],
         descriptors1,
-        logits0[:, :25],
+        logits0[:25],
         logits1,
-        correspondences[:, :25],
+        correspondences[:25],
         temperature=0.1,
     )
-    assert kept.matches.shape == (1, 25)
+    assert kept.matches.shape == (25,)
     assert torch.isfinite(kept.descriptor + kept.keypoint).all()
 
 
 def test_equal_descriptors_are_matched_once():
-    descriptors = F.normalize(torch.ones(1, 6, 4), dim=2)
-    logits = torch.zeros(1, 6)
-    losses = pair_losses(
-        descriptors, descriptors, logits, logits, torch.arange(6)[None], temperature=0.1
-    )
-    assert losses.matches.tolist() == [[0, -1, -1, -1, -1, -1]]
+    descriptors = F.normalize(torch.ones(6, 4), dim=1)
+    logits = torch.zeros(6)
+    losses = pair_losses(descriptors, descriptors, logits, logits, torch.arange(6), temperature=0.1)
+    assert losses.matches.tolist() == [0, -1, -1, -1, -1, -1]
 
 
 def test_rates_by_hand():
@@ -151,7 +146,7 @@ def test_rates_by_hand():
 def test_views_without_overlap_teach_nothing():
     tensors = random_pair()
     tensors[0].requires_grad_()
-    losses = pair_losses(*tensors[:4], torch.full((1, 40), -1), temperature=0.1)
-    (losses.descriptor + losses.keypoint).sum().backward()
+    losses = pair_losses(*tensors[:4], torch.full((40,), -1), temperature=0.1)
+    (losses.descriptor + losses.keypoint).backward()
     assert losses.descriptor.item() == losses.keypoint.item() == 0
     assert not tensors[0].grad.any()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -20,7 +21,7 @@ from test_faults import digest
 from hfnet_distill.data.stores.store import RecordStore
 from hfnet_distill.teacher_export.check import _look
 from hfnet_distill.teacher_export.cli import export_teacher
-from hfnet_distill.teacher_export.workers import _fill, device_of
+from hfnet_distill.teacher_export.workers import _fill, device_of, fill_in_workers
 
 EXPORT = (
     sys.executable,
@@ -163,6 +164,32 @@ def test_processes_take_the_gpus_in_turn():
     assert [device_of("auto", number, 2) for number in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
     assert device_of("cuda:1", 0, 2) == "cuda:1"
     assert [device_of("auto", 1, gpus) for gpus in (0, 1)] == ["auto", "auto"]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "tasks", "expected"),
+    [
+        (2, None, [[0], [1], [2], [4], [5], [6], [7], [9]]),
+        (2, 3, [[0, 1, 2], [4, 5, 6], [7, 9]]),
+        (8, None, [[0, 1, 2], [4, 5, 6, 7], [9]]),
+        (3, None, [[0, 1, 2], [4, 5], [6, 7], [9]]),
+        (8, 2, [[0, 1, 2, 4, 5, 6, 7], [9]]),
+    ],
+)
+def test_no_batch_is_part_of_two_tasks(batch_size, tasks, expected):
+    """Of shards of two photographs; some are done."""
+    job = SimpleNamespace(settings=SimpleNamespace(batch_size=batch_size))
+    store = SimpleNamespace(schema=SimpleNamespace(shard_size=2))
+    found = []
+
+    def run(delayed):
+        for _, (_, numbers), _ in delayed:
+            found.append(numbers)
+            yield 0
+
+    pending = [0, 1, 2, 4, 5, 6, 7, 9]
+    fill_in_workers(job, store, pending, lambda count: None, run, tasks=tasks)
+    assert found == expected
 
 
 def test_a_cluster_cannot_write_one_hdf5_file(run_command, arguments, tmp_path):
