@@ -68,6 +68,7 @@ def make_store(path: Path, names: list[str]) -> RecordStore:
 @click.option("--device")
 @click.option("--network", help="hfnet or light.")
 @click.option("--strategy", help="As of train-student.")
+@click.option("--views-on", type=click.Choice(["loader", "device"]), help="As in [train].")
 @click.option("--config", type=click.Path(path_type=Path), help="Such as recipes/small.toml.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Where numbers go.")
 @user_errors

@@ -6,7 +6,7 @@ import math
 import multiprocessing
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..data.augment import augment_photometric
+from ..data.augment import Photometric
 from ..data.geometry import Homographies, resize_matrix
 from ..data.images import crop_to_shape, fit_image, load_photograph, read_image, view_through
 from ..data.stores.names import Names
 from ..errors import LOADER_KILLED, InputError, WorkerError
+from .device_views import describe_views
 from .targets import Targets
 from .views import ViewSampler
 
@@ -35,7 +36,8 @@ class DistillationDataset(Dataset):
 
     An item is asked for as ``(epoch, index)``, and the same pair gives the same item in whichever
     process: ``image`` (V, 1, h, w) uint8, ``H_view_to_photo`` (V, 3, 3) float64 from their pixels
-    to those that the teacher saw, and the fields of the targets.
+    to those that the teacher saw, and the fields of the targets. With ``views_on="device"``, what
+    ``device_views.cut_views`` makes the images from stands in place of ``image``.
 
     Args:
         folder: where the photographs lie under their names.
@@ -45,6 +47,8 @@ class DistillationDataset(Dataset):
         photometric: strength of photometric augmentation.
         full_resolution: views are cut from a photograph's own pixels where it has more of them
             than the teacher saw, and so are sharp where they zoom in.
+        views_on: "loader", or "device", where photographs are brought to one size: that which the
+            teacher saw, or with ``full_resolution`` as fine as the view that zooms in most.
 
     Raises:
         InputError: a crop larger than the images.
@@ -61,6 +65,7 @@ class DistillationDataset(Dataset):
         sampler: ViewSampler | None = None,
         photometric: float = 0.0,
         full_resolution: bool = False,
+        views_on: str = "loader",
         seed: int = 0,
     ):
         self.folder, self.targets = Path(folder), targets
@@ -69,6 +74,7 @@ class DistillationDataset(Dataset):
         self.crop, self.views = crop or size, views
         self.sampler = sampler or ViewSampler(0.0, Homographies())
         self.photometric, self.full_resolution, self.seed = photometric, full_resolution, seed
+        self.views_on = views_on
         if self.crop[0] > size[0] or self.crop[1] > size[1]:
             raise InputError(
                 f"crop {self.crop[0]}x{self.crop[1]} is larger than the store's images, "
@@ -82,26 +88,41 @@ class DistillationDataset(Dataset):
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         name = self.names[index]
-        photograph = self._photograph(name)
-        H_seen_to_own = resize_matrix(self.size, photograph.shape[1::-1])
-        # What lies beyond the photograph is masked, but a black edge would be seen from inside.
-        border = cv2.BORDER_REFLECT_101 if self.targets.partial else cv2.BORDER_CONSTANT
-        images, homographies = [], []
+        homographies, changes = [], []
         for H_view_to_photo in self.sampler.draw(rng, self.size, self.crop, self.views):
-            image = view_through(
-                photograph, H_seen_to_own @ H_view_to_photo, self.crop, border=border
-            )
-            images.append(augment_photometric(image, rng, self.photometric)[None])
             homographies.append(H_view_to_photo)
-        item = {"image": np.stack(images), "H_view_to_photo": np.stack(homographies)}
+            changes.append(Photometric.draw(rng, self.photometric))
+        item = self._images(self.folder / name, homographies, changes)
+        item["H_view_to_photo"] = np.stack(homographies)
         item |= self.targets.read(name, item["H_view_to_photo"], self.crop, rng)
         return {key: torch.from_numpy(np.asarray(value, order="C")) for key, value in item.items()}
 
-    def _photograph(self, name: str) -> np.ndarray:
+    def _images(
+        self, path: Path, homographies: list[np.ndarray], changes: list[Photometric]
+    ) -> dict[str, np.ndarray]:
+        """The views of a photograph, or what they are made of on the device."""
+        photograph = self._photograph(path)
+        H_seen_to_own = resize_matrix(self.size, photograph.shape[1::-1])
+        homographies = [H_seen_to_own @ H_view_to_photo for H_view_to_photo in homographies]
+        if self.views_on == "device":
+            return describe_views(photograph, homographies, self.crop, changes)
+        # What lies beyond the photograph is masked, but a black edge would be seen from inside.
+        border = cv2.BORDER_REFLECT_101 if self.targets.partial else cv2.BORDER_CONSTANT
+        views = [
+            change(view_through(photograph, H_view_to_own, self.crop, border=border))
+            for H_view_to_own, change in zip(homographies, changes, strict=True)
+        ]
+        return {"image": np.stack(views)[:, None]}
+
+    def _photograph(self, path: Path) -> np.ndarray:
         """A gray photograph (H, W) uint8 of the shape that the teacher saw, as large or larger."""
         if not self.full_resolution:
-            return load_photograph(self.folder / name, self.size, channels=1)
-        own = crop_to_shape(read_image(self.folder / name, channels=1), self.size)
+            return load_photograph(path, self.size, channels=1)
+        if self.views_on == "device":
+            finest = min(1.0, self.sampler.homographies.scale[0])
+            size = tuple(math.ceil(side / finest) for side in self.size)
+            return load_photograph(path, size, channels=1)
+        own = crop_to_shape(read_image(path, channels=1), self.size)
         return own if own.shape[1] > self.size[0] else fit_image(own, self.size)
 
 
@@ -179,17 +200,26 @@ class _Loader(DataLoader):
             raise WorkerError(LOADER_KILLED) from error
 
 
-def check_shared_memory(dataset: DistillationDataset, batch_size: int, num_workers: int) -> None:
-    """See that the batches on their way from the loader's processes fit into /dev/shm.
+def check_shared_memory(
+    loaded: Iterable[tuple[DistillationDataset, int]], num_workers: int
+) -> None:
+    """See that the batches on their way from the loaders' processes fit into /dev/shm.
+
+    Args:
+        loaded: datasets that are read at the same time, and how many photographs of each a batch
+            has.
 
     Raises:
         InputError: they do not; a container usually has 64 MB, and ends a process that needs more.
     """
     if not num_workers or not SHARED_MEMORY.is_dir():
         return
-    needed = (
-        num_workers * BATCHES_AHEAD * batch_size * sum(v.nbytes for v in dataset[0, 0].values())
+    batches = sum(
+        size * sum(value.nbytes for value in dataset[0, 0].values())
+        for dataset, size in loaded
+        if len(dataset)
     )
+    needed = num_workers * BATCHES_AHEAD * batches
     free = shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
         raise InputError(

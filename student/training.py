@@ -1,5 +1,7 @@
 """Stage 2: stores and photographs in, a run folder with a student out."""
 
+import hashlib
+import heapq
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +30,7 @@ from ..networks.registry import (
 )
 from ..runs import RunFolder
 from .averaging import WeightAverage, estimate_norms
+from .device_views import cut_views
 from .distributed import (
     any_process,
     average,
@@ -54,6 +57,9 @@ __all__ = [
 
 MAY_CHANGE = {"device", "num_workers", "checkpoint_minutes"}
 """Settings that a resumed run may have otherwise: they change no number."""
+MOST_VALIDATED = 1000
+"""Photographs that are validated on, chosen by name: their mean loss is known to a thirtieth of the
+spread of single ones, and millions more would take longer than the epoch."""
 LONGEST_GRADIENT = 10.0
 """Gradients are shortened to this length; sound ones are shorter after the first steps."""
 
@@ -112,12 +118,14 @@ def train(
     views = 1 if student.local_is_frozen else settings.views
     training = make_dataset(images, training_names, targets, settings, views=views)
     # Validation photographs are seen whole, as the teacher saw them.
-    validation = DistillationDataset(images, validation_names, replace(targets, partial=False))
+    whole = replace(targets, partial=False)
+    validation = DistillationDataset(images, _some(validation_names, MOST_VALIDATED), whole)
     info = {
         "init": digest,
         "teachers": [_describe(store) for store in opened],
         "photographs": len(training_names),
-        "settings": settings.model_dump(mode="json"),
+        # Without what is new and left as it was, so that runs from before it can be resumed.
+        "settings": settings.model_dump(mode="json", exclude_defaults=True),
     }
     run = RunFolder(output, info, resume=resume, may_change=MAY_CHANGE, writes=rank() == 0)
     steps = len(training) // settings.batch_size * settings.epochs
@@ -157,7 +165,8 @@ def fit(
     names = losses_to_learn(student, training, settings)
     if not names:
         raise InputError("loss_weights: no loss that has a weight above 0 fits what is learned")
-    check_shared_memory(training, settings.batch_size // world_size(), settings.num_workers)
+    sizes = settings.batch_size // world_size(), validation_batch(validation, settings)
+    check_shared_memory(zip((training, validation), sizes, strict=True), settings.num_workers)
     learner = Learner(student, names, settings, device)
     state = run.load(learner.modules, learner.optimizer, {"step": 0, "best": math.inf})
     batches = Batches(
@@ -174,7 +183,9 @@ def fit(
     note = ""
     with run.journal(state["step"]) as journal, deferred_interrupt() as interrupted:
         loader = make_loader(training, batches, settings.num_workers)
-        for batch in journal.timed(loader, lambda batch: batch["image"].shape[:2].numel()):
+        for batch in journal.timed(
+            loader, lambda batch: batch["H_view_to_photo"].shape[:2].numel()
+        ):
             rate = settings.learning_rate * one_cycle(state["step"] / total, settings.warmup)
             state["step"] += 1
             values = learner.step(batch, training, state["step"], rate)
@@ -283,9 +294,8 @@ def batch_losses(
     device: torch.device,
 ) -> dict[str, Tensor]:
     """The losses of those names of a batch of a dataset, each a scalar float32 mean."""
-    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    batch, images = _on_device(batch, dataset, device)
     H_view_to_photo = batch.pop("H_view_to_photo")
-    images = _images(batch)
     with autocast(device, choose_precision(settings.precision, device, training=True)):
         if student.local_is_frozen:
             said = StudentOutput(None, None, student.describe_globally(images))
@@ -297,10 +307,16 @@ def batch_losses(
     return compute_losses(names, said, lesson)
 
 
-def _images(batch: dict[str, Tensor]) -> Tensor:
-    """All views of a batch (B * V, 1, H, W) float32 in [0, 1]; takes them out of it."""
-    images = batch.pop("image").float() / 255
-    return images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+def _on_device(
+    batch: dict[str, Tensor], dataset: DistillationDataset, device: torch.device
+) -> tuple[dict[str, Tensor], Tensor]:
+    """A batch on the device without its images, and all views (B * V, 1, H, W) in [0, 1]."""
+    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    if "image" in batch:
+        images = batch.pop("image").float().flatten(0, 1)
+    else:
+        images = cut_views(batch, dataset.crop)
+    return batch, (images / 255).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -311,18 +327,31 @@ def validate(
 
     Their plain sum chooses the best checkpoint: learned weights drift as training goes on.
     """
+    if not len(dataset):
+        return {"loss": 0.0}
     student.eval()
     names = losses_to_learn(student, dataset, settings)
-    keys = [[(0, index)] for index in range(len(dataset))]
-    found = [
-        torch.stack([*batch_losses(student, batch, dataset, names, settings, device).values()])
-        for batch in make_loader(dataset, keys, settings.num_workers)
+    size = validation_batch(dataset, settings)
+    keys = [
+        [(0, row) for row in range(len(dataset))[at : at + size]]
+        for at in range(0, len(dataset), size)
     ]
-    if not found:
-        return {"loss": 0.0}
-    of_each = zip(names, torch.stack(found, 1).tolist(), strict=True)
-    means = {name: sum(value / len(found) for value in values) for name, values in of_each}
+    sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+    for batch, rows in zip(make_loader(dataset, keys, settings.num_workers), keys, strict=True):
+        losses = batch_losses(student, batch, dataset, names, settings, device)
+        sums += torch.stack([*losses.values()]) * len(rows)
+    means = dict(zip(names, (sums / len(dataset)).tolist(), strict=True))
     return {**means, "loss": sum(means.values())}
+
+
+def validation_batch(dataset: DistillationDataset, settings: TrainSettings) -> int:
+    """How many whole photographs at once: as many pixels as a process's part of a step, or one.
+
+    And no more photographs, whose teachers' maps are as large as pictures.
+    """
+    part = settings.batch_size // world_size()
+    seen = settings.views * math.prod(settings.crop or dataset.size) / math.prod(dataset.size)
+    return max(1, int(part * min(1, seen)))
 
 
 def _validate_and_keep(
@@ -351,7 +380,7 @@ def _estimate_norms(student, training, batches: Batches, settings, device) -> No
         part=(rank(), world_size()),
     )
     loader = make_loader(training, following, settings.num_workers)
-    images = (_images(batch).to(device, non_blocking=True) for batch in loader)
+    images = (_on_device(batch, training, device)[1] for batch in loader)
     context = autocast(device, choose_precision(settings.precision, device, training=True))
     estimate_norms(student, images, count, context=context)
 
@@ -407,8 +436,15 @@ def make_dataset(
         sampler=ViewSampler(settings.warp, form, settings.overlap),
         photometric=settings.photometric,
         full_resolution=settings.full_resolution,
+        views_on=settings.views_on,
         seed=settings.seed,
     )
+
+
+def _some(names: list[str], most: int) -> list[str]:
+    """At most so many of the names, in the order given; which ones, a hash of each decides."""
+    chosen = {*heapq.nsmallest(most, names, lambda name: hashlib.sha256(name.encode()).digest())}
+    return [name for name in names if name in chosen]
 
 
 def _common_names(stores: list[RecordStore], folder: Path, quiet: bool) -> list[str]:

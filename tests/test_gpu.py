@@ -129,9 +129,12 @@ def prepare(stores, settings, photographs):
 
 
 @pytest.mark.parametrize("network", ["hfnet", "light"])
-@pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
-def test_a_step_of_a_student(fake, stores, photographs, network, weighting):
-    settings = train_settings(network=network, weighting=weighting)
+@pytest.mark.parametrize(
+    ("weighting", "views_on"),
+    [("fixed", "loader"), ("uncertainty", "loader"), ("fixed", "device")],
+)
+def test_a_step_of_a_student(fake, stores, photographs, network, weighting, views_on):
+    settings = train_settings(network=network, weighting=weighting, views_on=views_on)
     targets, dataset, batch = prepare([stores["sparse"], stores["global"]], settings, photographs)
     with fake, Traffic() as traffic:
         student, _ = make_student(targets, settings)
@@ -145,10 +148,11 @@ def test_a_step_of_a_student(fake, stores, photographs, network, weighting):
     assert traffic.found == {"cpu to lazy": 2 * len(batch)}
 
 
+@pytest.mark.parametrize("views_on", ["loader", "device"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_what_a_step_of_a_student_waits_for(stores, photographs, strategy):
+def test_what_a_step_of_a_student_waits_for(stores, photographs, strategy, views_on):
     """A mask of booleans is ``nonzero``, too."""
-    settings = train_settings(network="light", **find_strategy(strategy))
+    settings = train_settings(network="light", views_on=views_on, **find_strategy(strategy))
     if settings.detector_target == "cells":
         weights = {**settings.loss_weights, "contrast": 0.0}
         settings = override(settings, loss_weights=weights)

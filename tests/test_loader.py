@@ -56,13 +56,13 @@ def test_batches_are_pinned_for_a_gpu(store, photographs, monkeypatch):  # noqa:
 
 def test_shared_memory_that_is_too_small_is_named(store, photographs, monkeypatch):  # noqa: F811
     dataset = make_dataset(store, photographs)
-    check_shared_memory(dataset, 2, 4)
+    check_shared_memory([(dataset, 2)], 4)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    check_shared_memory(dataset, 2, 0)
+    check_shared_memory([(dataset, 2)], 0)
     with pytest.raises(
         InputError, match=r"0 MB are free, .* 4 loader processes take up to \d MB; .*"
     ):
-        check_shared_memory(dataset, 2, 4)
+        check_shared_memory([(dataset, 2)], 4)
 
 
 class Reading(Dataset):

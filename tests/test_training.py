@@ -28,7 +28,7 @@ from hfnet_distill.student.averaging import estimate_norms
 from hfnet_distill.student.cli import train_student
 from hfnet_distill.student.loader import Batches, DistillationDataset
 from hfnet_distill.student.targets import choose_targets
-from hfnet_distill.student.training import batch_losses, one_cycle
+from hfnet_distill.student.training import batch_losses, one_cycle, validate, validation_batch
 from hfnet_distill.student.training import train as train_on
 from hfnet_distill.teacher_export.cli import export_teacher
 
@@ -161,6 +161,59 @@ def test_one_batch_can_be_learned_by_heart(store, photographs):
     assert losses["descriptor"] < 0.25 * first["descriptor"]
     excess = losses["detector"] - entropy.mean()
     assert excess < 0.25 * (first["detector"] - entropy.mean())
+
+
+@pytest.mark.parametrize("crop", ["48x32", "whole"])
+def test_validation_is_the_mean_over_single_photographs(store, photographs, crop):
+    dataset = make_dataset(store, photographs)
+    settings = override(load_settings().train, batch_size=4, crop=crop, num_workers=0)
+    settings = override(settings, precision="float32")
+    torch.manual_seed(0)
+    student, names = HFNet(), ["detector", "descriptor"]
+    # Two views of 48x32 of each of four photographs of 64x48; of whole ones not more than four.
+    assert validation_batch(dataset, settings) == 4
+    assert validation_batch(dataset, override(settings, views=1, crop="48x32")) == 2
+    assert validation_batch(dataset, override(settings, batch_size=1, views=1, crop="8x8")) == 1
+    found = validate(student, dataset, settings, torch.device("cpu"))
+    with torch.no_grad():
+        batches = [torch.utils.data.default_collate([dataset[0, row]]) for row in range(6)]
+        single = [
+            batch_losses(student.eval(), batch, dataset, names, settings, torch.device("cpu"))
+            for batch in batches
+        ]
+    for name in names:
+        mean = sum(losses[name].item() for losses in single) / 6
+        assert found[name] == pytest.approx(mean, rel=1e-5)
+    assert found["loss"] == pytest.approx(found["detector"] + found["descriptor"])
+
+
+def test_no_more_photographs_are_validated_on_than_tell_something(train, tmp_path, monkeypatch):
+    monkeypatch.setattr("hfnet_distill.student.training.MOST_VALIDATED", 2)
+    text = (Path(__file__).parent.parent / "pipeline.toml").read_text()
+    (tmp_path / "half.toml").write_text(text.replace("validation = 0.04", "validation = 0.6"))
+    seen = []
+    monkeypatch.setattr(
+        "hfnet_distill.student.training.validate",
+        lambda student, dataset, *others: seen.append([*dataset.names]) or {"loss": 0.0},
+    )
+    train("--epochs", 2, "--config", tmp_path / "half.toml")
+    assert len(seen) == 2
+    assert len(seen[0]) == 2
+    assert seen[0] == seen[1]
+
+
+def test_a_run_from_before_a_setting_was_there_can_be_resumed(train, tmp_path):
+    text = (Path(__file__).parent.parent / "pipeline.toml").read_text()
+    old = re.sub(r"(?m)^views_on = .*\n +#.*\n", "", text)
+    assert "views_on" not in old
+    (tmp_path / "old.toml").write_text(old)
+    train("--epochs", 1, "--config", tmp_path / "old.toml")
+    assert "views_on" not in (tmp_path / "run" / "run.json").read_text()
+    train("--epochs", 1, "--resume")
+    (tmp_path / "new.toml").write_text(text.replace('views_on = "loader"', 'views_on = "device"'))
+    output = train("--epochs", 1, "--resume", "--config", tmp_path / "new.toml", code=1)
+    assert "cannot resume: settings.views_on is nothing there and device here" in output
+    train("--epochs", 1, "--config", tmp_path / "new.toml", output="device")
 
 
 def test_a_run_folder_holds_all_that_is_needed(train, tmp_path):
