@@ -32,7 +32,6 @@ from hfnet_distill.student.targets import choose_targets, find_strategy
 from hfnet_distill.student.training import (
     Learner,
     fit,
-    losses_to_learn,
     make_dataset,
     make_student,
 )
@@ -90,8 +89,7 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         if path is None:
             folder = Path(temporary) / "photographs"
-            folder.mkdir()
-            make_photographs(folder, 128)
+            make_photographs(folder, 128, (640, 480))
             store = make_store(Path(temporary) / "store", list_images(folder))
         else:
             store = RecordStore.open(path)
@@ -179,9 +177,9 @@ def repeat_step(
     """Steps on one batch, without end."""
     keys = [(0, index) for index in range(settings.batch_size)]
     (batch,) = make_loader(dataset, [keys], 0)
-    learner = Learner(student, losses_to_learn(student, dataset, settings), settings, device)
+    learner = Learner(student, dataset, settings, device)
     for number in itertools.count(1):
-        yield learner.step(batch, dataset, number, settings.learning_rate)["loss"].item()
+        yield learner.step(batch, number, settings.learning_rate)["loss"].item()
 
 
 if __name__ == "__main__":

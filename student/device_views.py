@@ -16,9 +16,21 @@ from ..data.images import shrink_for_view
 
 __all__ = ["cut_views", "describe_views"]
 
+_OF_VIEWS = (
+    "full",
+    "shrunk",
+    "H_view_to_shrunk",
+    "levels",
+    "shading",
+    "kernel",
+    "noise",
+    "seed",
+)
+
 
 def describe_views(
     photograph: np.ndarray,
+    canvas: tuple[int, int],
     homographies: list[np.ndarray],
     size: tuple[int, int],
     changes: list[Photometric],
@@ -27,21 +39,23 @@ def describe_views(
 
     Args:
         photograph: (H, W) uint8.
+        canvas: (width, height) to which it is padded, the same for all of a batch.
         homographies: (3, 3) float64 each, from pixels of a view to those of the photograph.
         size: (width, height) of the views.
         changes: of each view.
 
     Returns:
-        ``photograph``; of each view the (width, height) ``shrunk`` at which it is sampled,
-        ``H_view_to_shrunk``, and the changes ``levels``, ``shading``, ``kernel``, ``noise`` and
-        ``seed``.
+        The padded ``photograph``; of each view its (width, height) ``full`` and ``shrunk``, as it
+        is sampled, ``H_view_to_shrunk``, and the changes ``levels``, ``shading``, ``kernel``,
+        ``noise`` and ``seed``.
     """
     full, plain = photograph.shape[::-1], np.ones((3, 4), np.float32)
     shrunk, H_view_to_shrunk = zip(
         *(shrink_for_view(full, H, size) for H in homographies), strict=True
     )
     return {
-        "photograph": photograph,
+        "photograph": np.pad(photograph, [(0, canvas[1] - full[1]), (0, canvas[0] - full[0])]),
+        "full": np.array([full] * len(shrunk)),
         "shrunk": np.array(shrunk),
         "H_view_to_shrunk": np.stack(H_view_to_shrunk),
         "levels": np.stack([each.levels for each in changes]),
@@ -63,12 +77,11 @@ def cut_views(batch: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         size: (width, height) of the views.
     """
     photographs = batch.pop("photograph").float()
-    shrunk, H, levels, shading, kernel, noise, seed = (
-        batch.pop(name).flatten(0, 1)
-        for name in ("shrunk", "H_view_to_shrunk", "levels", "shading", "kernel", "noise", "seed")
+    full, shrunk, H, levels, shading, kernel, noise, seed = (
+        batch.pop(name).flatten(0, 1) for name in _OF_VIEWS
     )
-    images = photographs.repeat_interleave(len(H) // len(photographs), 0)
-    images = _average_rows(_average_rows(images, shrunk[:, 1]).mT, shrunk[:, 0]).mT.round()
+    images, steps = photographs.repeat_interleave(len(H) // len(photographs), 0), full / shrunk
+    images = _average_rows(_average_rows(images, steps[:, 1]).mT, steps[:, 0]).mT.round()
     width, height = size
     axes = (torch.arange(side, device=H.device, dtype=H.dtype) for side in (height, width))
     rows, columns = torch.meshgrid(*axes, indexing="ij")
@@ -85,15 +98,15 @@ def cut_views(batch: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
     return _to_gray_values(views + (drawn * noise[:, None, None]).round())[:, None]
 
 
-def _average_rows(images: Tensor, counts: Tensor) -> Tensor:
-    """Images (N, H, W) averaged down to so many rows (N,), at the top of as many as they had."""
-    rows, step = images.shape[1], images.shape[1] / counts.float()[:, None, None]
+def _average_rows(images: Tensor, steps: Tensor) -> Tensor:
+    """Images (N, H, W) averaged over (N,) rows each, at the top of as many as they had."""
+    rows, steps = images.shape[1], steps[:, None, None]
     sums = F.pad(images.cumsum(1), (0, 0, 1, 0))  # up to each row's upper edge
-    edges = torch.arange(rows + 1, device=images.device)[:, None] * step
+    edges = torch.arange(rows + 1, device=images.device)[:, None] * steps
     edges = edges.clamp(max=rows).expand(-1, -1, images.shape[2])
     above = edges.long().clamp(max=rows - 1)
     at_edges = torch.lerp(sums.gather(1, above), sums.gather(1, above + 1), edges - above)
-    return at_edges.diff(dim=1) / step
+    return at_edges.diff(dim=1) / steps
 
 
 def _to_gray_values(images: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Photographs and their targets -> batches, in an order that seed and epoch alone decide."""
 
 import atexit
+import copy
 import functools
 import math
 import multiprocessing
@@ -47,8 +48,8 @@ class DistillationDataset(Dataset):
         photometric: strength of photometric augmentation.
         full_resolution: views are cut from a photograph's own pixels where it has more of them
             than the teacher saw, and so are sharp where they zoom in.
-        views_on: "loader", or "device", where photographs are brought to one size: that which the
-            teacher saw, or with ``full_resolution`` as fine as the view that zooms in most.
+        views_on: "loader", or "device", where no photograph is larger than what the teacher saw, or
+            with ``full_resolution`` than is as fine as the view that zooms in most.
 
     Raises:
         InputError: a crop larger than the images.
@@ -74,7 +75,10 @@ class DistillationDataset(Dataset):
         self.crop, self.views = crop or size, views
         self.sampler = sampler or ViewSampler(0.0, Homographies())
         self.photometric, self.full_resolution, self.seed = photometric, full_resolution, seed
-        self.views_on = views_on
+        self.canvas = None
+        if views_on == "device":
+            finest = min(1.0, self.sampler.homographies.scale[0]) if full_resolution else 1.0
+            self.canvas = tuple(math.ceil(side / finest) for side in size)
         if self.crop[0] > size[0] or self.crop[1] > size[1]:
             raise InputError(
                 f"crop {self.crop[0]}x{self.crop[1]} is larger than the store's images, "
@@ -104,8 +108,8 @@ class DistillationDataset(Dataset):
         photograph = self._photograph(path)
         H_seen_to_own = resize_matrix(self.size, photograph.shape[1::-1])
         homographies = [H_seen_to_own @ H_view_to_photo for H_view_to_photo in homographies]
-        if self.views_on == "device":
-            return describe_views(photograph, homographies, self.crop, changes)
+        if self.canvas:
+            return describe_views(photograph, self.canvas, homographies, self.crop, changes)
         # What lies beyond the photograph is masked, but a black edge would be seen from inside.
         border = cv2.BORDER_REFLECT_101 if self.targets.partial else cv2.BORDER_CONSTANT
         views = [
@@ -118,21 +122,28 @@ class DistillationDataset(Dataset):
         """A gray photograph (H, W) uint8 of the shape that the teacher saw, as large or larger."""
         if not self.full_resolution:
             return load_photograph(path, self.size, channels=1)
-        if self.views_on == "device":
-            finest = min(1.0, self.sampler.homographies.scale[0])
-            size = tuple(math.ceil(side / finest) for side in self.size)
-            return load_photograph(path, size, channels=1)
         own = crop_to_shape(read_image(path, channels=1), self.size)
-        return own if own.shape[1] > self.size[0] else fit_image(own, self.size)
+        if own.shape[1] <= self.size[0]:
+            return fit_image(own, self.size)
+        is_too_large = self.canvas and (np.array(own.shape[::-1]) > self.canvas).any()
+        return fit_image(own, self.canvas) if is_too_large else own
 
 
 class Batches(Sampler):
     """The keys ``(epoch, index)`` of every batch from step ``start`` on, epoch after epoch.
 
-    ``part`` (number, of so many) leaves of each batch one of equal contiguous parts.
-
     Each epoch is shuffled by (seed, epoch); what does not fill its last batch is left out, so a
     step's batch follows from its number alone and a run can go on at any step.
+
+    Args:
+        count: of photographs.
+        part: (number, of so many) leaves of each batch one of equal contiguous parts.
+
+    Attributes:
+        stop: the steps of all epochs.
+
+    Raises:
+        InputError: a batch that cannot be shared equally.
     """
 
     def __init__(
@@ -151,22 +162,27 @@ class Batches(Sampler):
                 f"batch_size {batch_size} cannot be shared equally by {parts} processes; make it "
                 f"a multiple of {parts}"
             )
-        self.count, self.batch_size = count, batch_size
+        self.count, self.batch_size, self.seed = count, batch_size, seed
         self.part = slice(number * batch_size // parts, (number + 1) * batch_size // parts)
-        self.epochs, self.seed, self.start = epochs, seed, start
         self.steps_per_epoch = count // batch_size
+        self.start, self.stop = start, self.steps_per_epoch * epochs
+
+    def following(self, count: int) -> "Batches":
+        """So many that would come next."""
+        batches = copy.copy(self)
+        batches.start, batches.stop = self.stop, self.stop + count
+        return batches
 
     def __len__(self) -> int:
-        return self.steps_per_epoch * self.epochs - self.start
+        return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        first_epoch, skipped = divmod(self.start, self.steps_per_epoch)
-        for epoch in range(first_epoch, self.epochs):
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
-            for step in range(skipped, self.steps_per_epoch):
-                rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-                yield [(epoch, int(row)) for row in rows[self.part]]
-            skipped = 0
+        for step in range(self.start, self.stop):
+            epoch, within = divmod(step, self.steps_per_epoch)
+            if within == 0 or step == self.start:
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+            rows = order[within * self.batch_size : (within + 1) * self.batch_size]
+            yield [(epoch, int(row)) for row in rows[self.part]]
 
 
 def make_loader(dataset: DistillationDataset, batches, num_workers: int) -> DataLoader:

@@ -4,7 +4,7 @@ import hashlib
 import heapq
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from ..data.stores.quantize import dequantize
 from ..data.stores.store import RecordStore
 from ..device import autocast, choose_device, choose_precision
 from ..errors import CheckpointError, InputError
-from ..networks.base import GlobalTeacher, Student, StudentOutput
+from ..networks.base import Student, StudentOutput
 from ..networks.registry import (
     NETWORKS,
     STUDENTS,
@@ -119,7 +119,9 @@ def train(
     training = make_dataset(images, training_names, targets, settings, views=views)
     # Validation photographs are seen whole, as the teacher saw them.
     whole = replace(targets, partial=False)
-    validation = DistillationDataset(images, _some(validation_names, MOST_VALIDATED), whole)
+    if len(validation_names) > MOST_VALIDATED:
+        validation_names = heapq.nsmallest(MOST_VALIDATED, validation_names, key=_digest)
+    validation = DistillationDataset(images, validation_names, whole)
     info = {
         "init": digest,
         "teachers": [_describe(store) for store in opened],
@@ -162,12 +164,9 @@ def fit(
         TrainingError: the loss is nan or infinite.
         KeyboardInterrupt: asked to stop; the run can go on.
     """
-    names = losses_to_learn(student, training, settings)
-    if not names:
-        raise InputError("loss_weights: no loss that has a weight above 0 fits what is learned")
+    learner = Learner(student, training, settings, device)
     sizes = settings.batch_size // world_size(), validation_batch(validation, settings)
     check_shared_memory(zip((training, validation), sizes, strict=True), settings.num_workers)
-    learner = Learner(student, names, settings, device)
     state = run.load(learner.modules, learner.optimizer, {"step": 0, "best": math.inf})
     batches = Batches(
         len(training),
@@ -177,18 +176,16 @@ def fit(
         start=state["step"],
         part=(rank(), world_size()),
     )
-    total = batches.steps_per_epoch * settings.epochs
     saved = time.monotonic()
     losses: list[Tensor] = []  # of the steps that were not looked at yet
     note = ""
     with run.journal(state["step"]) as journal, deferred_interrupt() as interrupted:
         loader = make_loader(training, batches, settings.num_workers)
-        for batch in journal.timed(
-            loader, lambda batch: batch["H_view_to_photo"].shape[:2].numel()
-        ):
-            rate = settings.learning_rate * one_cycle(state["step"] / total, settings.warmup)
+        for batch in journal.timed(loader, lambda of: of["H_view_to_photo"].shape[:2].numel()):
+            done = state["step"] / batches.stop
+            rate = settings.learning_rate * one_cycle(done, settings.warmup)
             state["step"] += 1
-            values = learner.step(batch, training, state["step"], rate)
+            values = learner.step(batch, state["step"], rate)
             losses.append(values["loss"])
             stop = any_process(interrupted())
             epoch, within = divmod(state["step"], batches.steps_per_epoch)
@@ -199,12 +196,14 @@ def fit(
                 losses.clear()
             journal.step(state["step"], values, rate)
             advance(1, note)
-            if state["step"] == total and settings.norm_batches:
-                _estimate_norms(learner.result, training, batches, settings, device)
+            if state["step"] == batches.stop and settings.norm_batches:
+                # Of a short training no more than it had.
+                following = batches.following(min(settings.norm_batches, batches.stop))
+                learner.estimate_norms(make_loader(training, following, settings.num_workers))
             if within == 0 and run.writes:
-                _validate_and_keep(
-                    learner.result, validation, run, journal, state, epoch, settings, device
-                )
+                scores = validate(learner.result, validation, settings, device)
+                journal.write("validation", state["step"], {"epoch": epoch, **scores})
+                _keep(learner.result, run, state, {"epoch": epoch, "validation": scores})
             if keep:
                 run.save(learner.modules, learner.optimizer, state)
                 saved = time.monotonic()
@@ -212,24 +211,46 @@ def fit(
                 raise run.interrupted(state["step"])
 
 
+def _keep(student: Student, run: RunFolder, state: dict, about: dict) -> None:
+    """Write the last checkpoint and, if none before was better, the best."""
+    info = {**run.info, "step": state["step"], **about}
+    save_checkpoint(run.path / "last.safetensors", student, info)
+    loss = about["validation"]["loss"]
+    if loss <= state["best"]:  # equal where there is nothing to validate on
+        state["best"] = loss
+        save_checkpoint(run.path / "best.safetensors", student, info)
+
+
 class Learner:
     """A student and what its training changes with it.
 
     Args:
-        names: of the losses.
+        dataset: of the batches that it learns from.
 
     Attributes:
+        names: of the losses.
         modules: by name, those with weights that resuming needs; so does ``optimizer``.
         result: the student that is kept, which is the average where there is one.
+
+    Raises:
+        InputError: no loss that has a weight fits what there is to learn.
     """
 
     def __init__(
-        self, student: Student, names: Sequence[str], settings: TrainSettings, device: torch.device
+        self,
+        student: Student,
+        dataset: DistillationDataset,
+        settings: TrainSettings,
+        device: torch.device,
     ):
-        self.student, self.names, self.settings, self.device = student, names, settings, device
-        learned = settings.weighting == "uncertainty"
-        weighting = UncertaintyWeights(names) if learned else FixedWeights(settings.loss_weights)
-        self.weighting = weighting.to(device)
+        self.student, self.dataset, self.settings, self.device = student, dataset, settings, device
+        self.names = losses_to_learn(student, dataset, settings)
+        if not self.names:
+            raise InputError("loss_weights: no loss that has a weight above 0 fits what is learned")
+        if settings.weighting == "uncertainty":
+            self.weighting = UncertaintyWeights(self.names).to(device)
+        else:
+            self.weighting = FixedWeights(settings.loss_weights)
         student.to(device, memory_format=torch.channels_last)
         synchronize_norms(student)
         self.average = WeightAverage(student, settings.ema) if settings.ema else None
@@ -238,15 +259,13 @@ class Learner:
             self.modules["average"] = self.average.student
         self.result = self.average.student if self.average else student
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(student, self.weighting, settings),
+            parameter_groups(student, self.weighting, settings.weight_decay),
             fused=device.type == "cuda",  # which alone reads no number of the GPU
         )
         if settings.compile:
             student.compile()
 
-    def step(
-        self, batch: dict[str, Tensor], dataset: DistillationDataset, number: int, rate: float
-    ) -> dict[str, Tensor]:
+    def step(self, batch: dict[str, Tensor], number: int, rate: float) -> dict[str, Tensor]:
         """Learn from a batch; nothing here waits for a GPU.
 
         Args:
@@ -264,7 +283,7 @@ class Learner:
         self.optimizer.zero_grad()
         try:
             losses = batch_losses(
-                self.student.train(), batch, dataset, self.names, self.settings, self.device
+                self.student.train(), batch, self.dataset, self.names, self.settings, self.device
             )
             loss = self.weighting(losses)
             loss.backward()
@@ -284,6 +303,11 @@ class Learner:
         values = average(torch.stack([loss, *losses.values()]).detach())
         return dict(zip(("loss", *losses), values.unbind(), strict=True))
 
+    def estimate_norms(self, batches: Iterable[dict[str, Tensor]]) -> None:
+        """Estimate the result's batch-normalization statistics from batches of the dataset."""
+        images = (_on_device(batch, self.dataset, self.device)[1] for batch in batches)
+        estimate_norms(self.result, images, _autocast(self.settings, self.device))
+
 
 def batch_losses(
     student: Student,
@@ -296,7 +320,7 @@ def batch_losses(
     """The losses of those names of a batch of a dataset, each a scalar float32 mean."""
     batch, images = _on_device(batch, dataset, device)
     H_view_to_photo = batch.pop("H_view_to_photo")
-    with autocast(device, choose_precision(settings.precision, device, training=True)):
+    with _autocast(settings, device):
         if student.local_is_frozen:
             said = StudentOutput(None, None, student.describe_globally(images))
         else:
@@ -305,6 +329,10 @@ def batch_losses(
         dequantize(batch), H_view_to_photo, grid_shape(images.shape[2:])
     )
     return compute_losses(names, said, lesson)
+
+
+def _autocast(settings: TrainSettings, device: torch.device) -> torch.autocast:
+    return autocast(device, choose_precision(settings.precision, device, training=True))
 
 
 def _on_device(
@@ -354,37 +382,6 @@ def validation_batch(dataset: DistillationDataset, settings: TrainSettings) -> i
     return max(1, int(part * min(1, seen)))
 
 
-def _validate_and_keep(
-    student, validation, run: RunFolder, journal, state: dict, epoch: int, settings, device
-) -> None:
-    """Write the last checkpoint and, if none before was better, the best."""
-    scores = validate(student, validation, settings, device)
-    journal.write("validation", state["step"], {"epoch": epoch, **scores})
-    info = {**run.info, "step": state["step"], "epoch": epoch, "validation": scores}
-    save_checkpoint(run.path / "last.safetensors", student, info)
-    if scores["loss"] <= state["best"]:  # equal where there is nothing to validate on
-        state["best"] = scores["loss"]
-        save_checkpoint(run.path / "best.safetensors", student, info)
-
-
-def _estimate_norms(student, training, batches: Batches, settings, device) -> None:
-    """Over the batches that would come next, of a short training no more than it had."""
-    steps = batches.steps_per_epoch * settings.epochs
-    count = min(settings.norm_batches, steps)
-    following = Batches(
-        batches.count,
-        batches.batch_size,
-        epochs=settings.epochs - (-count // batches.steps_per_epoch),
-        seed=settings.seed,
-        start=steps,
-        part=(rank(), world_size()),
-    )
-    loader = make_loader(training, following, settings.num_workers)
-    images = (_on_device(batch, training, device)[1] for batch in loader)
-    context = autocast(device, choose_precision(settings.precision, device, training=True))
-    estimate_norms(student, images, count, context=context)
-
-
 def one_cycle(progress: float, warmup: float) -> float:
     """Learning rate as a share of its peak: linear warm-up, then half a cosine down to zero.
 
@@ -395,14 +392,13 @@ def one_cycle(progress: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def parameter_groups(student: nn.Module, weighting: nn.Module, settings: TrainSettings):
+def parameter_groups(student: nn.Module, weighting: nn.Module, weight_decay: float) -> list[dict]:
     """Weight decay for weights of convolutions and projections only."""
     decayed = [p for p in student.parameters() if p.ndim > 1]
     plain = [p for p in student.parameters() if p.ndim <= 1]
-    rate = {"lr": settings.learning_rate}
     return [
-        {"params": decayed, "weight_decay": settings.weight_decay, **rate},
-        {"params": [*plain, *weighting.parameters()], "weight_decay": 0.0, **rate},
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": [*plain, *weighting.parameters()], "weight_decay": 0.0},
     ]
 
 
@@ -441,10 +437,8 @@ def make_dataset(
     )
 
 
-def _some(names: list[str], most: int) -> list[str]:
-    """At most so many of the names, in the order given; which ones, a hash of each decides."""
-    chosen = {*heapq.nsmallest(most, names, lambda name: hashlib.sha256(name.encode()).digest())}
-    return [name for name in names if name in chosen]
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _common_names(stores: list[RecordStore], folder: Path, quiet: bool) -> list[str]:
@@ -470,55 +464,46 @@ def make_student(
 
     Without local targets it learns the global branch alone; the rest is that of ``init``.
     """
+    local, whole = targets.descriptor, targets.global_
+    teacher = whole.teacher if whole else None
     other = None
     if settings.init not in ("auto", "none"):
         other = load_checkpoint(checkpoint_path(settings.init))[0]
-    teacher, whole = None, targets.global_
-    if whole is not None:
-        words = whole.words
-        teacher = GlobalTeacher(whole.global_dim, None if words is None else words.shape)
-    if targets.descriptor is not None:
+    if local:
         network = NETWORKS.find(settings.network)
         values = settings.networks.get(settings.network, {})
-        config = network.configure(values, targets.descriptor.descriptor_dim, teacher)
-    elif other is None:
+        config = network.configure(values, local.descriptor_dim, teacher)
+    elif other:
+        network = type(other)
+        config = network.extend(other.config, settings.networks.get(network.name, {}), teacher)
+    else:
         raise InputError(
             f"{targets.stores[0].path}: holds only global descriptors; give a store of a local "
             "teacher beside it, or with --init the student whose local part stays"
         )
-    else:
-        network = type(other)
-        values = settings.networks.get(network.name, {})
-        config = network.extend(other.config, values, teacher)
     student = network(config)
-    if whole is not None and whole.words is not None:
+    if teacher and teacher.words:
         student.adopt_vlad(whole.store.parameters)
-    digest = ""
-    if other is not None:
+    if other:
         student.start_from(other)
-        digest = other.weights
     elif settings.init == "auto":
-        described = targets.descriptor or targets.global_
-        digest = _start_from_packaged(student, described.store.schema.teacher, quiet)
-    if targets.descriptor is None:
+        other = _start_from_packaged(student, local.store.schema.teacher, quiet)
+    if not local:
         student.freeze_local()
-    return student, digest
+    return student, other.weights if other else ""
 
 
-def _start_from_packaged(student: Student, teacher: str, quiet: bool) -> str:
-    """Start a student from the first packaged one that fits, one of its teacher before others.
-
-    Returns:
-        the SHA-256 of what it starts from, if anything.
-    """
+def _start_from_packaged(student: Student, teacher: str, quiet: bool) -> Student | None:
+    """Start from the first packaged student that fits, one of its teacher before others."""
     loaded = [(name, *load_checkpoint(checkpoint_path(name))) for name in STUDENTS]
-    alike = [row for row in loaded if type(row[1]) is type(student)]
 
     def is_of_another(row: tuple[str, Student, dict]) -> bool:
         return teacher not in [each["teacher"] for each in row[2].get("teachers", [])]
 
-    for name, other, _ in sorted(alike, key=is_of_another):
+    for name, other, _ in sorted(loaded, key=is_of_another):
         try:
+            if type(other) is not type(student):
+                continue
             student.start_from(other)
         except CheckpointError:
             continue
@@ -527,8 +512,8 @@ def _start_from_packaged(student: Student, teacher: str, quiet: bool) -> str:
             "licenses; --init none starts from nothing",
             quiet=quiet,
         )
-        return other.weights
-    return ""
+        return other
+    return None
 
 
 def _describe(store: RecordStore) -> dict:

@@ -30,7 +30,6 @@ def views(store, photographs, views_on, **changes) -> tuple[torch.Tensor, dict]:
 
 
 @pytest.mark.parametrize("photometric", [0.0, 1.0])
-# Of its own pixels a photograph has others than the finest view, and is resized once more.
 @pytest.mark.parametrize(("full_resolution", "tolerance"), [(False, 0.05), (True, 0.5)])
 def test_pictures_are_those_of_the_loader(
     store,  # noqa: F811
@@ -56,7 +55,7 @@ def test_pictures_are_those_of_the_loader(
 def test_a_photograph_finer_than_the_view_is_averaged():
     photograph = np.random.default_rng(0).integers(0, 256, (240, 320)).astype(np.uint8)
     fifth = np.array([[5.0, 0, 2], [0, 5, 2], [0, 0, 1]])  # pixels are blocks of 5x5
-    item = describe_views(photograph, [fifth], (64, 48), [Photometric()])
+    item = describe_views(photograph, (330, 250), [fifth], (64, 48), [Photometric()])
     batch = {name: torch.from_numpy(values)[None] for name, values in item.items()}
     expected = photograph.reshape(48, 5, 64, 5).mean((1, 3))
     found = cut_views(batch, (64, 48))[0, 0]
@@ -67,7 +66,7 @@ def test_a_photograph_finer_than_the_view_is_averaged():
 def test_noise_follows_from_its_seed_alone():
     photograph = np.full((48, 64), 128, np.uint8)
     changes = [Photometric(noise=10.0, seed=seed) for seed in (5, 6, 5)]
-    item = describe_views(photograph, [np.eye(3)] * 3, (64, 48), changes)
+    item = describe_views(photograph, (64, 48), [np.eye(3)] * 3, (64, 48), changes)
     batch = {name: torch.from_numpy(values)[None] for name, values in item.items()}
     first, other, again = cut_views(batch, (64, 48)) - 128
     assert torch.equal(first, again)

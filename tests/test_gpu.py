@@ -30,7 +30,6 @@ from hfnet_distill.student.targets import STRATEGIES, choose_targets, find_strat
 from hfnet_distill.student.training import (
     Learner,
     batch_losses,
-    losses_to_learn,
     make_dataset,
     make_student,
 )
@@ -138,11 +137,11 @@ def test_a_step_of_a_student(fake, stores, photographs, network, weighting, view
     targets, dataset, batch = prepare([stores["sparse"], stores["global"]], settings, photographs)
     with fake, Traffic() as traffic:
         student, _ = make_student(targets, settings)
-        learner = Learner(student, losses_to_learn(student, dataset, settings), settings, DEVICE)
+        learner = Learner(student, dataset, settings, DEVICE)
         traffic.found.clear()
         batch = {name: fake.from_tensor(values) for name, values in batch.items()}
         for number in (1, 2):
-            values = learner.step(batch, dataset, number, 1e-3)
+            values = learner.step(batch, number, 1e-3)
     assert values.keys() == {"loss", *settings.loss_weights}
     assert {value.device for value in values.values()} == {DEVICE}
     assert traffic.found == {"cpu to lazy": 2 * len(batch)}
@@ -159,10 +158,11 @@ def test_what_a_step_of_a_student_waits_for(stores, photographs, strategy, views
     kind = "sparse" if strategy in ("sparse", "keypoints") else "dense"
     targets, dataset, batch = prepare([stores[kind]], settings, photographs)
     student, _ = make_student(targets, settings)
-    names = losses_to_learn(student, dataset, settings)
-    learner = Learner(student, names, settings, torch.device("cpu"))
+    learner = Learner(student, dataset, settings, torch.device("cpu"))
     with Traffic() as traffic:
-        losses = batch_losses(student.train(), batch, dataset, names, settings, learner.device)
+        losses = batch_losses(
+            student.train(), batch, dataset, learner.names, settings, learner.device
+        )
         learner.weighting(losses).backward()
         learner.average.update(student, 1)
     assert traffic.found == ({"nonzero": 1} if settings.detector_target == "cells" else {})

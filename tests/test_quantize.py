@@ -9,10 +9,11 @@ from hfnet_distill.config import load_settings, override
 from hfnet_distill.data.geometry import CELL_MAP
 from hfnet_distill.data.stores.quantize import dequantize, quantize, quantize_fields
 from hfnet_distill.data.stores.store import Field, RecordStore
+from hfnet_distill.networks.base import StudentOutput
 from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
 from hfnet_distill.student.loader import DistillationDataset
 from hfnet_distill.student.losses import detector_loss
-from hfnet_distill.student.targets import choose_targets
+from hfnet_distill.student.targets import Lesson, choose_targets
 from hfnet_distill.student.training import batch_losses
 from hfnet_distill.teacher_export.cli import export_teacher
 
@@ -100,7 +101,8 @@ def test_the_loss_and_its_gradient_hardly_change():
     losses, gradients = [], []
     for target in (exact, near):
         leaf = logits.clone().requires_grad_()
-        losses.append(detector_loss(leaf, target).mean())
+        lesson = Lesson(None, (6, 8), cells=target)
+        losses.append(detector_loss(StudentOutput(leaf, None, None), lesson).mean())
         gradients.append(torch.autograd.grad(losses[-1], leaf)[0])
     assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-3)
     assert (gradients[1] - gradients[0]).norm() < 5e-3 * gradients[0].norm()
