@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..config import TrainSettings
 from ..data.augment import Photometric
 from ..data.geometry import Homographies, resize_matrix
 from ..data.images import crop_to_shape, fit_image, load_photograph, read_image, view_through
@@ -42,43 +43,37 @@ class DistillationDataset(Dataset):
 
     Args:
         folder: where the photographs lie under their names.
-        crop: (width, height) of the views in multiples of 8, or None for that of the photographs.
-        views: how many of each photograph.
-        sampler: how they are drawn; None for upright crops only.
-        photometric: strength of photometric augmentation.
-        full_resolution: views are cut from a photograph's own pixels where it has more of them
-            than the teacher saw, and so are sharp where they zoom in.
-        views_on: "loader", or "device", where no photograph is larger than what the teacher saw, or
-            with ``full_resolution`` than is as fine as the view that zooms in most.
+        settings: of the views, with ``full_resolution`` cut from a photograph's own pixels where it
+            has more of them than the teacher saw, and so sharp where they zoom in.
+
+    Attributes:
+        size, crop: (width, height) of the photographs as the teacher saw them, and of the views.
+        partial: views may show what lies beyond the photograph.
+        canvas: (width, height) of photographs that the device cuts views from: as large as the
+            teacher saw them, or with ``full_resolution`` as fine as the view that zooms in most.
 
     Raises:
         InputError: a crop larger than the images.
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        names: list[str],
-        targets: Targets,
-        *,
-        crop: tuple[int, int] | None = None,
-        views: int = 1,
-        sampler: ViewSampler | None = None,
-        photometric: float = 0.0,
-        full_resolution: bool = False,
-        views_on: str = "loader",
-        seed: int = 0,
+        self, folder: str | Path, names: list[str], targets: Targets, settings: TrainSettings
     ):
-        self.folder, self.targets = Path(folder), targets
+        self.folder, self.targets, self.settings = Path(folder), targets, settings
         self.names = Names.of(names)  # a list would be copied by each process, for it is counted
         self.size = size = targets.image_size
-        self.crop, self.views = crop or size, views
-        self.sampler = sampler or ViewSampler(0.0, Homographies())
-        self.photometric, self.full_resolution, self.seed = photometric, full_resolution, seed
-        self.canvas = None
-        if views_on == "device":
-            finest = min(1.0, self.sampler.homographies.scale[0]) if full_resolution else 1.0
-            self.canvas = tuple(math.ceil(side / finest) for side in size)
+        self.crop = settings.crop or size
+        self.partial = settings.warp > 0 and not settings.inside
+        form = Homographies(
+            scale=settings.zoom,
+            rotation=settings.rotation,
+            perspective=settings.perspective,
+            tilt=settings.tilt,
+            inside=settings.inside,
+        )
+        self.sampler = ViewSampler(settings.warp, form, settings.overlap)
+        finest = min(1.0, settings.zoom[0]) if settings.full_resolution else 1.0
+        self.canvas = tuple(math.ceil(side / finest) for side in size)
         if self.crop[0] > size[0] or self.crop[1] > size[1]:
             raise InputError(
                 f"crop {self.crop[0]}x{self.crop[1]} is larger than the store's images, "
@@ -90,12 +85,12 @@ class DistillationDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = key
-        rng = np.random.default_rng((self.seed, epoch, index))
+        rng = np.random.default_rng((self.settings.seed, epoch, index))
         name = self.names[index]
         homographies, changes = [], []
-        for H_view_to_photo in self.sampler.draw(rng, self.size, self.crop, self.views):
+        for H_view_to_photo in self.sampler.draw(rng, self.size, self.crop, self.settings.views):
             homographies.append(H_view_to_photo)
-            changes.append(Photometric.draw(rng, self.photometric))
+            changes.append(Photometric.draw(rng, self.settings.photometric))
         item = self._images(self.folder / name, homographies, changes)
         item["H_view_to_photo"] = np.stack(homographies)
         item |= self.targets.read(name, item["H_view_to_photo"], self.crop, rng)
@@ -108,10 +103,10 @@ class DistillationDataset(Dataset):
         photograph = self._photograph(path)
         H_seen_to_own = resize_matrix(self.size, photograph.shape[1::-1])
         homographies = [H_seen_to_own @ H_view_to_photo for H_view_to_photo in homographies]
-        if self.canvas:
+        if self.settings.views_on == "device":
             return describe_views(photograph, self.canvas, homographies, self.crop, changes)
         # What lies beyond the photograph is masked, but a black edge would be seen from inside.
-        border = cv2.BORDER_REFLECT_101 if self.targets.partial else cv2.BORDER_CONSTANT
+        border = cv2.BORDER_REFLECT_101 if self.partial else cv2.BORDER_CONSTANT
         views = [
             change(view_through(photograph, H_view_to_own, self.crop, border=border))
             for H_view_to_own, change in zip(homographies, changes, strict=True)
@@ -120,13 +115,14 @@ class DistillationDataset(Dataset):
 
     def _photograph(self, path: Path) -> np.ndarray:
         """A gray photograph (H, W) uint8 of the shape that the teacher saw, as large or larger."""
-        if not self.full_resolution:
+        if not self.settings.full_resolution:
             return load_photograph(path, self.size, channels=1)
         own = crop_to_shape(read_image(path, channels=1), self.size)
         if own.shape[1] <= self.size[0]:
             return fit_image(own, self.size)
-        is_too_large = self.canvas and (np.array(own.shape[::-1]) > self.canvas).any()
-        return fit_image(own, self.canvas) if is_too_large else own
+        if self.settings.views_on == "device" and (np.array(own.shape[::-1]) > self.canvas).any():
+            return fit_image(own, self.canvas)
+        return own
 
 
 class Batches(Sampler):
@@ -185,7 +181,7 @@ class Batches(Sampler):
             yield [(epoch, int(row)) for row in rows[self.part]]
 
 
-def make_loader(dataset: DistillationDataset, batches, num_workers: int) -> DataLoader:
+def make_loader(dataset: DistillationDataset, batches: Iterable, num_workers: int) -> DataLoader:
     """Batches read ahead by ``num_workers`` processes, pinned where a GPU will take them.
 
     Args:
@@ -217,25 +213,29 @@ class _Loader(DataLoader):
 
 
 def check_shared_memory(
-    loaded: Iterable[tuple[DistillationDataset, int]], num_workers: int
+    training: DistillationDataset, validation: DistillationDataset, processes: int
 ) -> None:
     """See that the batches on their way from the loaders' processes fit into /dev/shm.
 
     Args:
-        loaded: datasets that are read at the same time, and how many photographs of each a batch
-            has.
+        processes: that share a batch of the training's; one validates.
 
     Raises:
         InputError: they do not; a container usually has 64 MB, and ends a process that needs more.
     """
+    num_workers = training.settings.num_workers
     if not num_workers or not SHARED_MEMORY.is_dir():
         return
-    batches = sum(
-        size * sum(value.nbytes for value in dataset[0, 0].values())
-        for dataset, size in loaded
-        if len(dataset)
+    photographs = training.settings.batch_size // processes, validation.settings.batch_size
+    needed = (
+        num_workers
+        * BATCHES_AHEAD
+        * sum(
+            count * sum(value.nbytes for value in dataset[0, 0].values())
+            for count, dataset in zip(photographs, (training, validation), strict=True)
+            if len(dataset)
+        )
     )
-    needed = num_workers * BATCHES_AHEAD * batches
     free = shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
         raise InputError(

@@ -170,7 +170,7 @@ class CellTarget(Target):
 
     def __init__(self, store: RecordStore):
         super().__init__(store)
-        _check_scores(store)
+        _border_of_map(store)
 
     def teach(self, lesson, fields):
         grid = grid_shape(self.store.schema.image_size[::-1])
@@ -396,13 +396,11 @@ class Targets:
 
     Attributes:
         detector, descriptor: both or neither.
-        partial: views may show what lies beyond the photograph, where nobody says anything.
     """
 
     detector: Target | None
     descriptor: DescriptorTarget | None
     global_: GlobalTarget | None = None
-    partial: bool = False
 
     @property
     def parts(self) -> list[Target]:
@@ -429,7 +427,12 @@ class Targets:
         return fields
 
     def lesson(
-        self, fields: dict[str, Tensor], H_view_to_photo: Tensor, shape: tuple[int, int]
+        self,
+        fields: dict[str, Tensor],
+        H_view_to_photo: Tensor,
+        shape: tuple[int, int],
+        *,
+        partial: bool = False,
     ) -> Lesson:
         """What the teachers say of the views.
 
@@ -437,9 +440,10 @@ class Targets:
             fields: what was read, in float32, with a leading axis of B photographs.
             H_view_to_photo: (B, V, 3, 3) float64.
             shape: (height, width) of the views in cells.
+            partial: views may show what lies beyond the photograph, where nobody says anything.
         """
         lesson = Lesson(H_view_to_photo.flatten(0, 1), shape)
-        if self.partial:
+        if partial:
             lesson.seen = cells_seen(lesson.H_view_to_photo, shape, self.image_size)
         for part in self.parts:
             part.teach(lesson, fields)
@@ -463,17 +467,12 @@ def _find(choices: dict, name: str, setting: str):
 
 
 def choose_targets(
-    stores: list[RecordStore],
-    detector: str = "keypoints",
-    descriptor: str = "keypoints",
-    *,
-    partial: bool = False,
+    stores: list[RecordStore], detector: str = "keypoints", descriptor: str = "keypoints"
 ) -> Targets:
     """What the student learns from the stores: local targets, global ones, or both.
 
     Args:
         detector, descriptor: names of ``DETECTOR_TARGETS`` and ``DESCRIPTOR_TARGETS``.
-        partial: see ``Targets``.
 
     Raises:
         InputError: no target has that name.
@@ -523,7 +522,7 @@ def choose_targets(
             f"{describes.store.path}: its descriptors are not those of the keypoints in "
             f"{detects.store.path}; give one store with both"
         )
-    return Targets(*ours, partial)
+    return Targets(*ours)
 
 
 def _holders(kind: type, stores: list[RecordStore]) -> list[RecordStore]:
@@ -535,15 +534,21 @@ def _holders(kind: type, stores: list[RecordStore]) -> list[RecordStore]:
     return []
 
 
-def _check_scores(store: RecordStore) -> None:
+def _border_of_map(store: RecordStore) -> float:
+    """Pixels along the edge of a photograph of which a score map says nothing.
+
+    Raises:
+        StoreError: a map of another kind.
+    """
     field = store.schema.fields["score_map"]
-    per_cell = field.shape[0] == CHANNELS and field.geometry == CELL_MAP
-    per_pixel = field.shape[0] == 1 and field.geometry.stride == 1
-    if not per_cell and not per_pixel:
-        raise StoreError(
-            f"{store.path}: its score_map has {field.shape[0]} channels on {field.geometry}; "
-            f"the student needs {CHANNELS} on {CELL_MAP} or one on every pixel"
-        )
+    if field.shape[0] == CHANNELS and field.geometry == CELL_MAP:
+        return 0.0
+    if field.shape[0] == 1 and field.geometry.stride == 1:
+        return float(field.geometry.offset)
+    raise StoreError(
+        f"{store.path}: its score_map has {field.shape[0]} channels on {field.geometry}; "
+        f"the student needs {CHANNELS} on {CELL_MAP} or one on every pixel"
+    )
 
 
 def _border_of_list(store: RecordStore) -> float:
@@ -552,10 +557,3 @@ def _border_of_list(store: RecordStore) -> float:
     teacher = settings.get("keypoints_teacher", store.schema.teacher)
     unseen = NETWORKS.find(teacher).border if teacher in NETWORKS.names() else 0
     return max(float(unseen), float(settings.get("border", 0)))
-
-
-def _border_of_map(store: RecordStore) -> float:
-    """Pixels along the edge of a photograph of which a score map says nothing."""
-    _check_scores(store)
-    geometry = store.schema.fields["score_map"].geometry
-    return 0.0 if geometry == CELL_MAP else float(geometry.offset)

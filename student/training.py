@@ -5,16 +5,15 @@ import heapq
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler
 
 from ..config import TrainSettings, load_settings
 from ..console import deferred_interrupt, progress, say
 from ..data.cells import grid_shape
-from ..data.geometry import Homographies
 from ..data.images import list_images, split_names
 from ..data.stores.quantize import dequantize
 from ..data.stores.store import RecordStore
@@ -43,16 +42,15 @@ from .distributed import (
 from .loader import Batches, DistillationDataset, check_shared_memory, make_loader
 from .losses import FixedWeights, UncertaintyWeights, active_losses, compute_losses
 from .targets import Targets, choose_targets
-from .views import ViewSampler
 
 __all__ = [
     "Learner",
     "batch_losses",
     "fit",
     "losses_to_learn",
-    "make_dataset",
     "make_student",
     "train",
+    "validation_dataset",
 ]
 
 MAY_CHANGE = {"device", "num_workers", "checkpoint_minutes"}
@@ -97,12 +95,7 @@ def train(
     device = join(choose_device(settings.device))
     quiet = quiet or rank() > 0
     opened = [RecordStore.open(path) for path in stores]
-    targets = choose_targets(
-        opened,
-        settings.detector_target,
-        settings.descriptor_target,
-        partial=settings.warp > 0 and not settings.inside,
-    )
+    targets = choose_targets(opened, settings.detector_target, settings.descriptor_target)
     names = _common_names(opened, Path(images), quiet)
     training_names, validation_names = split_names(names, settings.validation)
     if len(training_names) < settings.batch_size:
@@ -115,13 +108,9 @@ def train(
     if settings.detector_target == "keypoints" and not student.local_is_frozen:
         # Such a keypoint is shared by the four pixels around it: no one of them has all of it.
         student.rank_radius = max(student.rank_radius, 1)
-    views = 1 if student.local_is_frozen else settings.views
-    training = make_dataset(images, training_names, targets, settings, views=views)
-    # Validation photographs are seen whole, as the teacher saw them.
-    whole = replace(targets, partial=False)
-    if len(validation_names) > MOST_VALIDATED:
-        validation_names = heapq.nsmallest(MOST_VALIDATED, validation_names, key=_digest)
-    validation = DistillationDataset(images, validation_names, whole)
+    shown = settings.model_copy(update={"views": 1}) if student.local_is_frozen else settings
+    training = DistillationDataset(images, training_names, targets, shown)
+    validation = validation_dataset(training, validation_names)
     info = {
         "init": digest,
         "teachers": [_describe(store) for store in opened],
@@ -138,7 +127,7 @@ def train(
         quiet=quiet,
     )
     with progress("train student", steps, done=run.steps_done, quiet=quiet) as advance:
-        fit(student, training, validation, run, settings, device, advance=advance)
+        fit(student, training, validation, run, device, advance=advance)
     return Path(output)
 
 
@@ -147,7 +136,6 @@ def fit(
     training: DistillationDataset,
     validation: DistillationDataset,
     run: RunFolder,
-    settings: TrainSettings,
     device: torch.device,
     *,
     advance: Callable[[int, str], None] = lambda steps, note: None,
@@ -164,9 +152,8 @@ def fit(
         TrainingError: the loss is nan or infinite.
         KeyboardInterrupt: asked to stop; the run can go on.
     """
-    learner = Learner(student, training, settings, device)
-    sizes = settings.batch_size // world_size(), validation_batch(validation, settings)
-    check_shared_memory(zip((training, validation), sizes, strict=True), settings.num_workers)
+    learner, settings = Learner(student, training, device), training.settings
+    check_shared_memory(training, validation, world_size())
     state = run.load(learner.modules, learner.optimizer, {"step": 0, "best": math.inf})
     batches = Batches(
         len(training),
@@ -201,7 +188,7 @@ def fit(
                 following = batches.following(min(settings.norm_batches, batches.stop))
                 learner.estimate_norms(make_loader(training, following, settings.num_workers))
             if within == 0 and run.writes:
-                scores = validate(learner.result, validation, settings, device)
+                scores = validate(learner.result, validation, device)
                 journal.write("validation", state["step"], {"epoch": epoch, **scores})
                 _keep(learner.result, run, state, {"epoch": epoch, "validation": scores})
             if keep:
@@ -236,15 +223,10 @@ class Learner:
         InputError: no loss that has a weight fits what there is to learn.
     """
 
-    def __init__(
-        self,
-        student: Student,
-        dataset: DistillationDataset,
-        settings: TrainSettings,
-        device: torch.device,
-    ):
-        self.student, self.dataset, self.settings, self.device = student, dataset, settings, device
-        self.names = losses_to_learn(student, dataset, settings)
+    def __init__(self, student: Student, dataset: DistillationDataset, device: torch.device):
+        self.student, self.dataset, self.device = student, dataset, device
+        settings = dataset.settings
+        self.names = losses_to_learn(student, dataset)
         if not self.names:
             raise InputError("loss_weights: no loss that has a weight above 0 fits what is learned")
         if settings.weighting == "uncertainty":
@@ -258,8 +240,14 @@ class Learner:
         if self.average:
             self.modules["average"] = self.average.student
         self.result = self.average.student if self.average else student
+        # Weights of convolutions and projections decay, and no others.
+        decayed = [p for p in student.parameters() if p.ndim > 1]
+        plain = [p for p in student.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(student, self.weighting, settings.weight_decay),
+            [
+                {"params": decayed, "weight_decay": settings.weight_decay},
+                {"params": [*plain, *self.weighting.parameters()], "weight_decay": 0.0},
+            ],
             fused=device.type == "cuda",  # which alone reads no number of the GPU
         )
         if settings.compile:
@@ -283,7 +271,7 @@ class Learner:
         self.optimizer.zero_grad()
         try:
             losses = batch_losses(
-                self.student.train(), batch, self.dataset, self.names, self.settings, self.device
+                self.student.train(), batch, self.dataset, self.names, self.device
             )
             loss = self.weighting(losses)
             loss.backward()
@@ -306,7 +294,7 @@ class Learner:
     def estimate_norms(self, batches: Iterable[dict[str, Tensor]]) -> None:
         """Estimate the result's batch-normalization statistics from batches of the dataset."""
         images = (_on_device(batch, self.dataset, self.device)[1] for batch in batches)
-        estimate_norms(self.result, images, _autocast(self.settings, self.device))
+        estimate_norms(self.result, images, _autocast(self.dataset, self.device))
 
 
 def batch_losses(
@@ -314,25 +302,25 @@ def batch_losses(
     batch: dict[str, Tensor],
     dataset: DistillationDataset,
     names: Sequence[str],
-    settings: TrainSettings,
     device: torch.device,
 ) -> dict[str, Tensor]:
     """The losses of those names of a batch of a dataset, each a scalar float32 mean."""
     batch, images = _on_device(batch, dataset, device)
     H_view_to_photo = batch.pop("H_view_to_photo")
-    with _autocast(settings, device):
+    with _autocast(dataset, device):
         if student.local_is_frozen:
             said = StudentOutput(None, None, student.describe_globally(images))
         else:
             said = student(images)
+    shape = grid_shape(images.shape[2:])
     lesson = dataset.targets.lesson(
-        dequantize(batch), H_view_to_photo, grid_shape(images.shape[2:])
+        dequantize(batch), H_view_to_photo, shape, partial=dataset.partial
     )
     return compute_losses(names, said, lesson)
 
 
-def _autocast(settings: TrainSettings, device: torch.device) -> torch.autocast:
-    return autocast(device, choose_precision(settings.precision, device, training=True))
+def _autocast(dataset: DistillationDataset, device: torch.device) -> torch.autocast:
+    return autocast(device, choose_precision(dataset.settings.precision, device, training=True))
 
 
 def _on_device(
@@ -347,39 +335,46 @@ def _on_device(
     return batch, (images / 255).contiguous(memory_format=torch.channels_last)
 
 
+def validation_dataset(training: DistillationDataset, names: list[str]) -> DistillationDataset:
+    """Photographs whole and unchanged, as the teacher saw them; of many names ``MOST_VALIDATED``.
+
+    A batch has as many pixels as a process's part of a step, and no more photographs: their
+    teachers' maps are as large as pictures.
+    """
+    if len(names) > MOST_VALIDATED:
+        names = heapq.nsmallest(
+            MOST_VALIDATED, names, key=lambda name: hashlib.sha256(name.encode()).digest()
+        )
+    settings = training.settings
+    share = settings.views * math.prod(training.crop) / math.prod(training.size)
+    batch_size = max(1, int(settings.batch_size // world_size() * min(1, share)))
+    whole = {"crop": None, "views": 1, "views_on": "loader", "warp": 0.0, "photometric": 0.0}
+    whole |= {"full_resolution": False, "seed": 0, "batch_size": batch_size}
+    return DistillationDataset(
+        training.folder, names, training.targets, settings.model_copy(update=whole)
+    )
+
+
 @torch.no_grad()
 def validate(
-    student: Student, dataset: DistillationDataset, settings: TrainSettings, device: torch.device
+    student: Student, dataset: DistillationDataset, device: torch.device
 ) -> dict[str, float]:
-    """Mean losses over the validation photographs, whole and not augmented; ``loss`` is their sum.
+    """Mean losses over the photographs of ``validation_dataset``; ``loss`` is their sum.
 
     Their plain sum chooses the best checkpoint: learned weights drift as training goes on.
     """
     if not len(dataset):
         return {"loss": 0.0}
     student.eval()
-    names = losses_to_learn(student, dataset, settings)
-    size = validation_batch(dataset, settings)
-    keys = [
-        [(0, row) for row in range(len(dataset))[at : at + size]]
-        for at in range(0, len(dataset), size)
-    ]
+    names = losses_to_learn(student, dataset)
+    rows = [(0, row) for row in range(len(dataset))]
+    batches = BatchSampler(rows, dataset.settings.batch_size, drop_last=False)
     sums = torch.zeros(len(names), dtype=torch.float64, device=device)
-    for batch, rows in zip(make_loader(dataset, keys, settings.num_workers), keys, strict=True):
-        losses = batch_losses(student, batch, dataset, names, settings, device)
-        sums += torch.stack([*losses.values()]) * len(rows)
+    for batch in make_loader(dataset, batches, dataset.settings.num_workers):
+        losses = batch_losses(student, batch, dataset, names, device)
+        sums += torch.stack([*losses.values()]) * len(batch["H_view_to_photo"])
     means = dict(zip(names, (sums / len(dataset)).tolist(), strict=True))
     return {**means, "loss": sum(means.values())}
-
-
-def validation_batch(dataset: DistillationDataset, settings: TrainSettings) -> int:
-    """How many whole photographs at once: as many pixels as a process's part of a step, or one.
-
-    And no more photographs, whose teachers' maps are as large as pictures.
-    """
-    part = settings.batch_size // world_size()
-    seen = settings.views * math.prod(settings.crop or dataset.size) / math.prod(dataset.size)
-    return max(1, int(part * min(1, seen)))
 
 
 def one_cycle(progress: float, warmup: float) -> float:
@@ -392,53 +387,12 @@ def one_cycle(progress: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def parameter_groups(student: nn.Module, weighting: nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay for weights of convolutions and projections only."""
-    decayed = [p for p in student.parameters() if p.ndim > 1]
-    plain = [p for p in student.parameters() if p.ndim <= 1]
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": [*plain, *weighting.parameters()], "weight_decay": 0.0},
-    ]
-
-
-def losses_to_learn(
-    student: Student, dataset: DistillationDataset, settings: TrainSettings
-) -> list[str]:
+def losses_to_learn(student: Student, dataset: DistillationDataset) -> list[str]:
     """The losses with a weight above 0 that a dataset's batches have everything for."""
     has = {"global"} if dataset.targets.global_ else set()
     if dataset.targets.detector and not student.local_is_frozen:
-        has |= {"local", "pair"} if dataset.views == 2 else {"local"}
-    return active_losses(settings.loss_weights, has)
-
-
-def make_dataset(
-    images: str | Path, names: list[str], targets: Targets, settings: TrainSettings, *, views: int
-) -> DistillationDataset:
-    """Photographs to train on, with as many random views of each."""
-    form = Homographies(
-        scale=settings.zoom,
-        rotation=settings.rotation,
-        perspective=settings.perspective,
-        tilt=settings.tilt,
-        inside=settings.inside,
-    )
-    return DistillationDataset(
-        images,
-        names,
-        targets,
-        crop=settings.crop,
-        views=views,
-        sampler=ViewSampler(settings.warp, form, settings.overlap),
-        photometric=settings.photometric,
-        full_resolution=settings.full_resolution,
-        views_on=settings.views_on,
-        seed=settings.seed,
-    )
-
-
-def _digest(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
+        has |= {"local", "pair"} if dataset.settings.views == 2 else {"local"}
+    return active_losses(dataset.settings.loss_weights, has)
 
 
 def _common_names(stores: list[RecordStore], folder: Path, quiet: bool) -> list[str]:

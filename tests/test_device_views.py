@@ -5,24 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_training import store  # noqa: F401  (a fixture)
+from test_training import make_dataset, store  # noqa: F401  (a fixture)
 
-from hfnet_distill.config import load_settings, override
 from hfnet_distill.data.augment import Photometric
-from hfnet_distill.data.stores.store import RecordStore
 from hfnet_distill.student.device_views import cut_views, describe_views
-from hfnet_distill.student.targets import choose_targets
-from hfnet_distill.student.training import make_dataset
 
 
 def views(store, photographs, views_on, **changes) -> tuple[torch.Tensor, dict]:  # noqa: F811
     """Gray values of two views of each photograph in three epochs, and all else of the batch."""
-    values = {"crop": (48, 32), "views_on": views_on, **changes}
-    settings = override(load_settings().train, **values)
-    targets = choose_targets([RecordStore.open(store)], "cells", "peaks", partial=True)
-    names = RecordStore.open(store).names
-    dataset = make_dataset(photographs, names, targets, settings, views=2)
-    items = [dataset[epoch, row] for epoch in range(3) for row in range(len(names))]
+    dataset = make_dataset(
+        store, photographs, crop=(48, 32), views=2, warp=0.6, views_on=views_on, **changes
+    )
+    items = [dataset[epoch, row] for epoch in range(3) for row in range(len(dataset))]
     batch = torch.utils.data.default_collate(items)
     if views_on == "device":
         return cut_views(batch, dataset.crop), batch

@@ -26,11 +26,11 @@ from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
 from hfnet_distill.networks.light import Light, LightConfig
 from hfnet_distill.networks.silk import SiLK, SiLKConfig
 from hfnet_distill.networks.superpoint import SuperPoint
+from hfnet_distill.student.loader import DistillationDataset
 from hfnet_distill.student.targets import STRATEGIES, choose_targets, find_strategy
 from hfnet_distill.student.training import (
     Learner,
     batch_losses,
-    make_dataset,
     make_student,
 )
 from hfnet_distill.teacher_export.cli import export_teacher
@@ -119,10 +119,8 @@ def train_settings(**changes):
 
 
 def prepare(stores, settings, photographs):
-    targets = choose_targets(
-        stores, settings.detector_target, settings.descriptor_target, partial=not settings.inside
-    )
-    dataset = make_dataset(photographs, stores[0].names, targets, settings, views=settings.views)
+    targets = choose_targets(stores, settings.detector_target, settings.descriptor_target)
+    dataset = DistillationDataset(photographs, stores[0].names, targets, settings)
     batch = torch.utils.data.default_collate([dataset[0, 0], dataset[0, 1]])
     return targets, dataset, batch
 
@@ -137,7 +135,7 @@ def test_a_step_of_a_student(fake, stores, photographs, network, weighting, view
     targets, dataset, batch = prepare([stores["sparse"], stores["global"]], settings, photographs)
     with fake, Traffic() as traffic:
         student, _ = make_student(targets, settings)
-        learner = Learner(student, dataset, settings, DEVICE)
+        learner = Learner(student, dataset, DEVICE)
         traffic.found.clear()
         batch = {name: fake.from_tensor(values) for name, values in batch.items()}
         for number in (1, 2):
@@ -158,11 +156,9 @@ def test_what_a_step_of_a_student_waits_for(stores, photographs, strategy, views
     kind = "sparse" if strategy in ("sparse", "keypoints") else "dense"
     targets, dataset, batch = prepare([stores[kind]], settings, photographs)
     student, _ = make_student(targets, settings)
-    learner = Learner(student, dataset, settings, torch.device("cpu"))
+    learner = Learner(student, dataset, torch.device("cpu"))
     with Traffic() as traffic:
-        losses = batch_losses(
-            student.train(), batch, dataset, learner.names, settings, learner.device
-        )
+        losses = batch_losses(student.train(), batch, dataset, learner.names, learner.device)
         learner.weighting(losses).backward()
         learner.average.update(student, 1)
     assert traffic.found == ({"nonzero": 1} if settings.detector_target == "cells" else {})

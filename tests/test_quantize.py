@@ -133,18 +133,25 @@ def test_a_record_comes_back_in_floats(stores):
 
 
 def test_a_student_learns_the_same_from_either(stores, photographs):
-    settings = override(load_settings().train, precision="float32", device="cpu")
+    plain = {
+        "crop": (48, 32),
+        "views": 1,
+        "warp": 0.0,
+        "photometric": 0.0,
+        "full_resolution": False,
+    }
+    settings = override(load_settings().train, precision="float32", seed=3, **plain)
     losses = []
     for store in stores:
         torch.manual_seed(0)
         targets = choose_targets([store], "cells", "peaks")
-        data = DistillationDataset(photographs, store.names, targets, crop=(48, 32), seed=3)
+        data = DistillationDataset(photographs, store.names, targets, settings)
         batch = {name: values[None] for name, values in data[0, 0].items()}
         assert batch["descriptor_map"].dtype == getattr(
             torch, store.schema.fields["descriptor_map"].dtype
         )
         student = HFNet(HFNetConfig(width=0.35, descriptor_dim=256)).eval()
         names, device = ("detector", "descriptor"), torch.device("cpu")
-        losses.append(batch_losses(student, batch, data, names, settings, device))
+        losses.append(batch_losses(student, batch, data, names, device))
     for name in losses[0]:
         assert losses[1][name].item() == pytest.approx(losses[0][name].item(), rel=2e-3)

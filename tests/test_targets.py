@@ -323,9 +323,10 @@ def test_the_edge_of_which_a_teacher_knows_nothing_does_not_count(tmp_path):
 def test_what_lies_beyond_the_photograph_does_not_count(tmp_path):
     fields = {"score_map": pixels(0), "descriptor_map": CELLS}
     store = make_store(tmp_path / "s", **fields)
-    targets = choose_targets([store], "cells", "peaks", partial=True)
+    targets = choose_targets([store], "cells", "peaks")
     H = np.array([[[1, 0, 48], [0, 1, 0], [0, 0, 1.0]]])  # half of the view is beyond
-    lesson = targets.lesson(read(targets, H, (32, 48)), torch.as_tensor(H)[None], (6, 4))
+    fields = read(targets, H, (32, 48))
+    lesson = targets.lesson(fields, torch.as_tensor(H)[None], (6, 4), partial=True)
     expected = [[True, True, False, False]] * 6
     assert lesson.seen[0].tolist() == lesson.known[0].tolist() == expected
     assert (lesson.weights.view(6, 4) > 0).tolist() == expected

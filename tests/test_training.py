@@ -29,7 +29,7 @@ from hfnet_distill.student.averaging import estimate_norms
 from hfnet_distill.student.cli import train_student
 from hfnet_distill.student.loader import Batches, DistillationDataset
 from hfnet_distill.student.targets import choose_targets
-from hfnet_distill.student.training import batch_losses, one_cycle, validate, validation_batch
+from hfnet_distill.student.training import batch_losses, one_cycle, validate, validation_dataset
 from hfnet_distill.student.training import train as train_on
 from hfnet_distill.teacher_export.cli import export_teacher
 
@@ -92,8 +92,10 @@ def write_global_store(path: Path, names: list[str], size=SIZE, fields=None) -> 
 
 def make_dataset(store, photographs, **options) -> DistillationDataset:
     targets = choose_targets([RecordStore.open(store)], "cells", "peaks")
-    names = RecordStore.open(store).names
-    return DistillationDataset(photographs, names, targets, **options)
+    plain = {"crop": "whole", "views": 1, "warp": 0.0, "photometric": 0.0}
+    plain |= {"full_resolution": False, "precision": "float32", "num_workers": 0}
+    settings = override(load_settings().train, **{**plain, **options})
+    return DistillationDataset(photographs, RecordStore.open(store).names, targets, settings)
 
 
 def test_image_and_targets_are_of_the_same_crop(store, photographs):
@@ -145,14 +147,13 @@ def test_the_learning_rate_rises_and_falls():
 def test_one_batch_can_be_learned_by_heart(store, photographs):
     dataset = make_dataset(store, photographs)
     batch = torch.utils.data.default_collate([dataset[0, index] for index in (0, 1)])
-    settings = override(load_settings().train, precision="float32")
     torch.manual_seed(0)
     student = HFNet().train()
     optimizer = torch.optim.Adam(student.parameters(), 3e-3)
     entropy = -(batch["score_map"].float() * batch["score_map"].float().clamp(1e-7).log()).sum(1)
     for step in range(60):
         losses = batch_losses(
-            student, batch, dataset, ["detector", "descriptor"], settings, torch.device("cpu")
+            student, batch, dataset, ["detector", "descriptor"], torch.device("cpu")
         )
         if step == 0:
             first = losses
@@ -166,20 +167,22 @@ def test_one_batch_can_be_learned_by_heart(store, photographs):
 
 @pytest.mark.parametrize("crop", ["48x32", "whole"])
 def test_validation_is_the_mean_over_single_photographs(store, photographs, crop):
-    dataset = make_dataset(store, photographs)
-    settings = override(load_settings().train, batch_size=4, crop=crop, num_workers=0)
-    settings = override(settings, precision="float32")
+    def batches_of(**changes) -> DistillationDataset:
+        training = make_dataset(store, photographs, warp=1.0, photometric=1.0, **changes)
+        return validation_dataset(training, training.names)
+
+    # Two views of 48x32 of each of four photographs of 64x48; of whole ones not more than four.
+    dataset = batches_of(batch_size=4, crop=crop, views=2)
+    assert dataset.settings.batch_size == 4
+    assert batches_of(batch_size=4, crop="48x32", views=1).settings.batch_size == 2
+    assert batches_of(batch_size=1, crop="8x8").settings.batch_size == 1
     torch.manual_seed(0)
     student, names = HFNet(), ["detector", "descriptor"]
-    # Two views of 48x32 of each of four photographs of 64x48; of whole ones not more than four.
-    assert validation_batch(dataset, settings) == 4
-    assert validation_batch(dataset, override(settings, views=1, crop="48x32")) == 2
-    assert validation_batch(dataset, override(settings, batch_size=1, views=1, crop="8x8")) == 1
-    found = validate(student, dataset, settings, torch.device("cpu"))
+    found = validate(student, dataset, torch.device("cpu"))
     with torch.no_grad():
         batches = [torch.utils.data.default_collate([dataset[0, row]]) for row in range(6)]
         single = [
-            batch_losses(student.eval(), batch, dataset, names, settings, torch.device("cpu"))
+            batch_losses(student.eval(), batch, dataset, names, torch.device("cpu"))
             for batch in batches
         ]
     for name in names:
