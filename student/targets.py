@@ -30,7 +30,6 @@ from ..data.cells import (
     cell_centers,
     cell_peaks,
     from_pixels,
-    grid_shape,
     image_shape,
     occupied,
     to_pixels,
@@ -170,11 +169,10 @@ class CellTarget(Target):
 
     def __init__(self, store: RecordStore):
         super().__init__(store)
-        _border_of_map(store)
+        self.border = _border_of_map(store)
 
     def teach(self, lesson, fields):
-        grid = grid_shape(self.store.schema.image_size[::-1])
-        whole = lesson.for_each_view(to_cells(fields["score_map"], grid))
+        whole = lesson.for_each_view(to_cells(fields["score_map"], self.border))
         lesson.cells = view_scores(whole, lesson.H_view_to_photo, lesson.shape)
         lesson.known = lesson.seen
 
@@ -211,11 +209,11 @@ class KeypointTarget(Target):
         return {"keypoints": keypoints, "scores": scores, "count": count}
 
     def teach(self, lesson, fields):
-        views, size = lesson.H_view_to_photo, self.store.schema.image_size
         lesson.keypoints, there = _keypoints_seen(lesson, fields)
         lesson.probability = lesson.for_each_view(fields["scores"]) * there
         lesson.cells = scatter_keypoints(lesson.keypoints, lesson.probability, lesson.shape)
-        lesson.known = cells_seen(views, lesson.shape, size, self.border)
+        size = self.store.schema.image_size
+        lesson.known = cells_seen(lesson.H_view_to_photo, lesson.shape, size, self.border)
 
 
 class LabelTarget(Target):
@@ -534,7 +532,7 @@ def _holders(kind: type, stores: list[RecordStore]) -> list[RecordStore]:
     return []
 
 
-def _border_of_map(store: RecordStore) -> float:
+def _border_of_map(store: RecordStore) -> int:
     """Pixels along the edge of a photograph of which a score map says nothing.
 
     Raises:
@@ -542,9 +540,9 @@ def _border_of_map(store: RecordStore) -> float:
     """
     field = store.schema.fields["score_map"]
     if field.shape[0] == CHANNELS and field.geometry == CELL_MAP:
-        return 0.0
+        return 0
     if field.shape[0] == 1 and field.geometry.stride == 1:
-        return float(field.geometry.offset)
+        return int(field.geometry.offset)
     raise StoreError(
         f"{store.path}: its score_map has {field.shape[0]} channels on {field.geometry}; "
         f"the student needs {CHANNELS} on {CELL_MAP} or one on every pixel"

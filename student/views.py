@@ -233,22 +233,21 @@ def view_scores(score_map: Tensor, H_view_to_photo: Tensor, shape: tuple[int, in
     return _scatter(points, pixels[view, row, column], view, len(pixels), shape)
 
 
-def to_cells(score_map: Tensor, shape: tuple[int, int]) -> Tensor:
+def to_cells(score_map: Tensor, border: int = 0) -> Tensor:
     """A teacher's scores as a distribution over each cell and "no keypoint".
 
     Args:
         score_map: (B, 65, h, w), such a distribution already, or (B, 1, H, W), for each pixel
-            inside a border its own probability of being a keypoint. Of a cell whose pixels are
+            inside the border its own probability of being a keypoint. Of a cell whose pixels are
             independent, the distribution says which one is the keypoint where one or none is: each
             pixel's odds against 1.
-        shape: (height, width) of the photographs in cells.
+        border: pixels along the edge that the map lacks.
 
     Returns:
-        (B, 65, *shape) float.
+        (B, 65, h, w) float.
     """
     if score_map.shape[1] == CHANNELS:
         return score_map
-    border = (image_shape(shape)[0] - score_map.shape[2]) // 2
     probability = F.pad(score_map.float().clamp(max=0.999), [border] * 4)
     odds = from_pixels((probability / (1 - probability))[:, 0])
     cells = torch.cat([odds, torch.ones_like(odds[:, :1])], dim=1)
