@@ -16,16 +16,7 @@ from ..data.images import shrink_for_view
 
 __all__ = ["cut_views", "describe_views"]
 
-_OF_VIEWS = (
-    "full",
-    "shrunk",
-    "H_view_to_shrunk",
-    "levels",
-    "shading",
-    "kernel",
-    "noise",
-    "seed",
-)
+_OF_VIEWS = ("full", "shrunk", "H_view_to_shrunk", "levels", "shading", "kernel", "noise", "seed")
 
 
 def describe_views(

@@ -449,15 +449,10 @@ def make_student(
 
 def _start_from_packaged(student: Student, teacher: str, quiet: bool) -> Student | None:
     """Start from the first packaged student that fits, one of its teacher before others."""
-    loaded = [(name, *load_checkpoint(checkpoint_path(name))) for name in STUDENTS]
-
-    def is_of_another(row: tuple[str, Student, dict]) -> bool:
-        return teacher not in [each["teacher"] for each in row[2].get("teachers", [])]
-
-    for name, other, _ in sorted(loaded, key=is_of_another):
+    rows = [(name, *load_checkpoint(checkpoint_path(name))) for name in STUDENTS]
+    rows.sort(key=lambda row: teacher not in [t["teacher"] for t in row[2].get("teachers", [])])
+    for name, other, _ in rows:
         try:
-            if type(other) is not type(student):
-                continue
             student.start_from(other)
         except CheckpointError:
             continue
