@@ -22,6 +22,7 @@ from ..data.images import crop_to_shape, fit_image, load_photograph, read_image,
 from ..data.stores.names import Names
 from ..errors import LOADER_KILLED, InputError, WorkerError
 from .device_views import describe_views
+from .distributed import world_size
 from .targets import Targets
 from .views import ViewSampler
 
@@ -212,13 +213,8 @@ class _Loader(DataLoader):
             raise WorkerError(LOADER_KILLED) from error
 
 
-def check_shared_memory(
-    training: DistillationDataset, validation: DistillationDataset, processes: int
-) -> None:
+def check_shared_memory(training: DistillationDataset, validation: DistillationDataset) -> None:
     """See that the batches on their way from the loaders' processes fit into /dev/shm.
-
-    Args:
-        processes: that share a batch of the training's; one validates.
 
     Raises:
         InputError: they do not; a container usually has 64 MB, and ends a process that needs more.
@@ -226,16 +222,12 @@ def check_shared_memory(
     num_workers = training.settings.num_workers
     if not num_workers or not SHARED_MEMORY.is_dir():
         return
-    photographs = training.settings.batch_size // processes, validation.settings.batch_size
-    needed = (
-        num_workers
-        * BATCHES_AHEAD
-        * sum(
-            count * sum(value.nbytes for value in dataset[0, 0].values())
-            for count, dataset in zip(photographs, (training, validation), strict=True)
-            if len(dataset)
-        )
-    )
+    needed = 0
+    for dataset, processes in ((training, world_size()), (validation, 1)):
+        if len(dataset):
+            each = sum(value.nbytes for value in dataset[0, 0].values())
+            ahead = num_workers * BATCHES_AHEAD
+            needed += ahead * dataset.settings.batch_size // processes * each
     free = shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
         raise InputError(

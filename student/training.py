@@ -153,7 +153,7 @@ def fit(
         KeyboardInterrupt: asked to stop; the run can go on.
     """
     learner, settings = Learner(student, training, device), training.settings
-    check_shared_memory(training, validation, world_size())
+    check_shared_memory(training, validation)
     state = run.load(learner.modules, learner.optimizer, {"step": 0, "best": math.inf})
     batches = Batches(
         len(training),
