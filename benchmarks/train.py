@@ -32,9 +32,8 @@ from hfnet_distill.student.targets import choose_targets, find_strategy
 from hfnet_distill.student.training import (
     Learner,
     fit,
-    losses_to_learn,
-    make_dataset,
     make_student,
+    validation_dataset,
 )
 
 ENDLESS = 1_000_000  # epochs
@@ -68,6 +67,7 @@ def make_store(path: Path, names: list[str]) -> RecordStore:
 @click.option("--device")
 @click.option("--network", help="hfnet or light.")
 @click.option("--strategy", help="As of train-student.")
+@click.option("--views-on", type=click.Choice(["loader", "device"]), help="As in [train].")
 @click.option("--config", type=click.Path(path_type=Path), help="Such as recipes/small.toml.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Where numbers go.")
 @user_errors
@@ -89,8 +89,7 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         if path is None:
             folder = Path(temporary) / "photographs"
-            folder.mkdir()
-            make_photographs(folder, 128)
+            make_photographs(folder, 128, (640, 480))
             store = make_store(Path(temporary) / "store", list_images(folder))
         else:
             store = RecordStore.open(path)
@@ -113,14 +112,9 @@ def measure(
     output: Path,
 ) -> tuple[dict[str, float], float]:
     """Views per second of loader, network and loop; the share of its time that the loop waits."""
-    targets = choose_targets(
-        [store],
-        settings.detector_target,
-        settings.descriptor_target,
-        partial=not settings.inside,
-    )
-    dataset = make_dataset(folder, store.names, targets, settings, views=settings.views)
-    nothing = DistillationDataset(folder, [], targets)
+    targets = choose_targets([store], settings.detector_target, settings.descriptor_target)
+    dataset = DistillationDataset(folder, store.names, targets, settings)
+    nothing = validation_dataset(dataset, [])
     batches = Batches(len(dataset), settings.batch_size, epochs=ENDLESS, seed=settings.seed)
     if not batches.steps_per_epoch:
         raise ValueError(
@@ -128,7 +122,7 @@ def measure(
         )
     student, _ = make_student(targets, settings)
     loader = ticks(make_loader(dataset, batches, settings.num_workers), seconds)
-    network = ticks(repeat_step(student, dataset, settings, device), seconds)
+    network = ticks(repeat_step(student, dataset, device), seconds)
     loop: list[float] = []
 
     def advance(count: int, note: str) -> None:
@@ -139,7 +133,7 @@ def measure(
     Journal.EVERY = 1
     run = RunFolder(output, {}, resume=False)
     with contextlib.suppress(StopIteration):
-        fit(student, dataset, nothing, run, settings, device, advance=advance)
+        fit(student, dataset, nothing, run, device, advance=advance)
     views = settings.batch_size * settings.views
     every = {"loader": loader, "network": network, "loop": loop}
     speeds = {name: views * rate(times) for name, times in every.items()}
@@ -173,14 +167,15 @@ def rate(times: list[float]) -> float:
 
 
 def repeat_step(
-    student: Student, dataset: DistillationDataset, settings: TrainSettings, device: torch.device
+    student: Student, dataset: DistillationDataset, device: torch.device
 ) -> Iterator[float]:
     """Steps on one batch, without end."""
+    settings = dataset.settings
     keys = [(0, index) for index in range(settings.batch_size)]
     (batch,) = make_loader(dataset, [keys], 0)
-    learner = Learner(student, losses_to_learn(student, dataset, settings), settings, device)
+    learner = Learner(student, dataset, device)
     for number in itertools.count(1):
-        yield learner.step(batch, dataset, number, settings.learning_rate)["loss"].item()
+        yield learner.step(batch, number, settings.learning_rate)["loss"].item()
 
 
 if __name__ == "__main__":

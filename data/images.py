@@ -27,6 +27,7 @@ __all__ = [
     "read_image",
     "resize_longest",
     "resize_shorter",
+    "shrink_for_view",
     "split_names",
     "stored_orientation",
     "to_images",
@@ -403,6 +404,26 @@ def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
 
 
+def shrink_for_view(
+    full: tuple[int, int], H_view_to_image: np.ndarray, size: tuple[int, int]
+) -> tuple[tuple[int, int], np.ndarray]:
+    """The size at which an image is about as fine as a view, at most its own, and its homography.
+
+    Args:
+        full, size: (width, height) of the image and of the view.
+
+    Returns:
+        (width, height) of the shrunk image, ``H_view_to_shrunk``.
+    """
+    centre = np.array([size[0] / 2, size[1] / 2])
+    steps = warp_points([centre, centre + [1, 0], centre + [0, 1]], H_view_to_image)
+    scale = math.sqrt(abs(np.linalg.det(steps[1:] - steps[0])))  # pixels of the image
+    if scale <= 1:
+        return full, H_view_to_image
+    shrunk = tuple(max(1, round(side / scale)) for side in full)
+    return shrunk, resize_matrix(full, shrunk) @ H_view_to_image
+
+
 def view_through(
     image: np.ndarray,
     H_view_to_image: np.ndarray,
@@ -421,13 +442,9 @@ def view_through(
         interpolation, border: cv2's, of the warp.
     """
     full = (image.shape[1], image.shape[0])
-    centre = np.array([size[0] / 2, size[1] / 2])
-    steps = warp_points([centre, centre + [1, 0], centre + [0, 1]], H_view_to_image)
-    scale = math.sqrt(abs(np.linalg.det(steps[1:] - steps[0])))  # pixels of the image
-    if scale > 1:
-        shrunk = tuple(max(1, round(side / scale)) for side in full)
+    shrunk, H_view_to_image = shrink_for_view(full, H_view_to_image, size)
+    if shrunk != full:
         image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
-        H_view_to_image = resize_matrix(full, shrunk) @ H_view_to_image
     flags = interpolation | cv2.WARP_INVERSE_MAP
     return cv2.warpPerspective(image, H_view_to_image, size, flags=flags, borderMode=border)
 

@@ -40,7 +40,7 @@ from hfnet_distill.evaluation.evaluate import evaluate
 from hfnet_distill.evaluation.features import file_name
 from hfnet_distill.networks.base import DenseMaps, Network, Student
 from hfnet_distill.networks.registry import load
-from hfnet_distill.student.targets import DETECTOR_TARGETS
+from hfnet_distill.student.targets import DETECTOR_TARGETS, Targets
 from hfnet_distill.teacher_export.shards import make_schema
 
 RANKINGS = {"by pixel": 0, "by 3x3 sum": 1}
@@ -147,10 +147,10 @@ def target_cells(teacher: Network, target: str, images: Tensor) -> Tensor:
     cells = []
     for row in range(len(images)):
         fields = {name: values[row].cpu().numpy() for name, values in stored.items()}
-        detector = kind(Record(schema, fields))
-        arrays = detector.read("", upright[0].numpy(), size, None)
+        targets = Targets(kind(Record(schema, fields)), None)
+        arrays = targets.read("", upright[0].numpy(), size, None)
         read = {name: torch.from_numpy(array)[None] for name, array in arrays.items()}
-        cells.append(detector.look(dequantize(read), upright, shape).cells)
+        cells.append(targets.lesson(dequantize(read), upright, shape).cells)
     return torch.cat(cells)
 
 

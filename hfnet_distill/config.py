@@ -140,6 +140,7 @@ class TrainSettings(_Training):
     inside: bool
     overlap: Share
     full_resolution: bool
+    views_on: Literal["loader", "device"] = "loader"  # files from before it have no such key
     weight_decay: Weight
     warmup: Share
     weighting: Literal["fixed", "uncertainty"]

@@ -2,8 +2,8 @@
 
 import copy
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
-from itertools import compress, islice
+from contextlib import AbstractContextManager
+from itertools import compress
 
 import torch
 from torch import Tensor, nn
@@ -44,11 +44,7 @@ class WeightAverage:
 
 @torch.no_grad()
 def estimate_norms(
-    student: nn.Module,
-    images: Iterable[Tensor],
-    count: int,
-    *,
-    context: AbstractContextManager | None = None,
+    student: nn.Module, batches: Iterable[Tensor], context: AbstractContextManager
 ) -> None:
     """Set the statistics of batch normalizations to their means over some batches.
 
@@ -56,8 +52,7 @@ def estimate_norms(
     (Izmailov et al., Averaging Weights, UAI 2018).
 
     Args:
-        images: batches (B, 1, H, W) as the student takes them.
-        count: how many of them are looked at.
+        batches: of images (B, 1, H, W) as the student takes them.
         context: in which the student runs, such as ``device.autocast``; it can be entered again.
     """
     student.train()  # what is frozen stays in evaluation
@@ -67,11 +62,11 @@ def estimate_norms(
         if isinstance(module, BATCH_NORMS) and module.training
     ]
     momenta = [norm.momentum for norm in norms]
-    for number, batch in enumerate(islice(images, count), start=1):
+    for number, images in enumerate(batches, start=1):
         for norm in norms:
             norm.momentum = 1 / number  # the mean of all so far
-        with context or nullcontext():
-            student(batch)
+        with context:
+            student(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     student.eval()

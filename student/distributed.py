@@ -70,9 +70,8 @@ def average_gradients(*modules: nn.Module) -> None:
     parameters = [parameter for module in modules for parameter in module.parameters()]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     averaged = average(torch.cat([gradient.flatten() for gradient in gradients]))
-    for gradient, values in zip(
-        gradients, averaged.split([gradient.numel() for gradient in gradients]), strict=True
-    ):
+    sizes = [gradient.numel() for gradient in gradients]
+    for gradient, values in zip(gradients, averaged.split(sizes), strict=True):
         gradient.copy_(values.view_as(gradient))
 
 
@@ -83,15 +82,9 @@ def synchronize_norms(module: nn.Module) -> None:
     if any(parameter.is_cuda for parameter in module.parameters()):
         nn.SyncBatchNorm.convert_sync_batchnorm(module)
         return
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.BatchNorm2d:
-                synchronized = SyncedBatchNorm2d(
-                    child.num_features, eps=child.eps, momentum=child.momentum
-                )
-                synchronized.weight, synchronized.bias = child.weight, child.bias
-                synchronized.load_state_dict(child.state_dict())
-                setattr(parent, name, synchronized.to(child.weight.device).train(child.training))
+    for child in module.modules():
+        if type(child) is nn.BatchNorm2d:
+            child.__class__ = SyncedBatchNorm2d  # which has the same parameters and statistics
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):

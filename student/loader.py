@@ -1,12 +1,13 @@
 """Photographs and their targets -> batches, in an order that seed and epoch alone decide."""
 
 import atexit
+import copy
 import functools
 import math
 import multiprocessing
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -14,11 +15,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..data.augment import augment_photometric
+from ..config import TrainSettings
+from ..data.augment import Photometric
 from ..data.geometry import Homographies, resize_matrix
 from ..data.images import crop_to_shape, fit_image, load_photograph, read_image, view_through
 from ..data.stores.names import Names
 from ..errors import LOADER_KILLED, InputError, WorkerError
+from .device_views import describe_views
+from .distributed import world_size
 from .targets import Targets
 from .views import ViewSampler
 
@@ -35,40 +39,42 @@ class DistillationDataset(Dataset):
 
     An item is asked for as ``(epoch, index)``, and the same pair gives the same item in whichever
     process: ``image`` (V, 1, h, w) uint8, ``H_view_to_photo`` (V, 3, 3) float64 from their pixels
-    to those that the teacher saw, and the fields of the targets.
+    to those that the teacher saw, and the fields of the targets. With ``views_on="device"``, what
+    ``device_views.cut_views`` makes the images from stands in place of ``image``.
 
     Args:
         folder: where the photographs lie under their names.
-        crop: (width, height) of the views in multiples of 8, or None for that of the photographs.
-        views: how many of each photograph.
-        sampler: how they are drawn; None for upright crops only.
-        photometric: strength of photometric augmentation.
-        full_resolution: views are cut from a photograph's own pixels where it has more of them
-            than the teacher saw, and so are sharp where they zoom in.
+        settings: of the views, with ``full_resolution`` cut from a photograph's own pixels where it
+            has more of them than the teacher saw, and so sharp where they zoom in.
+
+    Attributes:
+        size, crop: (width, height) of the photographs as the teacher saw them, and of the views.
+        partial: views may show what lies beyond the photograph.
+        canvas: (width, height) of photographs that the device cuts views from: as large as the
+            teacher saw them, or with ``full_resolution`` as fine as the view that zooms in most.
 
     Raises:
         InputError: a crop larger than the images.
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        names: list[str],
-        targets: Targets,
-        *,
-        crop: tuple[int, int] | None = None,
-        views: int = 1,
-        sampler: ViewSampler | None = None,
-        photometric: float = 0.0,
-        full_resolution: bool = False,
-        seed: int = 0,
+        self, folder: str | Path, names: list[str], targets: Targets, settings: TrainSettings
     ):
-        self.folder, self.targets = Path(folder), targets
+        self.folder, self.targets, self.settings = Path(folder), targets, settings
         self.names = Names.of(names)  # a list would be copied by each process, for it is counted
         self.size = size = targets.image_size
-        self.crop, self.views = crop or size, views
-        self.sampler = sampler or ViewSampler(0.0, Homographies())
-        self.photometric, self.full_resolution, self.seed = photometric, full_resolution, seed
+        self.crop = settings.crop or size
+        self.partial = settings.warp > 0 and not settings.inside
+        form = Homographies(
+            scale=settings.zoom,
+            rotation=settings.rotation,
+            perspective=settings.perspective,
+            tilt=settings.tilt,
+            inside=settings.inside,
+        )
+        self.sampler = ViewSampler(settings.warp, form, settings.overlap)
+        finest = min(1.0, settings.zoom[0]) if settings.full_resolution else 1.0
+        self.canvas = tuple(math.ceil(side / finest) for side in size)
         if self.crop[0] > size[0] or self.crop[1] > size[1]:
             raise InputError(
                 f"crop {self.crop[0]}x{self.crop[1]} is larger than the store's images, "
@@ -80,38 +86,61 @@ class DistillationDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = key
-        rng = np.random.default_rng((self.seed, epoch, index))
+        rng = np.random.default_rng((self.settings.seed, epoch, index))
         name = self.names[index]
-        photograph = self._photograph(name)
-        H_seen_to_own = resize_matrix(self.size, photograph.shape[1::-1])
-        # What lies beyond the photograph is masked, but a black edge would be seen from inside.
-        border = cv2.BORDER_REFLECT_101 if self.targets.partial else cv2.BORDER_CONSTANT
-        images, homographies = [], []
-        for H_view_to_photo in self.sampler.draw(rng, self.size, self.crop, self.views):
-            image = view_through(
-                photograph, H_seen_to_own @ H_view_to_photo, self.crop, border=border
-            )
-            images.append(augment_photometric(image, rng, self.photometric)[None])
+        homographies, changes = [], []
+        for H_view_to_photo in self.sampler.draw(rng, self.size, self.crop, self.settings.views):
             homographies.append(H_view_to_photo)
-        item = {"image": np.stack(images), "H_view_to_photo": np.stack(homographies)}
+            changes.append(Photometric.draw(rng, self.settings.photometric))
+        item = self._images(self.folder / name, homographies, changes)
+        item["H_view_to_photo"] = np.stack(homographies)
         item |= self.targets.read(name, item["H_view_to_photo"], self.crop, rng)
         return {key: torch.from_numpy(np.asarray(value, order="C")) for key, value in item.items()}
 
-    def _photograph(self, name: str) -> np.ndarray:
+    def _images(
+        self, path: Path, homographies: list[np.ndarray], changes: list[Photometric]
+    ) -> dict[str, np.ndarray]:
+        """The views of a photograph, or what they are made of on the device."""
+        photograph = self._photograph(path)
+        H_seen_to_own = resize_matrix(self.size, photograph.shape[1::-1])
+        homographies = [H_seen_to_own @ H_view_to_photo for H_view_to_photo in homographies]
+        if self.settings.views_on == "device":
+            return describe_views(photograph, self.canvas, homographies, self.crop, changes)
+        # What lies beyond the photograph is masked, but a black edge would be seen from inside.
+        border = cv2.BORDER_REFLECT_101 if self.partial else cv2.BORDER_CONSTANT
+        views = [
+            change(view_through(photograph, H_view_to_own, self.crop, border=border))
+            for H_view_to_own, change in zip(homographies, changes, strict=True)
+        ]
+        return {"image": np.stack(views)[:, None]}
+
+    def _photograph(self, path: Path) -> np.ndarray:
         """A gray photograph (H, W) uint8 of the shape that the teacher saw, as large or larger."""
-        if not self.full_resolution:
-            return load_photograph(self.folder / name, self.size, channels=1)
-        own = crop_to_shape(read_image(self.folder / name, channels=1), self.size)
-        return own if own.shape[1] > self.size[0] else fit_image(own, self.size)
+        if not self.settings.full_resolution:
+            return load_photograph(path, self.size, channels=1)
+        own = crop_to_shape(read_image(path, channels=1), self.size)
+        if own.shape[1] <= self.size[0]:
+            return fit_image(own, self.size)
+        if self.settings.views_on == "device" and (np.array(own.shape[::-1]) > self.canvas).any():
+            return fit_image(own, self.canvas)
+        return own
 
 
 class Batches(Sampler):
     """The keys ``(epoch, index)`` of every batch from step ``start`` on, epoch after epoch.
 
-    ``part`` (number, of so many) leaves of each batch one of equal contiguous parts.
-
     Each epoch is shuffled by (seed, epoch); what does not fill its last batch is left out, so a
     step's batch follows from its number alone and a run can go on at any step.
+
+    Args:
+        count: of photographs.
+        part: (number, of so many) leaves of each batch one of equal contiguous parts.
+
+    Attributes:
+        stop: the steps of all epochs.
+
+    Raises:
+        InputError: a batch that cannot be shared equally.
     """
 
     def __init__(
@@ -130,25 +159,30 @@ class Batches(Sampler):
                 f"batch_size {batch_size} cannot be shared equally by {parts} processes; make it "
                 f"a multiple of {parts}"
             )
-        self.count, self.batch_size = count, batch_size
+        self.count, self.batch_size, self.seed = count, batch_size, seed
         self.part = slice(number * batch_size // parts, (number + 1) * batch_size // parts)
-        self.epochs, self.seed, self.start = epochs, seed, start
         self.steps_per_epoch = count // batch_size
+        self.start, self.stop = start, self.steps_per_epoch * epochs
+
+    def following(self, count: int) -> "Batches":
+        """So many that would come next."""
+        batches = copy.copy(self)
+        batches.start, batches.stop = self.stop, self.stop + count
+        return batches
 
     def __len__(self) -> int:
-        return self.steps_per_epoch * self.epochs - self.start
+        return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        first_epoch, skipped = divmod(self.start, self.steps_per_epoch)
-        for epoch in range(first_epoch, self.epochs):
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
-            for step in range(skipped, self.steps_per_epoch):
-                rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-                yield [(epoch, int(row)) for row in rows[self.part]]
-            skipped = 0
+        for step in range(self.start, self.stop):
+            epoch, within = divmod(step, self.steps_per_epoch)
+            if within == 0 or step == self.start:
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+            rows = order[within * self.batch_size : (within + 1) * self.batch_size]
+            yield [(epoch, int(row)) for row in rows[self.part]]
 
 
-def make_loader(dataset: DistillationDataset, batches, num_workers: int) -> DataLoader:
+def make_loader(dataset: DistillationDataset, batches: Iterable, num_workers: int) -> DataLoader:
     """Batches read ahead by ``num_workers`` processes, pinned where a GPU will take them.
 
     Args:
@@ -179,17 +213,21 @@ class _Loader(DataLoader):
             raise WorkerError(LOADER_KILLED) from error
 
 
-def check_shared_memory(dataset: DistillationDataset, batch_size: int, num_workers: int) -> None:
-    """See that the batches on their way from the loader's processes fit into /dev/shm.
+def check_shared_memory(training: DistillationDataset, validation: DistillationDataset) -> None:
+    """See that the batches on their way from the loaders' processes fit into /dev/shm.
 
     Raises:
         InputError: they do not; a container usually has 64 MB, and ends a process that needs more.
     """
+    num_workers = training.settings.num_workers
     if not num_workers or not SHARED_MEMORY.is_dir():
         return
-    needed = (
-        num_workers * BATCHES_AHEAD * batch_size * sum(v.nbytes for v in dataset[0, 0].values())
-    )
+    needed = 0
+    for dataset, processes in ((training, world_size()), (validation, 1)):
+        if len(dataset):
+            each = sum(value.nbytes for value in dataset[0, 0].values())
+            ahead = num_workers * BATCHES_AHEAD
+            needed += ahead * dataset.settings.batch_size // processes * each
     free = shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
         raise InputError(

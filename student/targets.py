@@ -30,7 +30,6 @@ from ..data.cells import (
     cell_centers,
     cell_peaks,
     from_pixels,
-    grid_shape,
     image_shape,
     occupied,
     to_pixels,
@@ -41,6 +40,7 @@ from ..data.keypoints import KeypointChoice
 from ..data.stores.quantize import dequantize, scale_name
 from ..data.stores.store import RecordStore
 from ..errors import InputError, StoreError
+from ..networks.base import GlobalTeacher
 from ..networks.registry import NETWORKS
 from .views import (
     NEGLIGIBLE,
@@ -55,7 +55,6 @@ __all__ = [
     "DESCRIPTOR_TARGETS",
     "DETECTOR_TARGETS",
     "STRATEGIES",
-    "Detections",
     "Lesson",
     "Targets",
     "choose_targets",
@@ -71,7 +70,6 @@ STRATEGIES = {
 }
 """Names of combinations: (detector target, descriptor target)."""
 
-SPARSE = ("keypoints", "scores", "count")
 SUPPRESSED, MOST = 4, 1000
 """Pixels within which a score map keeps its highest alone, and how many keypoints it gives: as
 SuperPoint's, whose own keypoints a store has under these numbers."""
@@ -80,30 +78,17 @@ DESCRIBED = 384
 
 
 @dataclass
-class Detections:
-    """What a detector target says of a batch of views.
-
-    Attributes:
-        cells: (N, 65, h, w) float32, distributions.
-        known: (N, h, w) bool, the cells it says anything of; None for all.
-        keypoints: (N, K, 2) float32 in pixels of the views, anywhere, or None.
-        probability: (N, K), 0 for what is not there.
-    """
-
-    cells: Tensor
-    known: Tensor | None = None
-    keypoints: Tensor | None = None
-    probability: Tensor | None = None
-
-
-@dataclass
 class Lesson:
     """What the teachers say of a batch of N = B * V views; None where none says anything.
 
     Attributes:
-        H_view_to_photo: (B, V, 3, 3) float64.
+        H_view_to_photo: (N, 3, 3) float64, a photograph's views one after the other.
+        shape: (height, width) of the views in cells.
         seen: (N, h, w) bool, the cells that show nothing but the photograph; None for all.
-        detections: see there.
+        cells: (N, 65, h, w) float32, distributions.
+        known: (N, h, w) bool, the cells that the detector target says anything of; None for all.
+        keypoints: (N, K, 2) float32 in pixels of the views, anywhere.
+        probability: (N, K) of the keypoints, 0 for what is not there.
         points: (N, P, 2) float32 in pixels of the views, where descriptors are compared; None, with
             ``descriptors``, for the centers of all cells.
         descriptors: (N, P, D) float32 of unit length.
@@ -112,12 +97,26 @@ class Lesson:
     """
 
     H_view_to_photo: Tensor
+    shape: tuple[int, int]
     seen: Tensor | None = None
-    detections: Detections | None = None
+    cells: Tensor | None = None
+    known: Tensor | None = None
+    keypoints: Tensor | None = None
+    probability: Tensor | None = None
     points: Tensor | None = None
     descriptors: Tensor | None = None
     weights: Tensor | None = None
     global_descriptor: Tensor | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the views in pixels."""
+        return image_shape(self.shape)[::-1]
+
+    def for_each_view(self, of_photographs: Tensor) -> Tensor:
+        """(B, ...) -> (N, ...)."""
+        views = len(self.H_view_to_photo) // len(of_photographs)
+        return of_photographs.repeat_interleave(views, 0)
 
 
 class Target:
@@ -147,24 +146,16 @@ class Target:
         """
         return {field: np.array(self.store.read(name, field)) for field in self.reads}
 
-
-class DetectorTarget(Target):
-    """Where a view has keypoints."""
-
-    def look(
-        self, fields: dict[str, Tensor], H_view_to_photo: Tensor, shape: tuple[int, int]
-    ) -> Detections:
-        """What it says of views.
+    def teach(self, lesson: Lesson, fields: dict[str, Tensor]) -> None:
+        """Fill in what it says of the views; a descriptor target comes after its detector target.
 
         Args:
             fields: what was read, in float32, with a leading axis of B photographs.
-            H_view_to_photo: (B, V, 3, 3) float64.
-            shape: (height, width) of the views in cells.
         """
         raise NotImplementedError
 
 
-class CellTarget(DetectorTarget):
+class CellTarget(Target):
     """``cells``: the teacher's distribution over each 8x8 cell and "no keypoint".
 
     ``score_map`` is that already (65, h, w), or the probability of every pixel inside a border
@@ -178,15 +169,15 @@ class CellTarget(DetectorTarget):
 
     def __init__(self, store: RecordStore):
         super().__init__(store)
-        self.grid = grid_shape(store.schema.image_size[::-1])
-        _check_scores(store)
+        self.border = _border_of_map(store)
 
-    def look(self, fields, H_view_to_photo, shape):
-        whole = _for_each_view(to_cells(fields["score_map"], self.grid), H_view_to_photo)
-        return Detections(view_scores(whole, H_view_to_photo.flatten(0, 1), shape))
+    def teach(self, lesson, fields):
+        whole = lesson.for_each_view(to_cells(fields["score_map"], self.border))
+        lesson.cells = view_scores(whole, lesson.H_view_to_photo, lesson.shape)
+        lesson.known = lesson.seen
 
 
-class KeypointTarget(DetectorTarget):
+class KeypointTarget(Target):
     """``keypoints``: a teacher's keypoints, between pixels, each as likely as the teacher holds it.
 
     Of a ``score_map`` those that suppression leaves. A cell's distribution is made in the view: "no
@@ -197,17 +188,16 @@ class KeypointTarget(DetectorTarget):
         StoreError: a score map of another kind.
     """
 
-    needs = (SPARSE, ("score_map",))
+    needs = (("keypoints", "scores", "count"), ("score_map",))
 
     def __init__(self, store: RecordStore):
         super().__init__(store)
-        self.size = store.schema.image_size
-        self.has_list = "score_map" not in self.reads
-        self.border = _border_of_list(store) if self.has_list else _border_of_map(store)
+        self.of_map = "score_map" in self.reads
+        self.border = _border_of_map(store) if self.of_map else _border_of_list(store)
 
     def read(self, *record):
         stored = super().read(*record)
-        if self.has_list:
+        if not self.of_map:
             return stored
         (scores,) = dequantize({n: torch.from_numpy(a) for n, a in stored.items()}).values()
         per_cell = len(scores) == CHANNELS
@@ -218,43 +208,46 @@ class KeypointTarget(DetectorTarget):
         count = np.array(len(points), np.int32)
         return {"keypoints": keypoints, "scores": scores, "count": count}
 
-    def look(self, fields, H_view_to_photo, shape):
-        keypoints, scores, count = (_for_each_view(fields[n], H_view_to_photo) for n in SPARSE)
-        views = H_view_to_photo.flatten(0, 1)
-        points = unwarp_points(keypoints, views)
-        probability = scores * _is_there(keypoints, count)
-        cells = scatter_keypoints(points, probability, shape)
-        known = cells_seen(views, shape, self.size, self.border)
-        return Detections(cells, known, points, probability)
+    def teach(self, lesson, fields):
+        lesson.keypoints, there = _keypoints_seen(lesson, fields)
+        lesson.probability = lesson.for_each_view(fields["scores"]) * there
+        lesson.cells = scatter_keypoints(lesson.keypoints, lesson.probability, lesson.shape)
+        size = self.store.schema.image_size
+        lesson.known = cells_seen(lesson.H_view_to_photo, lesson.shape, size, self.border)
 
 
-class LabelTarget(DetectorTarget):
+class LabelTarget(Target):
     """``labels``: of each cell its first keypoint, row by row and on whole pixels, or none."""
 
     needs = (("keypoints", "count"),)
 
-    def look(self, fields, H_view_to_photo, shape):
-        keypoints, count = (
-            _for_each_view(fields[name], H_view_to_photo) for name in ("keypoints", "count")
-        )
-        height, width = image_shape(shape)
-        points = unwarp_points(keypoints, H_view_to_photo.flatten(0, 1))
-        there = _is_there(keypoints, count)
-        inside = there & is_inside(points, (width, height))
+    def teach(self, lesson, fields):
+        width, height = lesson.size
+        points, there = _keypoints_seen(lesson, fields)
+        inside = there & is_inside(points, lesson.size)
         x, y = torch.where(inside[..., None], points, 0).round().long().unbind(2)
         index = torch.where(inside, y * width + x, height * width)
         marked = points.new_zeros(len(points), height * width + 1).scatter_(1, index, 1.0)
         pixels = from_pixels(marked[:, :-1].unflatten(1, (height, width)))
         # The first of a cell's pixels alone: so many are marked up to each.
         first = pixels * (pixels.cumsum(1) == 1)
-        return Detections(with_nothing(first), None, points, there.float())
+        lesson.cells, lesson.known = with_nothing(first), lesson.seen
+        lesson.keypoints, lesson.probability = points, there.float()
+
+
+def _keypoints_seen(lesson: Lesson, fields: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Padded keypoints where the views show them (N, K, 2), and which are there (N, K)."""
+    keypoints, count = (lesson.for_each_view(fields[name]) for name in ("keypoints", "count"))
+    there = torch.arange(keypoints.shape[1], device=count.device) < count[:, None]
+    return unwarp_points(keypoints, lesson.H_view_to_photo), there
 
 
 class DescriptorTarget(Target):
     """What the descriptors at some points of a view are.
 
     Attributes:
-        field: of the schema, their map's where there is one.
+        of_map: whether it learns from a ``descriptor_map``, not from ``descriptors`` of keypoints.
+        field: of the schema, either's.
         descriptor_dim: numbers of a descriptor.
     """
 
@@ -262,18 +255,14 @@ class DescriptorTarget(Target):
 
     def __init__(self, store: RecordStore):
         super().__init__(store)
-        self.field = store.schema.fields["descriptor_map"]
-        self.descriptor_dim = self.field.shape[0]
+        self.of_map = "descriptor_map" in self.reads
+        self.field = store.schema.fields["descriptor_map" if self.of_map else "descriptors"]
+        self.descriptor_dim = self.field.shape[0 if self.of_map else 1]
 
-    def compare(
-        self,
-        fields: dict[str, Tensor],
-        H_view_to_photo: Tensor,
-        shape: tuple[int, int],
-        detections: Detections,
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """``points``, ``descriptors`` and ``weights`` of a ``Lesson``; arguments as of ``look``."""
-        raise NotImplementedError
+    def on_map(self, points: Tensor) -> Tensor:
+        """Which points (..., 2) of the photographs lie on the map, (...) bool."""
+        height, width = self.field.shape[1:]
+        return is_inside(self.field.geometry.to_map(points), (width, height))
 
 
 class CenterTarget(DescriptorTarget):
@@ -296,27 +285,24 @@ class CenterTarget(DescriptorTarget):
                 'descriptor_target = "random" in [train]'
             )
 
-    def compare(self, fields, H_view_to_photo, shape, detections):
-        centers = cell_centers(shape, H_view_to_photo.device)
-        target, known = self._descriptors_at(centers, fields, H_view_to_photo)
-        return None, target, known
+    def teach(self, lesson, fields):
+        self.teach_at(cell_centers(lesson.shape, lesson.H_view_to_photo.device), lesson, fields)
 
-    def _descriptors_at(self, points, fields, H_view_to_photo) -> tuple[Tensor, Tensor]:
-        """The teacher's (N, P, D) at points of the views, and where it has any (N, P)."""
-        views = H_view_to_photo.flatten(0, 1)
-        height, width = self.field.shape[1:]
-        places = self.field.geometry.to_map(warp_points(points, views))
-        target = view_descriptors(fields["descriptor_map"], points, views, self.field.geometry)
-        return target, is_inside(places, (width, height))
+    def teach_at(self, points: Tensor, lesson: Lesson, fields: dict[str, Tensor]) -> None:
+        """The teacher's descriptors at points (P, 2) or (N, P, 2) of the views."""
+        views, geometry = lesson.H_view_to_photo, self.field.geometry
+        lesson.descriptors = view_descriptors(fields["descriptor_map"], points, views, geometry)
+        lesson.weights = self.on_map(warp_points(points, views))
 
 
 class PeakTarget(CenterTarget):
     """``peaks``: at the likeliest pixel of each cell, as much as the cell has a keypoint."""
 
-    def compare(self, fields, H_view_to_photo, shape, detections):
-        peaks = cell_peaks(detections.cells)
-        target, known = self._descriptors_at(peaks, fields, H_view_to_photo)
-        return peaks.float(), target, known * occupied(detections.cells).flatten(1)
+    def teach(self, lesson, fields):
+        peaks = cell_peaks(lesson.cells)
+        self.teach_at(peaks, lesson, fields)
+        lesson.points = peaks.float()
+        lesson.weights = lesson.weights * occupied(lesson.cells).flatten(1)
 
 
 class RandomTarget(DescriptorTarget):
@@ -333,14 +319,16 @@ class RandomTarget(DescriptorTarget):
         points = geometry.to_image(np.stack([column, row], -1))
         values = self.store.read(name, "descriptor_map")[:, row, column]
         arrays = {"positions": points.astype(np.float32), "descriptors": np.moveaxis(values, 0, -1)}
-        if (scales := scale_name("descriptor_map")) in self.store.schema.fields:
+        if (scales := scale_name("descriptor_map")) in self.reads:
             arrays[scale_name("descriptors")] = self.store.read(name, scales)[row, column]
         return arrays
 
-    def compare(self, fields, H_view_to_photo, shape, detections):
-        positions, target = (fields[name].flatten(0, 1) for name in ("positions", "descriptors"))
-        points = unwarp_points(positions, H_view_to_photo.flatten(0, 1))
-        return points, target, is_inside(points, image_shape(shape)[::-1])
+    def teach(self, lesson, fields):
+        positions, lesson.descriptors = (
+            fields[name].flatten(0, 1) for name in ("positions", "descriptors")
+        )
+        lesson.points = unwarp_points(positions, lesson.H_view_to_photo)
+        lesson.weights = is_inside(lesson.points, lesson.size)
 
 
 class KeypointDescriptorTarget(DescriptorTarget):
@@ -353,48 +341,42 @@ class KeypointDescriptorTarget(DescriptorTarget):
     needs = (("keypoints", "descriptors", "count"), ("descriptor_map",))
 
     def __init__(self, store: RecordStore):
-        Target.__init__(self, store)
-        self.of_map = "descriptor_map" in self.reads
-        self.field = store.schema.fields["descriptor_map" if self.of_map else "descriptors"]
-        self.descriptor_dim = self.field.shape[0 if self.of_map else 1]
+        super().__init__(store)
         # The rest is what the detector target reads.
         self.reads = [field for field in self.reads if field.startswith("descriptor")]
 
-    def compare(self, fields, H_view_to_photo, shape, detections):
-        points = detections.keypoints
-        there = is_inside(points, image_shape(shape)[::-1])
+    def teach(self, lesson, fields):
+        there = is_inside(lesson.keypoints, lesson.size)
         if self.of_map:
-            geometry, (height, width) = self.field.geometry, self.field.shape[1:]
             of_photographs = fields["keypoints"]
-            places = _for_each_view(geometry.to_map(of_photographs.double()), H_view_to_photo)
-            there = there & is_inside(places, (width, height))
-            samples = sample_map(fields["descriptor_map"], of_photographs, geometry)
+            there = there & lesson.for_each_view(self.on_map(of_photographs.double()))
+            samples = sample_map(fields["descriptor_map"], of_photographs, self.field.geometry)
             descriptors = F.normalize(samples, dim=2)
         else:
             descriptors = fields["descriptors"]
-        weights, best = (there * detections.probability).topk(min(DESCRIBED, points.shape[1]))
+        lesson.weights, best = (there * lesson.probability).topk(min(DESCRIBED, there.shape[1]))
         photographs = torch.arange(len(descriptors), device=best.device)
-        target = descriptors[_for_each_view(photographs[:, None], H_view_to_photo), best]
-        return points.gather(1, best[:, :, None].expand(-1, -1, 2)), target, weights
+        lesson.descriptors = descriptors[lesson.for_each_view(photographs[:, None]), best]
+        lesson.points = lesson.keypoints.gather(1, best[:, :, None].expand(-1, -1, 2))
 
 
 class GlobalTarget(Target):
-    """A global descriptor (G,) of unit length; a view keeps that of its photograph."""
+    """A global descriptor (G,) of unit length; a view keeps that of its photograph.
+
+    Attributes:
+        teacher: what a student must know of it.
+    """
 
     needs = (("global_descriptor",),)
 
     def __init__(self, store: RecordStore):
         super().__init__(store)
-        self.global_dim = store.schema.fields["global_descriptor"].shape[0]
+        words = store.parameters.get("words")
+        dim = store.schema.fields["global_descriptor"].shape[0]
+        self.teacher = GlobalTeacher(dim, None if words is None else words.shape)
 
-    @property
-    def words(self) -> np.ndarray | None:
-        """Those (K, D) of a VLAD of local descriptors; None for any other teacher."""
-        return self.store.parameters.get("words")
-
-    def look(self, fields, H_view_to_photo) -> Tensor:
-        """The descriptors (N, G) of the views."""
-        return _for_each_view(fields["global_descriptor"], H_view_to_photo)
+    def teach(self, lesson, fields):
+        lesson.global_descriptor = lesson.for_each_view(fields["global_descriptor"])
 
 
 DETECTOR_TARGETS = {"cells": CellTarget, "keypoints": KeypointTarget, "labels": LabelTarget}
@@ -412,13 +394,11 @@ class Targets:
 
     Attributes:
         detector, descriptor: both or neither.
-        partial: views may show what lies beyond the photograph, where nobody says anything.
     """
 
-    detector: DetectorTarget | None
+    detector: Target | None
     descriptor: DescriptorTarget | None
     global_: GlobalTarget | None = None
-    partial: bool = False
 
     @property
     def parts(self) -> list[Target]:
@@ -445,22 +425,26 @@ class Targets:
         return fields
 
     def lesson(
-        self, fields: dict[str, Tensor], H_view_to_photo: Tensor, shape: tuple[int, int]
+        self,
+        fields: dict[str, Tensor],
+        H_view_to_photo: Tensor,
+        shape: tuple[int, int],
+        *,
+        partial: bool = False,
     ) -> Lesson:
-        """What the teachers say of the views; arguments as of ``DetectorTarget.look``."""
-        lesson = Lesson(H_view_to_photo)
-        if self.partial:
-            views = H_view_to_photo.flatten(0, 1)
-            lesson.seen = cells_seen(views, shape, self.image_size)
-        if self.detector:
-            lesson.detections = self.detector.look(fields, H_view_to_photo, shape)
-            if lesson.detections.known is None:
-                lesson.detections.known = lesson.seen
-            lesson.points, lesson.descriptors, lesson.weights = self.descriptor.compare(
-                fields, H_view_to_photo, shape, lesson.detections
-            )
-        if self.global_:
-            lesson.global_descriptor = self.global_.look(fields, H_view_to_photo)
+        """What the teachers say of the views.
+
+        Args:
+            fields: what was read, in float32, with a leading axis of B photographs.
+            H_view_to_photo: (B, V, 3, 3) float64.
+            shape: (height, width) of the views in cells.
+            partial: views may show what lies beyond the photograph, where nobody says anything.
+        """
+        lesson = Lesson(H_view_to_photo.flatten(0, 1), shape)
+        if partial:
+            lesson.seen = cells_seen(lesson.H_view_to_photo, shape, self.image_size)
+        for part in self.parts:
+            part.teach(lesson, fields)
         return lesson
 
 
@@ -481,17 +465,12 @@ def _find(choices: dict, name: str, setting: str):
 
 
 def choose_targets(
-    stores: list[RecordStore],
-    detector: str = "keypoints",
-    descriptor: str = "keypoints",
-    *,
-    partial: bool = False,
+    stores: list[RecordStore], detector: str = "keypoints", descriptor: str = "keypoints"
 ) -> Targets:
     """What the student learns from the stores: local targets, global ones, or both.
 
     Args:
         detector, descriptor: names of ``DETECTOR_TARGETS`` and ``DESCRIPTOR_TARGETS``.
-        partial: see ``Targets``.
 
     Raises:
         InputError: no target has that name.
@@ -516,16 +495,15 @@ def choose_targets(
             "set one of the two otherwise in [train]"
         )
     held = [_holders(kind, stores) for kind in kinds]
-    of_images = held[2]
     for store in stores:
         for kind, holders in zip(kinds[:2], held[:2], strict=True):
-            if not holders and store not in of_images:
+            if not holders and store not in held[2]:
+                flag = "sparse" if "keypoints" in kind.needs[0] else "score_map,descriptor_map"
                 raise StoreError(
                     f"{store.path}: has no {kind.needs[0][0]}, which the student learns from; "
-                    f"export it with --fields {_export_flag(kind)}"
+                    f"export it with --fields {flag}"
                 )
-        is_used = any(store in holders for holders in held)
-        if not is_used:
+        if not any(store in holders for holders in held):
             raise StoreError(
                 f"{store.path}: a detector target {detector} and a descriptor target {descriptor} "
                 "learn nothing from it"
@@ -534,38 +512,41 @@ def choose_targets(
         if len(holders) > 1:
             raise StoreError(f"{holders[1].path}: a second store of the same kind; give one each")
     if not held[0] or not held[1]:
-        return Targets(None, None, GlobalTarget(of_images[0]), partial)
-    ours = kinds[0](held[0][0]), kinds[1](held[1][0])
-    if descriptor == "keypoints" and not ours[1].of_map and ours[0].store is not ours[1].store:
+        held[:2] = [], []
+    ours = [kind(*holders) if holders else None for kind, holders in zip(kinds, held, strict=True)]
+    detects, describes, _ = ours
+    if describes and not describes.of_map and detects.store is not describes.store:
         raise StoreError(
-            f"{ours[1].store.path}: its descriptors are not those of the keypoints in "
-            f"{ours[0].store.path}; give one store with both"
+            f"{describes.store.path}: its descriptors are not those of the keypoints in "
+            f"{detects.store.path}; give one store with both"
         )
-    return Targets(*ours, GlobalTarget(of_images[0]) if of_images else None, partial)
+    return Targets(*ours)
 
 
 def _holders(kind: type, stores: list[RecordStore]) -> list[RecordStore]:
     """The stores with all fields of the first of a target's choices that any store has."""
     for choice in kind.needs:
-        holders = [store for store in stores if all(f in store.schema.fields for f in choice)]
+        holders = [store for store in stores if store.schema.fields.keys() >= {*choice}]
         if holders:
             return holders
     return []
 
 
-def _export_flag(kind: type) -> str:
-    return "sparse" if "keypoints" in kind.needs[0] else "score_map,descriptor_map"
+def _border_of_map(store: RecordStore) -> int:
+    """Pixels along the edge of a photograph of which a score map says nothing.
 
-
-def _check_scores(store: RecordStore) -> None:
+    Raises:
+        StoreError: a map of another kind.
+    """
     field = store.schema.fields["score_map"]
-    per_cell = field.shape[0] == CHANNELS and field.geometry == CELL_MAP
-    per_pixel = field.shape[0] == 1 and field.geometry.stride == 1
-    if not per_cell and not per_pixel:
-        raise StoreError(
-            f"{store.path}: its score_map has {field.shape[0]} channels on {field.geometry}; "
-            f"the student needs {CHANNELS} on {CELL_MAP} or one on every pixel"
-        )
+    if field.shape[0] == CHANNELS and field.geometry == CELL_MAP:
+        return 0
+    if field.shape[0] == 1 and field.geometry.stride == 1:
+        return int(field.geometry.offset)
+    raise StoreError(
+        f"{store.path}: its score_map has {field.shape[0]} channels on {field.geometry}; "
+        f"the student needs {CHANNELS} on {CELL_MAP} or one on every pixel"
+    )
 
 
 def _border_of_list(store: RecordStore) -> float:
@@ -574,20 +555,3 @@ def _border_of_list(store: RecordStore) -> float:
     teacher = settings.get("keypoints_teacher", store.schema.teacher)
     unseen = NETWORKS.find(teacher).border if teacher in NETWORKS.names() else 0
     return max(float(unseen), float(settings.get("border", 0)))
-
-
-def _border_of_map(store: RecordStore) -> float:
-    """Pixels along the edge of a photograph of which a score map says nothing."""
-    _check_scores(store)
-    geometry = store.schema.fields["score_map"].geometry
-    return 0.0 if geometry == CELL_MAP else float(geometry.offset)
-
-
-def _for_each_view(of_photographs: Tensor, H_view_to_photo: Tensor) -> Tensor:
-    """(B, ...) -> (B * V, ...)."""
-    return of_photographs.repeat_interleave(H_view_to_photo.shape[1], 0)
-
-
-def _is_there(keypoints: Tensor, count: Tensor) -> Tensor:
-    """Which rows (N, K) of padded keypoints (N, K, 2) the counts (N,) say are there."""
-    return torch.arange(keypoints.shape[1], device=count.device) < count[:, None]

@@ -1,24 +1,25 @@
 """Stage 2: stores and photographs in, a run folder with a student out."""
 
+import hashlib
+import heapq
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler
 
 from ..config import TrainSettings, load_settings
 from ..console import deferred_interrupt, progress, say
 from ..data.cells import grid_shape
-from ..data.geometry import Homographies
 from ..data.images import list_images, split_names
 from ..data.stores.quantize import dequantize
 from ..data.stores.store import RecordStore
 from ..device import autocast, choose_device, choose_precision
 from ..errors import CheckpointError, InputError
-from ..networks.base import GlobalTeacher, Student, StudentOutput
+from ..networks.base import Student, StudentOutput
 from ..networks.registry import (
     NETWORKS,
     STUDENTS,
@@ -28,6 +29,7 @@ from ..networks.registry import (
 )
 from ..runs import RunFolder
 from .averaging import WeightAverage, estimate_norms
+from .device_views import cut_views
 from .distributed import (
     any_process,
     average,
@@ -40,20 +42,22 @@ from .distributed import (
 from .loader import Batches, DistillationDataset, check_shared_memory, make_loader
 from .losses import FixedWeights, UncertaintyWeights, active_losses, compute_losses
 from .targets import Targets, choose_targets
-from .views import ViewSampler
 
 __all__ = [
     "Learner",
     "batch_losses",
     "fit",
     "losses_to_learn",
-    "make_dataset",
     "make_student",
     "train",
+    "validation_dataset",
 ]
 
 MAY_CHANGE = {"device", "num_workers", "checkpoint_minutes"}
 """Settings that a resumed run may have otherwise: they change no number."""
+MOST_VALIDATED = 1000
+"""Photographs that are validated on, chosen by name: their mean loss is known to a thirtieth of the
+spread of single ones, and millions more would take longer than the epoch."""
 LONGEST_GRADIENT = 10.0
 """Gradients are shortened to this length; sound ones are shorter after the first steps."""
 
@@ -91,12 +95,7 @@ def train(
     device = join(choose_device(settings.device))
     quiet = quiet or rank() > 0
     opened = [RecordStore.open(path) for path in stores]
-    targets = choose_targets(
-        opened,
-        settings.detector_target,
-        settings.descriptor_target,
-        partial=settings.warp > 0 and not settings.inside,
-    )
+    targets = choose_targets(opened, settings.detector_target, settings.descriptor_target)
     names = _common_names(opened, Path(images), quiet)
     training_names, validation_names = split_names(names, settings.validation)
     if len(training_names) < settings.batch_size:
@@ -109,15 +108,15 @@ def train(
     if settings.detector_target == "keypoints" and not student.local_is_frozen:
         # Such a keypoint is shared by the four pixels around it: no one of them has all of it.
         student.rank_radius = max(student.rank_radius, 1)
-    views = 1 if student.local_is_frozen else settings.views
-    training = make_dataset(images, training_names, targets, settings, views=views)
-    # Validation photographs are seen whole, as the teacher saw them.
-    validation = DistillationDataset(images, validation_names, replace(targets, partial=False))
+    shown = settings.model_copy(update={"views": 1}) if student.local_is_frozen else settings
+    training = DistillationDataset(images, training_names, targets, shown)
+    validation = validation_dataset(training, validation_names)
     info = {
         "init": digest,
         "teachers": [_describe(store) for store in opened],
         "photographs": len(training_names),
-        "settings": settings.model_dump(mode="json"),
+        # Without what is new and left as it was, so that runs from before it can be resumed.
+        "settings": settings.model_dump(mode="json", exclude_defaults=True),
     }
     run = RunFolder(output, info, resume=resume, may_change=MAY_CHANGE, writes=rank() == 0)
     steps = len(training) // settings.batch_size * settings.epochs
@@ -128,7 +127,7 @@ def train(
         quiet=quiet,
     )
     with progress("train student", steps, done=run.steps_done, quiet=quiet) as advance:
-        fit(student, training, validation, run, settings, device, advance=advance)
+        fit(student, training, validation, run, device, advance=advance)
     return Path(output)
 
 
@@ -137,7 +136,6 @@ def fit(
     training: DistillationDataset,
     validation: DistillationDataset,
     run: RunFolder,
-    settings: TrainSettings,
     device: torch.device,
     *,
     advance: Callable[[int, str], None] = lambda steps, note: None,
@@ -154,11 +152,8 @@ def fit(
         TrainingError: the loss is nan or infinite.
         KeyboardInterrupt: asked to stop; the run can go on.
     """
-    names = losses_to_learn(student, training, settings)
-    if not names:
-        raise InputError("loss_weights: no loss that has a weight above 0 fits what is learned")
-    check_shared_memory(training, settings.batch_size // world_size(), settings.num_workers)
-    learner = Learner(student, names, settings, device)
+    learner, settings = Learner(student, training, device), training.settings
+    check_shared_memory(training, validation)
     state = run.load(learner.modules, learner.optimizer, {"step": 0, "best": math.inf})
     batches = Batches(
         len(training),
@@ -168,16 +163,16 @@ def fit(
         start=state["step"],
         part=(rank(), world_size()),
     )
-    total = batches.steps_per_epoch * settings.epochs
     saved = time.monotonic()
     losses: list[Tensor] = []  # of the steps that were not looked at yet
     note = ""
     with run.journal(state["step"]) as journal, deferred_interrupt() as interrupted:
         loader = make_loader(training, batches, settings.num_workers)
-        for batch in journal.timed(loader, lambda batch: batch["image"].shape[:2].numel()):
-            rate = settings.learning_rate * one_cycle(state["step"] / total, settings.warmup)
+        for batch in journal.timed(loader, lambda of: of["H_view_to_photo"].shape[:2].numel()):
+            done = state["step"] / batches.stop
+            rate = settings.learning_rate * one_cycle(done, settings.warmup)
             state["step"] += 1
-            values = learner.step(batch, training, state["step"], rate)
+            values = learner.step(batch, state["step"], rate)
             losses.append(values["loss"])
             stop = any_process(interrupted())
             epoch, within = divmod(state["step"], batches.steps_per_epoch)
@@ -188,12 +183,14 @@ def fit(
                 losses.clear()
             journal.step(state["step"], values, rate)
             advance(1, note)
-            if state["step"] == total and settings.norm_batches:
-                _estimate_norms(learner.result, training, batches, settings, device)
+            if state["step"] == batches.stop and settings.norm_batches:
+                # Of a short training no more than it had.
+                following = batches.following(min(settings.norm_batches, batches.stop))
+                learner.estimate_norms(make_loader(training, following, settings.num_workers))
             if within == 0 and run.writes:
-                _validate_and_keep(
-                    learner.result, validation, run, journal, state, epoch, settings, device
-                )
+                scores = validate(learner.result, validation, device)
+                journal.write("validation", state["step"], {"epoch": epoch, **scores})
+                _keep(learner.result, run, state, {"epoch": epoch, "validation": scores})
             if keep:
                 run.save(learner.modules, learner.optimizer, state)
                 saved = time.monotonic()
@@ -201,24 +198,41 @@ def fit(
                 raise run.interrupted(state["step"])
 
 
+def _keep(student: Student, run: RunFolder, state: dict, about: dict) -> None:
+    """Write the last checkpoint and, if none before was better, the best."""
+    info = {**run.info, "step": state["step"], **about}
+    save_checkpoint(run.path / "last.safetensors", student, info)
+    loss = about["validation"]["loss"]
+    if loss <= state["best"]:  # equal where there is nothing to validate on
+        state["best"] = loss
+        save_checkpoint(run.path / "best.safetensors", student, info)
+
+
 class Learner:
     """A student and what its training changes with it.
 
     Args:
-        names: of the losses.
+        dataset: of the batches that it learns from.
 
     Attributes:
+        names: of the losses.
         modules: by name, those with weights that resuming needs; so does ``optimizer``.
         result: the student that is kept, which is the average where there is one.
+
+    Raises:
+        InputError: no loss that has a weight fits what there is to learn.
     """
 
-    def __init__(
-        self, student: Student, names: Sequence[str], settings: TrainSettings, device: torch.device
-    ):
-        self.student, self.names, self.settings, self.device = student, names, settings, device
-        learned = settings.weighting == "uncertainty"
-        weighting = UncertaintyWeights(names) if learned else FixedWeights(settings.loss_weights)
-        self.weighting = weighting.to(device)
+    def __init__(self, student: Student, dataset: DistillationDataset, device: torch.device):
+        self.student, self.dataset, self.device = student, dataset, device
+        settings = dataset.settings
+        self.names = losses_to_learn(student, dataset)
+        if not self.names:
+            raise InputError("loss_weights: no loss that has a weight above 0 fits what is learned")
+        if settings.weighting == "uncertainty":
+            self.weighting = UncertaintyWeights(self.names).to(device)
+        else:
+            self.weighting = FixedWeights(settings.loss_weights)
         student.to(device, memory_format=torch.channels_last)
         synchronize_norms(student)
         self.average = WeightAverage(student, settings.ema) if settings.ema else None
@@ -226,16 +240,20 @@ class Learner:
         if self.average:
             self.modules["average"] = self.average.student
         self.result = self.average.student if self.average else student
+        # Weights of convolutions and projections decay, and no others.
+        decayed = [p for p in student.parameters() if p.ndim > 1]
+        plain = [p for p in student.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(student, self.weighting, settings),
+            [
+                {"params": decayed, "weight_decay": settings.weight_decay},
+                {"params": [*plain, *self.weighting.parameters()], "weight_decay": 0.0},
+            ],
             fused=device.type == "cuda",  # which alone reads no number of the GPU
         )
         if settings.compile:
             student.compile()
 
-    def step(
-        self, batch: dict[str, Tensor], dataset: DistillationDataset, number: int, rate: float
-    ) -> dict[str, Tensor]:
+    def step(self, batch: dict[str, Tensor], number: int, rate: float) -> dict[str, Tensor]:
         """Learn from a batch; nothing here waits for a GPU.
 
         Args:
@@ -253,7 +271,7 @@ class Learner:
         self.optimizer.zero_grad()
         try:
             losses = batch_losses(
-                self.student.train(), batch, dataset, self.names, self.settings, self.device
+                self.student.train(), batch, self.dataset, self.names, self.device
             )
             loss = self.weighting(losses)
             loss.backward()
@@ -273,87 +291,90 @@ class Learner:
         values = average(torch.stack([loss, *losses.values()]).detach())
         return dict(zip(("loss", *losses), values.unbind(), strict=True))
 
+    def estimate_norms(self, batches: Iterable[dict[str, Tensor]]) -> None:
+        """Estimate the result's batch-normalization statistics from batches of the dataset."""
+        images = (_on_device(batch, self.dataset, self.device)[1] for batch in batches)
+        estimate_norms(self.result, images, _autocast(self.dataset, self.device))
+
 
 def batch_losses(
     student: Student,
     batch: dict[str, Tensor],
     dataset: DistillationDataset,
     names: Sequence[str],
-    settings: TrainSettings,
     device: torch.device,
 ) -> dict[str, Tensor]:
     """The losses of those names of a batch of a dataset, each a scalar float32 mean."""
-    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    batch, images = _on_device(batch, dataset, device)
     H_view_to_photo = batch.pop("H_view_to_photo")
-    images = _images(batch)
-    with autocast(device, choose_precision(settings.precision, device, training=True)):
+    with _autocast(dataset, device):
         if student.local_is_frozen:
             said = StudentOutput(None, None, student.describe_globally(images))
         else:
             said = student(images)
+    shape = grid_shape(images.shape[2:])
     lesson = dataset.targets.lesson(
-        dequantize(batch), H_view_to_photo, grid_shape(images.shape[2:])
+        dequantize(batch), H_view_to_photo, shape, partial=dataset.partial
     )
     return compute_losses(names, said, lesson)
 
 
-def _images(batch: dict[str, Tensor]) -> Tensor:
-    """All views of a batch (B * V, 1, H, W) float32 in [0, 1]; takes them out of it."""
-    images = batch.pop("image").float() / 255
-    return images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+def _autocast(dataset: DistillationDataset, device: torch.device) -> torch.autocast:
+    return autocast(device, choose_precision(dataset.settings.precision, device, training=True))
+
+
+def _on_device(
+    batch: dict[str, Tensor], dataset: DistillationDataset, device: torch.device
+) -> tuple[dict[str, Tensor], Tensor]:
+    """A batch on the device without its images, and all views (B * V, 1, H, W) in [0, 1]."""
+    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    if "image" in batch:
+        images = batch.pop("image").float().flatten(0, 1)
+    else:
+        images = cut_views(batch, dataset.crop)
+    return batch, (images / 255).contiguous(memory_format=torch.channels_last)
+
+
+def validation_dataset(training: DistillationDataset, names: list[str]) -> DistillationDataset:
+    """Photographs whole and unchanged, as the teacher saw them; of many names ``MOST_VALIDATED``.
+
+    A batch has as many pixels as a process's part of a step, and no more photographs: their
+    teachers' maps are as large as pictures.
+    """
+    if len(names) > MOST_VALIDATED:
+        names = heapq.nsmallest(
+            MOST_VALIDATED, names, key=lambda name: hashlib.sha256(name.encode()).digest()
+        )
+    settings = training.settings
+    share = settings.views * math.prod(training.crop) / math.prod(training.size)
+    batch_size = max(1, int(settings.batch_size // world_size() * min(1, share)))
+    whole = {"crop": None, "views": 1, "views_on": "loader", "warp": 0.0, "photometric": 0.0}
+    whole |= {"full_resolution": False, "seed": 0, "batch_size": batch_size}
+    return DistillationDataset(
+        training.folder, names, training.targets, settings.model_copy(update=whole)
+    )
 
 
 @torch.no_grad()
 def validate(
-    student: Student, dataset: DistillationDataset, settings: TrainSettings, device: torch.device
+    student: Student, dataset: DistillationDataset, device: torch.device
 ) -> dict[str, float]:
-    """Mean losses over the validation photographs, whole and not augmented; ``loss`` is their sum.
+    """Mean losses over the photographs of ``validation_dataset``; ``loss`` is their sum.
 
     Their plain sum chooses the best checkpoint: learned weights drift as training goes on.
     """
-    student.eval()
-    names = losses_to_learn(student, dataset, settings)
-    keys = [[(0, index)] for index in range(len(dataset))]
-    found = [
-        torch.stack([*batch_losses(student, batch, dataset, names, settings, device).values()])
-        for batch in make_loader(dataset, keys, settings.num_workers)
-    ]
-    if not found:
+    if not len(dataset):
         return {"loss": 0.0}
-    of_each = zip(names, torch.stack(found, 1).tolist(), strict=True)
-    means = {name: sum(value / len(found) for value in values) for name, values in of_each}
+    student.eval()
+    names = losses_to_learn(student, dataset)
+    rows = [(0, row) for row in range(len(dataset))]
+    batches = BatchSampler(rows, dataset.settings.batch_size, drop_last=False)
+    sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+    for batch in make_loader(dataset, batches, dataset.settings.num_workers):
+        losses = batch_losses(student, batch, dataset, names, device)
+        sums += torch.stack([*losses.values()]) * len(batch["H_view_to_photo"])
+    means = dict(zip(names, (sums / len(dataset)).tolist(), strict=True))
     return {**means, "loss": sum(means.values())}
-
-
-def _validate_and_keep(
-    student, validation, run: RunFolder, journal, state: dict, epoch: int, settings, device
-) -> None:
-    """Write the last checkpoint and, if none before was better, the best."""
-    scores = validate(student, validation, settings, device)
-    journal.write("validation", state["step"], {"epoch": epoch, **scores})
-    info = {**run.info, "step": state["step"], "epoch": epoch, "validation": scores}
-    save_checkpoint(run.path / "last.safetensors", student, info)
-    if scores["loss"] <= state["best"]:  # equal where there is nothing to validate on
-        state["best"] = scores["loss"]
-        save_checkpoint(run.path / "best.safetensors", student, info)
-
-
-def _estimate_norms(student, training, batches: Batches, settings, device) -> None:
-    """Over the batches that would come next, of a short training no more than it had."""
-    steps = batches.steps_per_epoch * settings.epochs
-    count = min(settings.norm_batches, steps)
-    following = Batches(
-        batches.count,
-        batches.batch_size,
-        epochs=settings.epochs - (-count // batches.steps_per_epoch),
-        seed=settings.seed,
-        start=steps,
-        part=(rank(), world_size()),
-    )
-    loader = make_loader(training, following, settings.num_workers)
-    images = (_images(batch).to(device, non_blocking=True) for batch in loader)
-    context = autocast(device, choose_precision(settings.precision, device, training=True))
-    estimate_norms(student, images, count, context=context)
 
 
 def one_cycle(progress: float, warmup: float) -> float:
@@ -366,49 +387,12 @@ def one_cycle(progress: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def parameter_groups(student: nn.Module, weighting: nn.Module, settings: TrainSettings):
-    """Weight decay for weights of convolutions and projections only."""
-    decayed = [p for p in student.parameters() if p.ndim > 1]
-    plain = [p for p in student.parameters() if p.ndim <= 1]
-    rate = {"lr": settings.learning_rate}
-    return [
-        {"params": decayed, "weight_decay": settings.weight_decay, **rate},
-        {"params": [*plain, *weighting.parameters()], "weight_decay": 0.0, **rate},
-    ]
-
-
-def losses_to_learn(
-    student: Student, dataset: DistillationDataset, settings: TrainSettings
-) -> list[str]:
+def losses_to_learn(student: Student, dataset: DistillationDataset) -> list[str]:
     """The losses with a weight above 0 that a dataset's batches have everything for."""
     has = {"global"} if dataset.targets.global_ else set()
     if dataset.targets.detector and not student.local_is_frozen:
-        has |= {"local", "pair"} if dataset.views == 2 else {"local"}
-    return active_losses(settings.loss_weights, has)
-
-
-def make_dataset(
-    images: str | Path, names: list[str], targets: Targets, settings: TrainSettings, *, views: int
-) -> DistillationDataset:
-    """Photographs to train on, with as many random views of each."""
-    form = Homographies(
-        scale=settings.zoom,
-        rotation=settings.rotation,
-        perspective=settings.perspective,
-        tilt=settings.tilt,
-        inside=settings.inside,
-    )
-    return DistillationDataset(
-        images,
-        names,
-        targets,
-        crop=settings.crop,
-        views=views,
-        sampler=ViewSampler(settings.warp, form, settings.overlap),
-        photometric=settings.photometric,
-        full_resolution=settings.full_resolution,
-        seed=settings.seed,
-    )
+        has |= {"local", "pair"} if dataset.settings.views == 2 else {"local"}
+    return active_losses(dataset.settings.loss_weights, has)
 
 
 def _common_names(stores: list[RecordStore], folder: Path, quiet: bool) -> list[str]:
@@ -434,54 +418,40 @@ def make_student(
 
     Without local targets it learns the global branch alone; the rest is that of ``init``.
     """
+    local, whole = targets.descriptor, targets.global_
+    teacher = whole.teacher if whole else None
     other = None
     if settings.init not in ("auto", "none"):
         other = load_checkpoint(checkpoint_path(settings.init))[0]
-    teacher, whole = None, targets.global_
-    if whole is not None:
-        words = whole.words
-        teacher = GlobalTeacher(whole.global_dim, None if words is None else words.shape)
-    if targets.descriptor is not None:
+    if local:
         network = NETWORKS.find(settings.network)
         values = settings.networks.get(settings.network, {})
-        config = network.configure(values, targets.descriptor.descriptor_dim, teacher)
-    elif other is None:
+        config = network.configure(values, local.descriptor_dim, teacher)
+    elif other:
+        network = type(other)
+        config = network.extend(other.config, settings.networks.get(network.name, {}), teacher)
+    else:
         raise InputError(
             f"{targets.stores[0].path}: holds only global descriptors; give a store of a local "
             "teacher beside it, or with --init the student whose local part stays"
         )
-    else:
-        network = type(other)
-        values = settings.networks.get(network.name, {})
-        config = network.extend(other.config, values, teacher)
     student = network(config)
-    if whole is not None and whole.words is not None:
+    if teacher and teacher.words:
         student.adopt_vlad(whole.store.parameters)
-    digest = ""
-    if other is not None:
+    if other:
         student.start_from(other)
-        digest = other.weights
     elif settings.init == "auto":
-        described = targets.descriptor or targets.global_
-        digest = _start_from_packaged(student, described.store.schema.teacher, quiet)
-    if targets.descriptor is None:
+        other = _start_from_packaged(student, local.store.schema.teacher, quiet)
+    if not local:
         student.freeze_local()
-    return student, digest
+    return student, other.weights if other else ""
 
 
-def _start_from_packaged(student: Student, teacher: str, quiet: bool) -> str:
-    """Start a student from the first packaged one that fits, one of its teacher before others.
-
-    Returns:
-        the SHA-256 of what it starts from, if anything.
-    """
-    loaded = [(name, *load_checkpoint(checkpoint_path(name))) for name in STUDENTS]
-    alike = [row for row in loaded if type(row[1]) is type(student)]
-
-    def is_of_another(row: tuple[str, Student, dict]) -> bool:
-        return teacher not in [each["teacher"] for each in row[2].get("teachers", [])]
-
-    for name, other, _ in sorted(alike, key=is_of_another):
+def _start_from_packaged(student: Student, teacher: str, quiet: bool) -> Student | None:
+    """Start from the first packaged student that fits, one of its teacher before others."""
+    rows = [(name, *load_checkpoint(checkpoint_path(name))) for name in STUDENTS]
+    rows.sort(key=lambda row: teacher not in [t["teacher"] for t in row[2].get("teachers", [])])
+    for name, other, _ in rows:
         try:
             student.start_from(other)
         except CheckpointError:
@@ -491,8 +461,8 @@ def _start_from_packaged(student: Student, teacher: str, quiet: bool) -> str:
             "licenses; --init none starts from nothing",
             quiet=quiet,
         )
-        return other.weights
-    return ""
+        return other
+    return None
 
 
 def _describe(store: RecordStore) -> dict:

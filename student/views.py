@@ -5,6 +5,7 @@ its targets by taking the teacher's maps along: the student learns to say of eve
 teacher said of the one it saw.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -37,7 +38,6 @@ from ..data.geometry import (
 __all__ = [
     "ViewSampler",
     "cells_seen",
-    "random_crop",
     "scatter_keypoints",
     "shared_part",
     "to_cells",
@@ -75,49 +75,33 @@ class ViewSampler:
         Args:
             size, crop: (width, height) of the photograph and of the views.
         """
+        form, share = self.homographies, max(to / of for to, of in zip(crop, size, strict=True))
+        # In sides of the photograph; a frame that must lie inside is not larger than it.
+        most = 1.0 if form.inside else math.inf
+        form = replace(form, scale=tuple(min(share * zoom, most) for zoom in form.scale))
         first = None
         for _ in range(count):
             upright = self.warped == 0 or rng.random() >= self.warped
             # The form is drawn once: what is rejected for its place must not come back smaller.
-            frame = None if upright else self._scaled(size, crop).draw_frame(rng, size)
+            frame = None if upright else form.draw_frame(rng, size)
             view = _place(rng, frame, size, crop)
-            if first is not None and self.overlap:
-                view = self._place_beside(first, view, rng, frame, size, crop)
-            first = view if first is None else first
+            if first is None:
+                first = view
+            elif self.overlap:
+                shared = shared_part(first, view, crop)
+                for _ in range(ATTEMPTS):
+                    if shared >= self.overlap:
+                        break
+                    other = _place(rng, frame, size, crop)
+                    if (part := shared_part(first, other, crop)) > shared:
+                        view, shared = other, part
             yield view
-
-    def _place_beside(self, first, second, rng, frame, size, crop) -> np.ndarray:
-        best, most = second, shared_part(first, second, crop)
-        for _ in range(ATTEMPTS):
-            if most >= self.overlap:
-                break
-            second = _place(rng, frame, size, crop)
-            if (part := shared_part(first, second, crop)) > most:
-                best, most = second, part
-        return best
-
-    def _scaled(self, size, crop) -> Homographies:
-        """The homographies with ``scale`` in sides of the photograph, not larger than it is."""
-        form, share = self.homographies, max(to / of for to, of in zip(crop, size, strict=True))
-        low, high = (share * zoom for zoom in form.scale)
-        scale = (min(low, 1.0), min(high, 1.0)) if form.inside else (low, high)
-        return replace(form, scale=scale)
 
 
 def _place(rng, frame: np.ndarray | None, size, crop) -> np.ndarray:
-    if frame is None:
-        return random_crop(rng, size, crop)
-    return place_frame(rng, frame, size) @ resize_matrix(crop, size)
-
-
-def random_crop(
-    rng: np.random.Generator, size: tuple[int, int], crop: tuple[int, int]
-) -> np.ndarray:
-    """``H_view_to_photo`` (3, 3) of an upright crop that starts at a whole cell.
-
-    Args:
-        size, crop: (width, height) of the photograph and of the view, in whole cells.
-    """
+    """A view at a random place; without a frame an upright crop that starts at a whole cell."""
+    if frame is not None:
+        return place_frame(rng, frame, size) @ resize_matrix(crop, size)
     left, top = (
         CELL * int(rng.integers(0, (of - to) // CELL + 1))
         for of, to in zip(size, crop, strict=True)
@@ -134,17 +118,13 @@ def shared_part(first: np.ndarray, second: np.ndarray, size: tuple[int, int]) ->
         first, second: ``H_view_to_photo`` (3, 3) of two views of a photograph.
         size: (width, height) of both.
     """
-    parts = []
+    # Of points spread evenly over a view.
+    x, y = ((np.arange(12) + 0.5) * side / 12 - 0.5 for side in size)
+    points, parts = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2), []
     for one, other in ((first, second), (second, first)):
-        seen = warp_points(_grid(size), np.linalg.inv(other) @ one)
+        seen = warp_points(points, np.linalg.inv(other) @ one)
         parts.append(is_inside(seen, size).mean())
     return max(parts)
-
-
-def _grid(size: tuple[int, int], count: int = 12) -> np.ndarray:
-    """Points (count ** 2, 2) spread evenly over an image."""
-    x, y = ((np.arange(count) + 0.5) * side / count - 0.5 for side in size)
-    return np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
 
 
 def cells_seen(
@@ -253,22 +233,21 @@ def view_scores(score_map: Tensor, H_view_to_photo: Tensor, shape: tuple[int, in
     return _scatter(points, pixels[view, row, column], view, len(pixels), shape)
 
 
-def to_cells(score_map: Tensor, shape: tuple[int, int]) -> Tensor:
+def to_cells(score_map: Tensor, border: int = 0) -> Tensor:
     """A teacher's scores as a distribution over each cell and "no keypoint".
 
     Args:
         score_map: (B, 65, h, w), such a distribution already, or (B, 1, H, W), for each pixel
-            inside a border its own probability of being a keypoint. Of a cell whose pixels are
+            inside the border its own probability of being a keypoint. Of a cell whose pixels are
             independent, the distribution says which one is the keypoint where one or none is: each
             pixel's odds against 1.
-        shape: (height, width) of the photographs in cells.
+        border: pixels along the edge that the map lacks.
 
     Returns:
-        (B, 65, *shape) float.
+        (B, 65, h, w) float.
     """
     if score_map.shape[1] == CHANNELS:
         return score_map
-    border = (image_shape(shape)[0] - score_map.shape[2]) // 2
     probability = F.pad(score_map.float().clamp(max=0.999), [border] * 4)
     odds = from_pixels((probability / (1 - probability))[:, 0])
     cells = torch.cat([odds, torch.ones_like(odds[:, :1])], dim=1)

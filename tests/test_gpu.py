@@ -27,12 +27,11 @@ from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
 from hfnet_distill.networks.light import Light, LightConfig
 from hfnet_distill.networks.silk import SiLK, SiLKConfig
 from hfnet_distill.networks.superpoint import SuperPoint
+from hfnet_distill.student.loader import DistillationDataset
 from hfnet_distill.student.targets import STRATEGIES, choose_targets, find_strategy
 from hfnet_distill.student.training import (
     Learner,
     batch_losses,
-    losses_to_learn,
-    make_dataset,
     make_student,
 )
 from hfnet_distill.teacher_export.cli import export_teacher
@@ -128,45 +127,46 @@ def train_settings(**changes):
 
 
 def prepare(stores, settings, photographs):
-    targets = choose_targets(
-        stores, settings.detector_target, settings.descriptor_target, partial=not settings.inside
-    )
-    dataset = make_dataset(photographs, stores[0].names, targets, settings, views=settings.views)
+    targets = choose_targets(stores, settings.detector_target, settings.descriptor_target)
+    dataset = DistillationDataset(photographs, stores[0].names, targets, settings)
     batch = torch.utils.data.default_collate([dataset[0, 0], dataset[0, 1]])
     return targets, dataset, batch
 
 
 @pytest.mark.parametrize("network", ["hfnet", "light"])
-@pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
-def test_a_step_of_a_student(fake, stores, photographs, network, weighting):
-    settings = train_settings(network=network, weighting=weighting)
+@pytest.mark.parametrize(
+    ("weighting", "views_on"),
+    [("fixed", "loader"), ("uncertainty", "loader"), ("fixed", "device")],
+)
+def test_a_step_of_a_student(fake, stores, photographs, network, weighting, views_on):
+    settings = train_settings(network=network, weighting=weighting, views_on=views_on)
     targets, dataset, batch = prepare([stores["sparse"], stores["global"]], settings, photographs)
     with fake, Traffic() as traffic:
         student, _ = make_student(targets, settings)
-        learner = Learner(student, losses_to_learn(student, dataset, settings), settings, DEVICE)
+        learner = Learner(student, dataset, DEVICE)
         traffic.found.clear()
         batch = {name: fake.from_tensor(values) for name, values in batch.items()}
         for number in (1, 2):
-            values = learner.step(batch, dataset, number, 1e-3)
+            values = learner.step(batch, number, 1e-3)
     assert values.keys() == {"loss", *settings.loss_weights}
     assert {value.device for value in values.values()} == {DEVICE}
     assert traffic.found == {"cpu to lazy": 2 * len(batch)}
 
 
+@pytest.mark.parametrize("views_on", ["loader", "device"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_what_a_step_of_a_student_waits_for(stores, photographs, strategy):
+def test_what_a_step_of_a_student_waits_for(stores, photographs, strategy, views_on):
     """A mask of booleans is ``nonzero``, too."""
-    settings = train_settings(network="light", **find_strategy(strategy))
+    settings = train_settings(network="light", views_on=views_on, **find_strategy(strategy))
     if settings.detector_target == "cells":
         weights = {**settings.loss_weights, "contrast": 0.0}
         settings = override(settings, loss_weights=weights)
     kind = "sparse" if strategy in ("sparse", "keypoints") else "dense"
     targets, dataset, batch = prepare([stores[kind]], settings, photographs)
     student, _ = make_student(targets, settings)
-    names = losses_to_learn(student, dataset, settings)
-    learner = Learner(student, names, settings, torch.device("cpu"))
+    learner = Learner(student, dataset, torch.device("cpu"))
     with Traffic() as traffic:
-        losses = batch_losses(student.train(), batch, dataset, names, settings, learner.device)
+        losses = batch_losses(student.train(), batch, dataset, learner.names, learner.device)
         learner.weighting(losses).backward()
         learner.average.update(student, 1)
     assert traffic.found == ({"nonzero": 1} if settings.detector_target == "cells" else {})

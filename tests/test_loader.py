@@ -55,14 +55,15 @@ def test_batches_are_pinned_for_a_gpu(store, photographs, monkeypatch):  # noqa:
 
 
 def test_shared_memory_that_is_too_small_is_named(store, photographs, monkeypatch):  # noqa: F811
-    dataset = make_dataset(store, photographs)
-    check_shared_memory(dataset, 2, 4)
+    dataset = make_dataset(store, photographs, num_workers=4)
+    check_shared_memory(dataset, dataset)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    check_shared_memory(dataset, 2, 0)
+    alone = make_dataset(store, photographs, num_workers=0)
+    check_shared_memory(alone, alone)
     with pytest.raises(
         InputError, match=r"0 MB are free, .* 4 loader processes take up to \d MB; .*"
     ):
-        check_shared_memory(dataset, 2, 4)
+        check_shared_memory(dataset, dataset)
 
 
 class Reading(Dataset):

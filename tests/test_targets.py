@@ -265,16 +265,14 @@ def test_keypoints_between_pixels_keep_place_and_probability(tmp_path):
     targets = choose([make_store(tmp_path / "s", arrays, **SPARSE)], "keypoints")
     H = np.array([[[1, 0, 16], [0, 1, 8], [0, 0, 1.0]]])
     lesson = targets.lesson(read(targets, H, (32, 24)), torch.as_tensor(H)[None], (3, 4))
-    scores = to_pixels(lesson.detections.cells)[0]
+    scores = to_pixels(lesson.cells)[0]
     assert scores.sum() == pytest.approx(0.9)
     assert scores[5:7, 4:6].flatten().tolist() == pytest.approx([0.3, 0.1, 0.3, 0.1])
     assert scores[22, 25] == pytest.approx(0.1)
     assert lesson.points[0, :2].tolist() == [[4.25, 5.5], [25, 22]]
     assert lesson.weights[0, 2:].eq(0).all()  # out of sight; padding
     assert lesson.weights[0, :2].tolist() == pytest.approx([0.8, 0.1])
-    perfect = StudentOutput(
-        lesson.detections.cells.clamp(min=1e-9).log(), torch.zeros(1, 8, 3, 4), None
-    )
+    perfect = StudentOutput(lesson.cells.clamp(min=1e-9).log(), torch.zeros(1, 8, 3, 4), None)
     other = perfect._replace(score_logits=perfect.score_logits.roll(1, 1))
     detector = [
         compute_losses(["detector"], o, lesson)["detector"].item() for o in (perfect, other)
@@ -300,7 +298,7 @@ def test_a_score_map_gives_the_keypoints_that_suppression_leaves(tmp_path, borde
     assert found["keypoints"][0, :2].tolist() == [[20, 13], [41, 30]]
     assert found["scores"][0, :3].tolist() == pytest.approx([0.75, 0.0625, 0], rel=0.02)
     lesson = targets.lesson(found, torch.eye(3, dtype=torch.float64)[None, None], (6, 8))
-    known = lesson.detections.known[0]
+    known = lesson.known[0]
     assert known.all() if border == 0 else known.nonzero().tolist()[0] == [2, 2]
     output = StudentOutput(torch.zeros(1, 65, 6, 8), smooth_map(), None)
     assert losses_of(targets, output, found, np.eye(3)[None])["descriptor"] < 1e-3
@@ -319,15 +317,16 @@ def test_the_edge_of_which_a_teacher_knows_nothing_does_not_count(tmp_path):
         store.schema = store.schema.model_copy(update={"teacher": "test"} | changes)
         targets = choose([store], "keypoints")
         lesson = targets.lesson(read(targets, views[0].numpy(), SIZE), views, (6, 8))
-        assert lesson.detections.known.sum() == inner
+        assert lesson.known.sum() == inner
 
 
 def test_what_lies_beyond_the_photograph_does_not_count(tmp_path):
     fields = {"score_map": pixels(0), "descriptor_map": CELLS}
     store = make_store(tmp_path / "s", **fields)
-    targets = choose_targets([store], "cells", "peaks", partial=True)
+    targets = choose_targets([store], "cells", "peaks")
     H = np.array([[[1, 0, 48], [0, 1, 0], [0, 0, 1.0]]])  # half of the view is beyond
-    lesson = targets.lesson(read(targets, H, (32, 48)), torch.as_tensor(H)[None], (6, 4))
+    fields = read(targets, H, (32, 48))
+    lesson = targets.lesson(fields, torch.as_tensor(H)[None], (6, 4), partial=True)
     expected = [[True, True, False, False]] * 6
-    assert lesson.seen[0].tolist() == lesson.detections.known[0].tolist() == expected
+    assert lesson.seen[0].tolist() == lesson.known[0].tolist() == expected
     assert (lesson.weights.view(6, 4) > 0).tolist() == expected

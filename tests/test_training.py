@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from hfnet_distill.student.averaging import estimate_norms
 from hfnet_distill.student.cli import train_student
 from hfnet_distill.student.loader import Batches, DistillationDataset
 from hfnet_distill.student.targets import choose_targets
-from hfnet_distill.student.training import batch_losses, one_cycle
+from hfnet_distill.student.training import batch_losses, one_cycle, validate, validation_dataset
 from hfnet_distill.student.training import train as train_on
 from hfnet_distill.teacher_export.cli import export_teacher
 
@@ -91,8 +92,10 @@ def write_global_store(path: Path, names: list[str], size=SIZE, fields=None) -> 
 
 def make_dataset(store, photographs, **options) -> DistillationDataset:
     targets = choose_targets([RecordStore.open(store)], "cells", "peaks")
-    names = RecordStore.open(store).names
-    return DistillationDataset(photographs, names, targets, **options)
+    plain = {"crop": "whole", "views": 1, "warp": 0.0, "photometric": 0.0}
+    plain |= {"full_resolution": False, "precision": "float32", "num_workers": 0}
+    settings = override(load_settings().train, **{**plain, **options})
+    return DistillationDataset(photographs, RecordStore.open(store).names, targets, settings)
 
 
 def test_image_and_targets_are_of_the_same_crop(store, photographs):
@@ -144,14 +147,13 @@ def test_the_learning_rate_rises_and_falls():
 def test_one_batch_can_be_learned_by_heart(store, photographs):
     dataset = make_dataset(store, photographs)
     batch = torch.utils.data.default_collate([dataset[0, index] for index in (0, 1)])
-    settings = override(load_settings().train, precision="float32")
     torch.manual_seed(0)
     student = HFNet().train()
     optimizer = torch.optim.Adam(student.parameters(), 3e-3)
     entropy = -(batch["score_map"].float() * batch["score_map"].float().clamp(1e-7).log()).sum(1)
     for step in range(60):
         losses = batch_losses(
-            student, batch, dataset, ["detector", "descriptor"], settings, torch.device("cpu")
+            student, batch, dataset, ["detector", "descriptor"], torch.device("cpu")
         )
         if step == 0:
             first = losses
@@ -161,6 +163,61 @@ def test_one_batch_can_be_learned_by_heart(store, photographs):
     assert losses["descriptor"] < 0.25 * first["descriptor"]
     excess = losses["detector"] - entropy.mean()
     assert excess < 0.25 * (first["detector"] - entropy.mean())
+
+
+@pytest.mark.parametrize("crop", ["48x32", "whole"])
+def test_validation_is_the_mean_over_single_photographs(store, photographs, crop):
+    def batches_of(**changes) -> DistillationDataset:
+        training = make_dataset(store, photographs, warp=1.0, photometric=1.0, **changes)
+        return validation_dataset(training, training.names)
+
+    # Two views of 48x32 of each of four photographs of 64x48; of whole ones not more than four.
+    dataset = batches_of(batch_size=4, crop=crop, views=2)
+    assert dataset.settings.batch_size == 4
+    assert batches_of(batch_size=4, crop="48x32", views=1).settings.batch_size == 2
+    assert batches_of(batch_size=1, crop="8x8").settings.batch_size == 1
+    torch.manual_seed(0)
+    student, names = HFNet(), ["detector", "descriptor"]
+    found = validate(student, dataset, torch.device("cpu"))
+    with torch.no_grad():
+        batches = [torch.utils.data.default_collate([dataset[0, row]]) for row in range(6)]
+        single = [
+            batch_losses(student.eval(), batch, dataset, names, torch.device("cpu"))
+            for batch in batches
+        ]
+    for name in names:
+        mean = sum(losses[name].item() for losses in single) / 6
+        assert found[name] == pytest.approx(mean, rel=1e-5)
+    assert found["loss"] == pytest.approx(found["detector"] + found["descriptor"])
+
+
+def test_no_more_photographs_are_validated_on_than_tell_something(train, tmp_path, monkeypatch):
+    monkeypatch.setattr("hfnet_distill.student.training.MOST_VALIDATED", 2)
+    text = (Path(__file__).parent.parent / "pipeline.toml").read_text()
+    (tmp_path / "half.toml").write_text(text.replace("validation = 0.04", "validation = 0.6"))
+    seen = []
+    monkeypatch.setattr(
+        "hfnet_distill.student.training.validate",
+        lambda student, dataset, *others: seen.append([*dataset.names]) or {"loss": 0.0},
+    )
+    train("--epochs", 2, "--config", tmp_path / "half.toml")
+    assert len(seen) == 2
+    assert len(seen[0]) == 2
+    assert seen[0] == seen[1]
+
+
+def test_a_run_from_before_a_setting_was_there_can_be_resumed(train, tmp_path):
+    text = (Path(__file__).parent.parent / "pipeline.toml").read_text()
+    old = re.sub(r"(?m)^views_on = .*\n +#.*\n", "", text)
+    assert "views_on" not in old
+    (tmp_path / "old.toml").write_text(old)
+    train("--epochs", 1, "--config", tmp_path / "old.toml")
+    assert "views_on" not in (tmp_path / "run" / "run.json").read_text()
+    train("--epochs", 1, "--resume")
+    (tmp_path / "new.toml").write_text(text.replace('views_on = "loader"', 'views_on = "device"'))
+    output = train("--epochs", 1, "--resume", "--config", tmp_path / "new.toml", code=1)
+    assert "cannot resume: settings.views_on is nothing there and device here" in output
+    train("--epochs", 1, "--config", tmp_path / "new.toml", output="device")
 
 
 def test_a_run_folder_holds_all_that_is_needed(train, tmp_path):
@@ -247,7 +304,7 @@ def test_the_statistics_of_a_network_are_those_of_what_it_saw():
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.BatchNorm2d(2)).eval()
     batches = [torch.randn(4, 2, 5, 5) * 3 + 1 for _ in range(3)]
-    estimate_norms(network, iter(batches), 2)
+    estimate_norms(network, batches[:2], nullcontext())
     seen = torch.stack(batches[:2])
     torch.testing.assert_close(network[0].running_mean, seen.mean((0, 1, 3, 4)))
     torch.testing.assert_close(network[0].running_var, seen.var((1, 3, 4)).mean(0))

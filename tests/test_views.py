@@ -51,7 +51,7 @@ def test_a_keypoint_is_where_the_view_shows_it():
     column, row = inside[0].astype(int)
     score_map = torch.zeros(1, 1, 48, 64)
     score_map[0, 0, row, column] = 0.9
-    cells = view_scores(to_cells(score_map, (6, 8)), torch.from_numpy(H)[None], (3, 4))
+    cells = view_scores(to_cells(score_map), torch.from_numpy(H)[None], (3, 4))
     torch.testing.assert_close(cells.sum(1), torch.ones(1, 3, 4))
     seen = F.pixel_shuffle(cells[:, :64], 8)[0, 0]
     assert seen.sum() == pytest.approx(0.9, abs=1e-6)
@@ -76,7 +76,7 @@ def test_probabilities_of_pixels_become_a_distribution(border):
     score_map[0, 0, 18 - border, 27 - border] = 0.5
     score_map[0, 0, 31 - border, 47 - border] = 0.9
     score_map[0, 0, 24 - border, 40 - border] = 1.0  # as float16 rounds what is nearly certain
-    cells = to_cells(score_map, (6, 8))
+    cells = to_cells(score_map, border)
     torch.testing.assert_close(cells.sum(1), torch.ones(1, 6, 8))
     # Odds of 1 for pixel (2, 3) of a cell, against 1 for none; of 9 and 999 in another.
     torch.testing.assert_close(cells[0, [2 * 8 + 3, 64], 2, 3], torch.tensor([0.5, 0.5]))
