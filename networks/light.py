@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..data.cells import from_pixels
+from ..data.cells import CELL, from_pixels
 from ..errors import InputError
 from .base import Student, StudentOutput
 from .hfnet import LocalVLAD
@@ -124,6 +124,8 @@ class Light(Student):
             layers = [*module.children()] if isinstance(module, nn.Sequential) else []
             if len(layers) > 1 and isinstance(layers[1], nn.BatchNorm2d):
                 module[0], module[1] = fuse_conv_bn_eval(*layers[:2]), nn.Identity()
+        if folded.pixel_head[1].out_channels == FINE * FINE:
+            folded.pixel_head[1] = _over_cells(folded.pixel_head[1])
         return folded
 
     def forward(self, image: Tensor) -> StudentOutput:
@@ -145,8 +147,10 @@ class Light(Student):
         )
         fused = self.fuse(F.relu(fused))
         fine = self.fine_lateral(quarter) + _enlarge(self.fine_context(fused), 2, quarter)
-        pixels = F.pixel_shuffle(self.pixel_head(F.relu(fine)), FINE)[:, 0]
-        score_logits = torch.cat([from_pixels(pixels), self.occupancy_head(fused)], 1).float()
+        logits = self.pixel_head(F.relu(fine))
+        if logits.shape[1] == FINE * FINE:  # not for inference
+            logits = from_pixels(F.pixel_shuffle(logits, FINE)[:, 0])
+        score_logits = torch.cat([logits, self.occupancy_head(fused)], 1).float()
         descriptors = F.normalize(self.descriptor_head(fused).float(), dim=1)
         if not self.config.global_dim:
             return StudentOutput(score_logits, descriptors, None)
@@ -160,6 +164,24 @@ def _conv(before: int, after: int, kernel: int, *, stride: int = 1, activate: bo
         nn.BatchNorm2d(after, momentum=0.05),
     ]
     return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if activate else []))
+
+
+def _over_cells(head: nn.Conv2d) -> nn.Conv2d:
+    """The logits of a cell's pixels at once, in the order of ``data.cells``.
+
+    Most of its weights are 0, and yet it takes a fraction of the time of moving pixels about.
+    """
+    side = CELL // FINE
+    cells = nn.Conv2d(head.in_channels, CELL * CELL, side, side)
+    weight = head.weight[:, :, 0, 0].unflatten(0, (FINE, FINE))
+    with torch.no_grad():
+        cells.weight.zero_()
+        of_pixels = cells.weight.view(side, FINE, side, FINE, head.in_channels, side, side)
+        for row in range(side):
+            for column in range(side):
+                of_pixels[row, :, column, :, :, row, column] = weight
+        cells.bias.copy_(head.bias.view(FINE, FINE).repeat(side, side).flatten())
+    return cells
 
 
 def _enlarge(values: Tensor, factor: int, like: Tensor) -> Tensor:
