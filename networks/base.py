@@ -31,8 +31,6 @@ __all__ = [
     "Network",
     "Student",
     "StudentOutput",
-    "pack_sparse",
-    "sparse_fields",
 ]
 
 
@@ -63,6 +61,12 @@ class DenseMaps:
         if self.score_geometry == CELL_MAP:
             return to_pixels(self.score_map)
         return F.pad(self.score_map[:, 0], [int(self.score_geometry.offset)] * 4)
+
+    def describe(self, row: int, keypoints: Tensor) -> Tensor:
+        """The descriptors (N, D) of unit length at keypoints (N, 2) of image ``row``."""
+        points = keypoints.to(self.descriptor_map.device)[None]
+        values = self.descriptor_map[row : row + 1]
+        return F.normalize(sample_map(values, points, self.descriptor_geometry)[0], dim=1)
 
 
 class Network(nn.Module):
@@ -145,7 +149,12 @@ class Network(nn.Module):
     @property
     def describes_given_keypoints(self) -> bool:
         """Whether it has descriptors for keypoints that are not its own."""
-        return type(self).maps is not Network.maps and self.descriptor_dim > 0
+        return self.has_maps and self.descriptor_dim > 0
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether it gives ``maps``, or ``features`` alone."""
+        return type(self).maps is not Network.maps
 
     def for_inference(self) -> "Network":
         """The network as it is run, which may be another object than the one that is trained."""
@@ -175,47 +184,31 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def sparse_maps(self, images: Tensor) -> DenseMaps:
-        """What ``detect`` and ``describe_sparsely`` need of a batch, and its global descriptors."""
+        """What ``detect`` and ``describe`` need of a batch, and its global descriptors."""
         return self.maps(images)
 
     def detect(self, maps: DenseMaps, choice: KeypointChoice) -> list[tuple[Tensor, Tensor]]:
         """Keypoints (N, 2) and scores (N,) of each image, by descending score."""
         if maps.score_map is None:
-            count = len(maps.global_descriptor)
-            return [(torch.zeros(0, 2), torch.zeros(0))] * count
+            return [(torch.zeros(0, 2), torch.zeros(0))] * len(maps.global_descriptor)
         return choice(maps.pixel_scores())
 
     def describe(self, maps: DenseMaps, row: int, keypoints: Tensor) -> Tensor:
         """The descriptors (N, D) of unit length at keypoints (N, 2) of image ``row`` of a batch."""
-        points = keypoints.to(maps.descriptor_map.device)[None]
-        values = maps.descriptor_map[row : row + 1]
-        return F.normalize(sample_map(values, points, maps.descriptor_geometry)[0], dim=1)
-
-    def describe_sparsely(self, maps: DenseMaps, row: int, keypoints: Tensor) -> Tensor:
-        """As ``describe``, of ``sparse_maps``."""
-        return self.describe(maps, row, keypoints)
+        return maps.describe(row, keypoints)
 
     @torch.inference_mode()
     def features(self, images: Tensor, choice: KeypointChoice) -> list[Features]:
         """The features of a batch (B, channels, H, W) float32 in [0, 1], each in its own pixels."""
         maps = self.sparse_maps(images)
-        return [
-            Features(
-                maps.image_size,
-                keypoints.cpu().numpy(),
-                scores.cpu().numpy(),
-                self._descriptors_of(maps, row, keypoints),
-                None
-                if maps.global_descriptor is None
-                else maps.global_descriptor[row].cpu().numpy(),
-            )
-            for row, (keypoints, scores) in enumerate(self.detect(maps, self.choice_for(choice)))
-        ]
-
-    def _descriptors_of(self, maps: DenseMaps, row: int, keypoints: Tensor) -> np.ndarray | None:
-        if not self.descriptor_dim:
-            return None
-        return self.describe_sparsely(maps, row, keypoints).cpu().numpy()
+        features = []
+        for row, (keypoints, scores) in enumerate(self.detect(maps, self.choice_for(choice))):
+            descriptors = self.describe(maps, row, keypoints) if self.descriptor_dim else None
+            whole = None if maps.global_descriptor is None else maps.global_descriptor[row]
+            parts = keypoints, scores, descriptors, whole
+            arrays = (None if part is None else part.cpu().numpy() for part in parts)
+            features.append(Features(maps.image_size, *arrays))
+        return features
 
     def choice_for(self, choice: KeypointChoice) -> KeypointChoice:
         """A choice of keypoints whose radii left open are those that suit the network."""
@@ -241,16 +234,15 @@ class Network(nn.Module):
 
     def dense_fields(self, size: tuple[int, int]) -> dict[str, Field]:
         """The schema fields of the dense groups it can export, for images of (width, height)."""
-        cells = grid_shape(size[::-1])
-        fields = {}
-        if self.descriptor_dim:
-            fields["score_map"] = Field(
-                shape=(CHANNELS, *cells), dtype="float16", geometry=CELL_MAP
-            )
-            fields["descriptor_map"] = Field(
-                shape=(self.descriptor_dim, *cells), dtype="float16", geometry=CELL_MAP
-            )
-        if self.global_dim:
+        cells, fields = grid_shape(size[::-1]), {}
+        if self.has_maps and self.descriptor_dim:
+            shapes = {
+                "score_map": (CHANNELS, *cells),
+                "descriptor_map": (self.descriptor_dim, *cells),
+            }
+            for name, shape in shapes.items():
+                fields[name] = Field(shape=shape, dtype="float16", geometry=CELL_MAP)
+        if self.has_maps and self.global_dim:
             fields["global_descriptor"] = Field(shape=(self.global_dim,), dtype="float16")
         return fields
 
@@ -263,8 +255,9 @@ class Network(nn.Module):
             InputError: a group that this network cannot give, or one field in two forms.
         """
         dense = self.dense_fields(size)
-        sparse = sparse_fields(max_num_keypoints, self.descriptor_dim)
-        offered = [*dense, *(["sparse"] if self.descriptor_dim else [])]
+        offered = {group: {group.partition(":")[0]: field} for group, field in dense.items()}
+        if self.descriptor_dim:
+            offered["sparse"] = _sparse_fields(max_num_keypoints, self.descriptor_dim)
         fields: dict[str, Field] = {}
         for group in groups:
             if group not in offered:
@@ -272,12 +265,11 @@ class Network(nn.Module):
                     f"--fields {group}: {self.name} has no such field; it offers "
                     f"{', '.join(offered)}"
                 )
-            found = sparse if group == "sparse" else {group.partition(":")[0]: dense[group]}
-            if twice := fields.keys() & found.keys():
+            if twice := fields.keys() & offered[group].keys():
                 raise InputError(
                     f"--fields: {twice.pop()} is asked for twice; a store holds one form"
                 )
-            fields |= found
+            fields |= offered[group]
         return fields
 
     def dense_values(self, maps: DenseMaps, group: str) -> Tensor:
@@ -298,6 +290,10 @@ class Network(nn.Module):
             given: keypoints (N, 2) and scores (N,) of each image, described in place of the
                 network's own.
         """
+        if not self.has_maps:
+            found = [(f.keypoints, f.scores, f.descriptors) for f in self.features(images, choice)]
+            described = [tuple(map(torch.from_numpy, arrays)) for arrays in found]
+            return _pack(described, choice.max_num_keypoints)
         maps = self.maps(images)
         arrays: dict[str, Tensor] = {}
         for group in groups:
@@ -309,7 +305,7 @@ class Network(nn.Module):
                 (points, scores, self.describe(maps, row, points))
                 for row, (points, scores) in enumerate(found)
             ]
-            arrays |= pack_sparse(described, choice.max_num_keypoints, self.descriptor_dim)
+            arrays |= _pack(described, choice.max_num_keypoints)
         return arrays
 
 
@@ -339,17 +335,19 @@ class GlobalTeacher(NamedTuple):
     dim: int
     words: tuple[int, int] | None
 
-    def check_words(self, descriptor_dim: int) -> None:
-        """See that a VLAD is of local descriptors as long as the student's.
+    def with_words(self, config: Any) -> Any:
+        """A student's ``Config`` with a global branch of the teacher's kind, a VLAD.
 
         Raises:
-            InputError: it is of others.
+            InputError: it is of other local descriptors than the student's.
         """
-        if self.words is not None and self.words[1] != descriptor_dim:
+        clusters, descriptor_dim = self.words
+        if descriptor_dim != config.descriptor_dim:
             raise InputError(
-                f"the global teacher was made from local descriptors of {self.words[1]} numbers, "
-                f"the student's have {descriptor_dim}; make it from the same teacher's store"
+                f"the global teacher was made from local descriptors of {descriptor_dim} numbers, "
+                f"the student's have {config.descriptor_dim}; make it from the same teacher's store"
             )
+        return replace(config, global_dim=self.dim, clusters=clusters)
 
 
 class Student(Network):
@@ -396,10 +394,15 @@ class Student(Network):
             InputError: a value that has no place in ``Config``, or a teacher it cannot learn from.
         """
         try:
-            config = cls.Config(**values, descriptor_dim=descriptor_dim)
+            config = cls.make_config(**values, descriptor_dim=descriptor_dim)
         except TypeError as error:
             raise InputError(f"[train.networks.{cls.name}]: {error}") from error
         return cls.extend(config, values, teacher)
+
+    @classmethod
+    def make_config(cls, **values: Any) -> Any:
+        """A ``Config`` without a global branch from the values of ``configure``."""
+        return cls.Config(**values)
 
     @classmethod
     def extend(cls, config: Any, values: Mapping[str, Any], teacher: GlobalTeacher | None) -> Any:
@@ -465,14 +468,12 @@ class Student(Network):
         return DenseMaps(
             (images.shape[3], images.shape[2]),
             output.score_logits.softmax(1),
-            CELL_MAP,
-            output.descriptor_map,
-            CELL_MAP,
-            output.global_descriptor,
+            descriptor_map=output.descriptor_map,
+            global_descriptor=output.global_descriptor,
         )
 
 
-def sparse_fields(max_num_keypoints: int, descriptor_dim: int) -> dict[str, Field]:
+def _sparse_fields(max_num_keypoints: int, descriptor_dim: int) -> dict[str, Field]:
     """Fields of so many keypoints, padded with zeros; ``count`` says how many are real."""
     return {
         # float16 would round positions to whole pixels beyond x = 1024.
@@ -483,18 +484,18 @@ def sparse_fields(max_num_keypoints: int, descriptor_dim: int) -> dict[str, Fiel
     }
 
 
-def pack_sparse(
-    found: list[tuple[Tensor, Tensor, Tensor]], max_num_keypoints: int, descriptor_dim: int
+def _pack(
+    described: list[tuple[Tensor, Tensor, Tensor]], max_num_keypoints: int
 ) -> dict[str, Tensor]:
-    """Keypoints, scores and descriptors of each image of a batch as arrays of ``sparse_fields``."""
-    shape, device = (len(found), max_num_keypoints), found[0][2].device
+    """Keypoints, scores and descriptors of each image of a batch as ``_sparse_fields`` lie."""
+    shape, descriptors = (len(described), max_num_keypoints), described[0][2]
     arrays = {
-        "keypoints": torch.zeros(*shape, 2, device=device),
-        "scores": torch.zeros(shape, device=device),
-        "descriptors": torch.zeros(*shape, descriptor_dim, device=device),
-        "count": torch.tensor([len(keypoints) for keypoints, _, _ in found], dtype=torch.int32),
+        "keypoints": descriptors.new_zeros(*shape, 2),
+        "scores": descriptors.new_zeros(shape),
+        "descriptors": descriptors.new_zeros(*shape, descriptors.shape[1]),
+        "count": torch.tensor([len(points) for points, _, _ in described], dtype=torch.int32),
     }
-    for row, parts in enumerate(found):
-        for name, values in zip(("keypoints", "scores", "descriptors"), parts, strict=True):
+    for row, parts in enumerate(described):
+        for name, values in zip(arrays, parts, strict=False):
             arrays[name][row, : len(values)] = values
     return arrays

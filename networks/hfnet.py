@@ -73,13 +73,35 @@ class HFNetConfig:
 
 @dataclass(frozen=True)
 class LocalMaps(DenseMaps):
-    """Maps of which descriptors are computed only around the keypoints.
+    """Maps of which descriptors are computed only around the keypoints, on a CPU.
 
     Attributes:
-        features: (B, C, h, w) float32, from which the descriptor head makes the descriptor map.
+        features: (B, C, h, w) float32, from which the head makes the descriptor map.
+        descriptor_head: of a network ``for_inference``.
     """
 
     features: Tensor | None = None
+    descriptor_head: nn.Sequential | None = None
+
+    def describe(self, row: int, keypoints: Tensor) -> Tensor:
+        features = self.features[row : row + 1]
+        height, width = features.shape[2:]
+        last = torch.tensor([width - 1, height - 1])
+        places = self.descriptor_geometry.to_map(keypoints).clamp_min(0).minimum(last)
+        around, weights = corners(places, width, height)
+        cells, rows = distinct(around, height * width)
+        if len(cells) > SPARSE_SHARE * height * width:
+            whole = F.normalize(self.descriptor_head(features), dim=1)
+            return DenseMaps(self.image_size, descriptor_map=whole).describe(0, keypoints)
+        conv, last = self.descriptor_head[0].conv, self.descriptor_head[1]
+        table = F.pad(features[0].permute(1, 2, 0), (0, 0, 1, 1, 1, 1)).flatten(0, 1)
+        steps = torch.arange(3)[:, None] * (width + 2) + torch.arange(3)
+        first = cells + 2 * (cells // width)  # a padded row has two more
+        patches = table[first[:, None] + steps.flatten()].flatten(1)
+        hidden = F.relu6(F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias))
+        found = F.normalize(F.linear(hidden, last.weight.flatten(1), last.bias), dim=1)
+        sampled = F.embedding_bag(rows, found, per_sample_weights=weights, mode="sum")
+        return F.normalize(sampled, dim=1)
 
 
 @register("hfnet")
@@ -112,14 +134,14 @@ class HFNet(Student):
             ConvBN(channels, 256, 3), nn.Conv2d(256, config.descriptor_dim, 1)
         )
         self.detector_head = nn.Sequential(ConvBN(channels, 128, 3), nn.Conv2d(128, CHANNELS, 1))
-        if config.global_dim and config.global_pooling == "deep":
-            self.global_blocks, channels = _make_blocks(GLOBAL_BLOCKS, channels, config.width)
-            self.vlad = NetVLAD(channels, config.clusters)
+        if config.global_dim:
+            if config.global_pooling == "deep":
+                self.global_blocks, channels = _make_blocks(GLOBAL_BLOCKS, channels, config.width)
+                self.vlad = NetVLAD(channels, config.clusters)
+            else:
+                channels = config.descriptor_dim
+                self.vlad = LocalVLAD(channels, config.clusters)
             self.projection = _make_projection(channels * config.clusters, config)
-        elif config.global_dim:
-            self.vlad = LocalVLAD(config.descriptor_dim, config.clusters)
-            self.projection = _make_projection(config.descriptor_dim * config.clusters, config)
-        self.local_is_frozen = False
         self.apply(_initialize)
         # What HF-Net lacks starts at zero, so that it can be added to a trained student.
         if config.detector_skip:
@@ -128,21 +150,17 @@ class HFNet(Student):
             nn.init.zeros_(self.context_block.project.norm.weight)
 
     @classmethod
-    def configure(cls, values, descriptor_dim, teacher):
-        local = {k: v for k, v in values.items() if k not in ("global_pooling", "global_rank")}
-        return cls.extend(super().configure(local, descriptor_dim, None), values, teacher)
+    def make_config(cls, global_pooling="auto", global_rank=0, **values):
+        return HFNetConfig(**values)  # the other two are of the global branch, see ``extend``
 
     @classmethod
     def extend(cls, config, values, teacher):
         if teacher is None:
             return config
-        config = replace(config, global_dim=teacher.dim)
         if values.get("global_pooling", "auto") == "deep" or teacher.words is None:
             rank = values.get("global_rank", config.global_rank)
-            return replace(config, global_pooling="deep", global_rank=rank)
-        teacher.check_words(config.descriptor_dim)
-        words, _ = teacher.words
-        return replace(config, global_pooling="local", global_rank=0, clusters=words)
+            return replace(config, global_dim=teacher.dim, global_pooling="deep", global_rank=rank)
+        return replace(teacher.with_words(config), global_pooling="local", global_rank=0)
 
     def adopt_vlad(self, parameters) -> None:
         if self.config.global_pooling == "local":
@@ -167,12 +185,13 @@ class HFNet(Student):
         """
         features, score_logits = self._local(image)
         descriptors = F.normalize(self.descriptor_head(features).float(), dim=1)
-        global_descriptor = None
-        if self.config.global_dim and self.config.global_pooling == "deep":
-            global_descriptor = self._project(self.vlad(self.global_blocks(features)))
-        elif self.config.global_dim:
-            global_descriptor = self._project(self.vlad(score_logits, descriptors))
-        return StudentOutput(score_logits, descriptors, global_descriptor)
+        if not self.config.global_dim:
+            return StudentOutput(score_logits, descriptors, None)
+        if self.config.global_pooling == "local":
+            vlad = self.vlad(score_logits, descriptors)
+        else:
+            vlad = self.vlad(self.global_blocks(features))
+        return StudentOutput(score_logits, descriptors, self._project(vlad))
 
     def describe_globally(self, image: Tensor) -> Tensor:
         """The global descriptors (B, G) of a batch of images alone; see ``forward``."""
@@ -188,29 +207,12 @@ class HFNet(Student):
             return self.maps(images)
         features, score_logits = self.run(images, self._local)
         size = (images.shape[3], images.shape[2])
-        return LocalMaps(size, score_logits.softmax(1), features=features)
-
-    def describe_sparsely(self, maps: DenseMaps, row: int, keypoints: Tensor) -> Tensor:
-        if maps.descriptor_map is not None:
-            return self.describe(maps, row, keypoints)
-        features = maps.features[row : row + 1]
-        height, width = features.shape[2:]
-        last = torch.tensor([width - 1, height - 1])
-        places = maps.descriptor_geometry.to_map(keypoints).clamp_min(0).minimum(last)
-        around, weights = corners(places, width, height)
-        cells, rows = distinct(around, height * width)
-        if len(cells) > SPARSE_SHARE * height * width:
-            whole = F.normalize(self.descriptor_head(features), dim=1)
-            return self.describe(replace(maps, descriptor_map=whole), 0, keypoints)
-        conv, last = self.descriptor_head[0].conv, self.descriptor_head[1]
-        table = F.pad(features[0].permute(1, 2, 0), (0, 0, 1, 1, 1, 1)).flatten(0, 1)
-        steps = torch.arange(3)[:, None] * (width + 2) + torch.arange(3)
-        first = cells + 2 * (cells // width)  # a padded row has two more
-        patches = table[first[:, None] + steps.flatten()].flatten(1)
-        hidden = F.relu6(F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias))
-        found = F.normalize(F.linear(hidden, last.weight.flatten(1), last.bias), dim=1)
-        sampled = F.embedding_bag(rows, found, per_sample_weights=weights, mode="sum")
-        return F.normalize(sampled, dim=1)
+        return LocalMaps(
+            size,
+            score_logits.softmax(1),
+            features=features,
+            descriptor_head=self.descriptor_head,
+        )
 
     def _local(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The map at stride 8 that both heads see, and the score logits."""

@@ -100,28 +100,19 @@ class Light(Student):
             self.projection = nn.Linear(config.descriptor_dim * config.clusters, config.global_dim)
 
     @classmethod
-    def configure(cls, values, descriptor_dim, teacher):
-        given = dict(values)
-        size = given.pop("size", "small")
+    def make_config(cls, size="small", **values):
         if size not in CONFIGS:
             raise InputError(
                 f"[train.networks.light]: size {size!r}: expected one of {', '.join(CONFIGS)}"
             )
-        lists = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
-        try:
-            config = replace(CONFIGS[size], **lists, descriptor_dim=descriptor_dim)
-        except TypeError as error:
-            raise InputError(f"[train.networks.light]: {error}") from error
-        return cls.extend(config, values, teacher)
+        lists = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return replace(CONFIGS[size], **lists)
 
     @classmethod
     def extend(cls, config, values, teacher):
-        if teacher is None:
-            return config
-        if teacher.words is None:
-            return replace(config, global_dim=teacher.dim)
-        teacher.check_words(config.descriptor_dim)
-        return replace(config, global_dim=teacher.dim, clusters=teacher.words[0])
+        if teacher is None or teacher.words is None:
+            return super().extend(config, values, teacher)
+        return teacher.with_words(config)
 
     def adopt_vlad(self, parameters) -> None:
         self.vlad.start_from(self.projection, parameters)

@@ -11,33 +11,17 @@ from torch import Tensor
 
 from ..data.features import Features
 from ..data.keypoints import KeypointChoice, thin_keypoints
-from ..data.stores.schema import Field
 from ..errors import InputError
-from .base import Network, pack_sparse
+from .base import Network
 from .registry import register
 
 __all__ = ["AKAZE", "FAST", "ORB", "DetectorWithDescriber", "Harris", "RootSIFT"]
 
 
-class WithoutMaps(Network):
-    """A network that gives ``features`` alone: it exports keypoints and nothing else."""
+class OpenCVNetwork(Network):
+    """Base of OpenCV's methods, which run image by image on the CPU and give no maps."""
 
     usual_fields = ("sparse",)
-
-    def export(
-        self, images: Tensor, groups: list[str], choice: KeypointChoice, given: None = None
-    ) -> dict[str, Tensor]:
-        parts = [(f.keypoints, f.scores, f.descriptors) for f in self.features(images, choice)]
-        found = [tuple(torch.from_numpy(part) for part in of_one) for of_one in parts]
-        return pack_sparse(found, choice.max_num_keypoints, self.descriptor_dim)
-
-    def dense_fields(self, size: tuple[int, int]) -> dict[str, Field]:
-        return {}
-
-
-class OpenCVNetwork(WithoutMaps):
-    """Base of OpenCV's methods, which run image by image on the CPU."""
-
     weights = f"opencv {cv2.__version__}"
 
     @classmethod
@@ -52,7 +36,28 @@ class OpenCVNetwork(WithoutMaps):
 
     def of_image(self, image: np.ndarray, choice: KeypointChoice) -> Features:
         """The features of a gray image (H, W) uint8."""
+        detector = self.create(choice)
+        if detector.descriptorSize():
+            found, descriptors = detector.detectAndCompute(image, None)
+        else:
+            found, descriptors = detector.detect(image), None
+        size = (image.shape[1], image.shape[0])
+        keypoints = np.array([point.pt for point in found], np.float32).reshape(-1, 2)
+        scores = np.array([point.response for point in found], np.float32)
+        kept = thin_keypoints(keypoints, scores, size, choice)
+        if detector.descriptorSize():
+            none = np.zeros((0, detector.descriptorSize()), np.uint8)
+            descriptors = self.convert(none if descriptors is None else descriptors[kept])
+        return Features(size, keypoints[kept], scores[kept], descriptors)
+
+    def create(self, choice: KeypointChoice) -> cv2.Feature2D:
+        """OpenCV's detector."""
         raise NotImplementedError
+
+    @staticmethod
+    def convert(descriptors: np.ndarray) -> np.ndarray:
+        """OpenCV's descriptors (N, W) as ours (N, D); of those that are bits, (N, 8 * W) bool."""
+        return np.unpackbits(descriptors, axis=1).astype(bool)
 
 
 @register("sift")
@@ -62,34 +67,19 @@ class RootSIFT(OpenCVNetwork):
 
     descriptor_dim = 128
 
-    def of_image(self, image: np.ndarray, choice: KeypointChoice) -> Features:
-        # Without it OpenCV's keypoints are off by a quarter of a pixel.
-        detector = cv2.SIFT_create(enable_precise_upscale=True)
-        found, descriptors = detector.detectAndCompute(image, None)
-        if not found:
-            descriptors = np.zeros((0, self.descriptor_dim), np.float32)
-        size, keypoints, scores, kept = _thinned(found, image, choice)
-        return Features(size, keypoints, scores, _take_root(descriptors[kept]))
-
-
-class BinaryNetwork(OpenCVNetwork):
-    """A detector with binary descriptors."""
-
     def create(self, choice: KeypointChoice) -> cv2.Feature2D:
-        """OpenCV's detector."""
-        raise NotImplementedError
+        # Without it OpenCV's keypoints are off by a quarter of a pixel.
+        return cv2.SIFT_create(enable_precise_upscale=True)
 
-    def of_image(self, image: np.ndarray, choice: KeypointChoice) -> Features:
-        detector = self.create(choice)
-        found, descriptors = detector.detectAndCompute(image, None)
-        size, keypoints, scores, kept = _thinned(found, image, choice)
-        width = detector.descriptorSize()
-        packed = np.zeros((0, width), np.uint8) if descriptors is None else descriptors[kept]
-        return Features(size, keypoints, scores, np.unpackbits(packed, axis=1).astype(bool))
+    @staticmethod
+    def convert(descriptors: np.ndarray) -> np.ndarray:
+        """The square root of each as a distribution, of unit length."""
+        total = descriptors.sum(axis=1, keepdims=True)
+        return np.sqrt(descriptors / np.maximum(total, 1e-12)).astype(np.float32)
 
 
 @register("orb")
-class ORB(BinaryNetwork):
+class ORB(OpenCVNetwork):
     """Rublee et al.: ORB: An Efficient Alternative to SIFT or SURF, ICCV 2011."""
 
     def create(self, choice: KeypointChoice) -> cv2.Feature2D:
@@ -98,7 +88,7 @@ class ORB(BinaryNetwork):
 
 
 @register("akaze")
-class AKAZE(BinaryNetwork):
+class AKAZE(OpenCVNetwork):
     """Alcantarilla, Nuevo, Bartoli: Fast Explicit Diffusion for Accelerated Features, BMVC 2013."""
 
     THRESHOLD = 1e-4
@@ -138,18 +128,18 @@ class FAST(OpenCVNetwork):
     THRESHOLD = 10
     """Gray levels by which the pixels of the circle differ from its center."""
 
-    def of_image(self, image: np.ndarray, choice: KeypointChoice) -> Features:
-        found = cv2.FastFeatureDetector_create(self.THRESHOLD).detect(image)
-        size, keypoints, scores, _ = _thinned(found, image, choice)
-        return Features(size, keypoints, scores)
+    def create(self, choice: KeypointChoice) -> cv2.Feature2D:
+        return cv2.FastFeatureDetector_create(self.THRESHOLD)
 
 
-class DetectorWithDescriber(WithoutMaps):
+class DetectorWithDescriber(Network):
     """The keypoints of one network with the descriptors of another.
 
     Raises:
         InputError: a describer without a descriptor for every position of an image.
     """
+
+    usual_fields = ("sparse",)
 
     def __init__(self, detector: Network, describer: Network):
         super().__init__()
@@ -182,7 +172,7 @@ class DetectorWithDescriber(WithoutMaps):
     def _detect(self, images: Tensor, choice: KeypointChoice) -> list[tuple[Tensor, Tensor]]:
         detector = self.detector
         images = _in_channels(images, detector.channels)
-        if type(detector).maps is not Network.maps:
+        if detector.has_maps:
             return detector.detect(detector.maps(images), detector.choice_for(choice))
         found = detector.features(images, choice)
         return [(torch.from_numpy(f.keypoints), torch.from_numpy(f.scores)) for f in found]
@@ -194,18 +184,3 @@ def _in_channels(images: Tensor, channels: int) -> Tensor:
         return images
     shares = images.new_tensor([0.299, 0.587, 0.114])  # as OpenCV reads a photograph as gray
     return (images * shares[:, None, None]).sum(1, keepdim=True)
-
-
-def _thinned(found, image: np.ndarray, choice: KeypointChoice):
-    """(width, height), keypoints (N, 2), scores (N,) and their rows among OpenCV's."""
-    size = (image.shape[1], image.shape[0])
-    keypoints = np.array([point.pt for point in found], np.float32).reshape(-1, 2)
-    scores = np.array([point.response for point in found], np.float32)
-    kept = thin_keypoints(keypoints, scores, size, choice)
-    return size, keypoints[kept], scores[kept], kept
-
-
-def _take_root(descriptors: np.ndarray) -> np.ndarray:
-    """(N, 128) -> the square root of each as a distribution, of unit length."""
-    total = descriptors.sum(axis=1, keepdims=True)
-    return np.sqrt(descriptors / np.maximum(total, 1e-12)).astype(np.float32)

@@ -292,7 +292,7 @@ def test_descriptors_at_keypoints_alone_are_those_of_the_map(count):
         keypoints = torch.rand(count, 2) * torch.tensor([134.0, 100.0])  # also beyond the cells
         for row in range(2):
             expected = network.describe(whole, row, keypoints)
-            found = network.describe_sparsely(sparse, row, keypoints)
+            found = network.describe(sparse, row, keypoints)
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
