@@ -162,10 +162,7 @@ def extract_features(
     max_num_keypoints: int,
     threshold: float | None,
     nms_radius: int | None,
-    longest_side: int,
-    upright: bool,
     precision: str | None,
-    workers: int,
     colmap: Path | None,
     single_camera: bool,
     matches: Path | None,
@@ -174,10 +171,10 @@ def extract_features(
     matcher: str,
     ratio: float,
     min_similarity: float,
-    overwrite: bool,
     device: str | None,
     config: str | None,
     quiet: bool,
+    **how,
 ) -> None:
     """Extract features of photographs or a video, as hloc keeps them.
 
@@ -204,13 +201,10 @@ def extract_features(
         source,
         features,
         choice=choice,
-        longest_side=longest_side,
-        upright=upright,
         device=device or "auto",
         precision=precision or predict.precision,
-        workers=workers,
-        overwrite=overwrite,
         quiet=quiet,
+        **how,
     )
     if layout == "dxslam":
         from .dxslam import write_dxslam
@@ -258,11 +252,8 @@ def live_features(
     model: str,
     source: str,
     output: Path | None,
-    max_num_keypoints: int,
-    longest_side: int,
-    limit: int | None,
     device: str,
-    quiet: bool,
+    **how,
 ) -> None:
     """Watch a network: keypoints, tracks, frames per second, the earlier place that it resembles.
 
@@ -272,12 +263,4 @@ def live_features(
     from ..networks.registry import load
     from .live import show
 
-    show(
-        load(model, device=device),
-        source,
-        output,
-        max_num_keypoints=max_num_keypoints,
-        longest_side=longest_side,
-        limit=limit,
-        quiet=quiet,
-    )
+    show(load(model, device=device), source, output, **how)

@@ -1,7 +1,6 @@
 """Features files -> pairs, matches and a COLMAP database that is ready for mapping."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -77,11 +76,8 @@ def make_matcher(
         from ..networks.lightglue import LightGlueMatcher
 
         return LightGlueMatcher(device=device).match
-    return partial(_match_nearest, ratio=ratio, min_similarity=min_similarity)
-
-
-def _match_nearest(features0: Features, features1: Features, **how):
-    return match(features0.descriptors, features1.descriptors, **how)
+    how = {"ratio": ratio, "min_similarity": min_similarity}
+    return lambda one, other: match(one.descriptors, other.descriptors, **how)
 
 
 def pairs_from_retrieval(features: Path, count: int) -> list[tuple[str, str]]:
@@ -96,7 +92,7 @@ def pairs_from_retrieval(features: Path, count: int) -> list[tuple[str, str]]:
             if "global_descriptor" not in file[name]:
                 raise InputError(
                     f"{features}: image {name} has no global descriptor, so none can be retrieved; "
-                    "extract with a model that has one, or give --pairs-from a list"
+                    "extract with a model that has one, or give --match-with a list"
                 )
             names.append(name)
             descriptors.append(file[name]["global_descriptor"][()].astype(np.float32))

@@ -66,14 +66,12 @@ class ExtractSettings:
     def refuse_others(self, path: Path, found: str | None) -> None:
         """Raises InputError where ``found``, the settings of ``path`` as JSON, are not these."""
         if found is None:
-            raise InputError(
-                f"{path}: made by another program; name another --output or add --overwrite"
-            )
-        if different := first_difference(asdict(self), json.loads(found)):
-            raise InputError(
-                f"{path}: made with other settings: {different}; name another --output or add "
-                "--overwrite"
-            )
+            complaint = "made by another program"
+        elif different := first_difference(asdict(self), json.loads(found)):
+            complaint = f"made with other settings: {different}"
+        else:
+            return
+        raise InputError(f"{path}: {complaint}; name another --output or add --overwrite")
 
 
 @dataclass(frozen=True)
@@ -83,30 +81,22 @@ class _Job:
     model: str
     device: str
     precision: str
-    images: "ImageFolder"
+    folder: Path
     settings: ExtractSettings
     parts: Path
 
 
-@dataclass(frozen=True)
-class ImageFolder:
-    """Photographs by name below a folder."""
-
-    folder: Path
-    names: list[str]
-
-    def read(self, name: str, *, channels: int, upright: bool) -> np.ndarray:
-        return read_image(self.folder / name, channels=channels, upright=upright)
-
-
-def read_names(path: Path) -> ImageFolder:
+def read_names(path: Path) -> tuple[Path, list[str]]:
     """The photographs of a folder, or those that a text file lists, relative to its own folder.
+
+    Returns:
+        the folder, and their names below it.
 
     Raises:
         NotFoundError: no such folder or file, or a photograph that is listed but not there.
     """
     if path.is_dir():
-        return ImageFolder(path, list_images(path))
+        return path, list_images(path)
     if not path.is_file():
         raise NotFoundError(f"{path}: no such folder, list of photographs or video")
     lines = path.read_text("utf-8-sig").splitlines()
@@ -116,7 +106,7 @@ def read_names(path: Path) -> ImageFolder:
             raise NotFoundError(f"{path}: lists {name}, which is not in {path.parent}")
     if not names:
         raise InputError(f"{path}: lists no photograph; expected a name a line")
-    return ImageFolder(path.parent, names)
+    return path.parent, names
 
 
 def extract(
@@ -165,8 +155,9 @@ def extract(
     if source.suffix.lower() in VIDEOS:
         count, complaint = _extract_video(network, source, settings, parts, done, quiet)
     else:
-        job = _Job(model, device, precision, read_names(source), settings, parts)
-        count = _extract_images(network, job, done, workers, quiet)
+        folder, names = read_names(source)
+        job = _Job(model, device, precision, folder, settings, parts)
+        count = _extract_images(network, job, names, done, workers, quiet)
     _assemble(output, parts, settings)
     if complaint is not None:
         raise InputError(f"{complaint}; {output} has the {count + len(done)} whole ones")
@@ -189,10 +180,11 @@ def _done(output: Path, parts: Path, settings: ExtractSettings) -> set[str]:
     return done
 
 
-def _extract_images(network: Network, job: _Job, done: set[str], workers: int, quiet: bool) -> int:
-    names = [name for name in job.images.names if name not in done]
-    already = len(job.images.names) - len(names)
-    with progress("images", len(job.images.names), done=already, quiet=quiet) as advance:
+def _extract_images(
+    network: Network, job: _Job, names: list[str], done: set[str], workers: int, quiet: bool
+) -> int:
+    total, names = len(names), [name for name in names if name not in done]
+    with progress("images", total, done=total - len(names), quiet=quiet) as advance:
         if workers > 1:
             with ProcessPoolExecutor(
                 workers, get_context("spawn"), initializer=_start_worker, initargs=(job,)
@@ -228,7 +220,8 @@ def _extract_batches(network: Network, job: _Job, names: list[str]) -> Iterator[
     most = _batch_size(network.device)
     waiting: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}
     for name in names:
-        image = job.images.read(name, channels=network.channels, upright=job.settings.upright)
+        path, upright = job.folder / name, job.settings.upright
+        image = read_image(path, channels=network.channels, upright=upright)
         waiting.setdefault(image.shape, []).append((name, image))
         full = len(waiting[image.shape]) == most
         if full or len(waiting) > SHAPES_WAITING:
@@ -346,9 +339,8 @@ def _assemble(output: Path, parts: Path, settings: ExtractSettings) -> None:
                     for key in part.files:
                         if key not in ("name", "uncertainty"):
                             array = part[key]
-                            summed = (
-                                {"chunks": array.shape, "fletcher32": True} if array.size else {}
-                            )
+                            chunks = array.shape if array.size else None
+                            summed = {"chunks": chunks, "fletcher32": chunks is not None}
                             group.create_dataset(key, data=array, **summed)
                     group["keypoints"].attrs["uncertainty"] = float(part["uncertainty"])
     shutil.rmtree(parts)

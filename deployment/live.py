@@ -37,8 +37,7 @@ def frames(source: str, longest_side: int) -> Iterator[np.ndarray]:
     """
     path = Path(source)
     if path.is_dir():
-        listed = read_names(path)
-        for name in sorted(listed.names, key=natural_order):
+        for name in sorted(read_names(path)[1], key=natural_order):
             image = read_image(path / name, channels=3)
             yield resize_longest(image, longest_side)[..., ::-1].copy()
         return

@@ -130,6 +130,45 @@ class Graph(nn.Module):
             "keypoints": json.dumps(asdict(self.choice)),
         }
 
+    def maps(self, image: Tensor) -> DenseMaps:
+        """What ``network.maps`` gives of (B, C, H, W) float32 in [0, 1], with a softmax that ONNX
+        Runtime is fast at."""
+        if not isinstance(self.network, Student):
+            return self.network.maps(image)
+        logits, descriptor_map, global_descriptor = self.network(image)
+        return DenseMaps(
+            (image.shape[3], image.shape[2]),
+            distributions(logits),
+            descriptor_map=descriptor_map,
+            global_descriptor=global_descriptor,
+        )
+
+    def find_keypoints(
+        self, score_map: Tensor, limit: int, suppress: Callable
+    ) -> tuple[Tensor, Tensor]:
+        """What ``choice`` finds in a score map (1, H, W), in operations of fixed shape.
+
+        Args:
+            suppress: one of the two ways below.
+
+        Returns:
+            keypoints (limit, 2) and scores (limit,), descending; 0 where there is none.
+        """
+        choice = self.choice
+        ranked = sum_scores(score_map, choice.rank_radius) if choice.rank_radius else score_map
+        ranked = _without_border(ranked, choice.border)
+        kept = suppress(ranked, choice.nms_radius, limit) if choice.nms_radius else ranked
+        best, places = _best(kept, limit)
+        columns = ranked.shape[2]
+        places = places * (best > 0).long()  # what is no keypoint may lie beyond a small image
+        # The exporter knows no remainder of a size that varies; OpenCV knows no floor of integers.
+        rows = torch.div(places, columns, rounding_mode="trunc")
+        x, y = places - rows * columns, rows
+        points = torch.stack([x, y], 1).float()
+        if choice.refine_radius:
+            points = points + _moves(score_map[0], x, y, choice.refine_radius)
+        return points, best
+
     def feed(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """The inputs for an image (H, W) gray or (H, W, 3) red, green, blue, uint8."""
         raise NotImplementedError
@@ -137,32 +176,6 @@ class Graph(nn.Module):
     def decode(self, outputs: dict[str, np.ndarray], size: tuple[int, int]) -> Features | None:
         """The features that its client would see, in pixels; None for graphs that give maps."""
         return None
-
-
-def _find_keypoints(
-    scores: Tensor, choice: KeypointChoice, limit: int, suppress: Callable
-) -> tuple[Tensor, Tensor]:
-    """What ``choice`` finds in a score map (1, H, W), in operations of fixed shape.
-
-    Args:
-        suppress: one of the two ways below.
-
-    Returns:
-        keypoints (limit, 2) and scores (limit,), descending; 0 where there is none.
-    """
-    ranked = sum_scores(scores, choice.rank_radius) if choice.rank_radius else scores
-    ranked = _without_border(ranked, choice.border)
-    kept = suppress(ranked, choice.nms_radius, limit) if choice.nms_radius else ranked
-    best, places = _best(kept, limit)
-    columns = ranked.shape[2]
-    places = places * (best > 0).long()  # what is no keypoint may lie beyond a small image
-    # The exporter knows no remainder of a size that varies; OpenCV knows no floor of integers.
-    rows = torch.div(places, columns, rounding_mode="trunc")
-    x, y = places - rows * columns, rows
-    points = torch.stack([x, y], 1).float()
-    if choice.refine_radius:
-        points = points + _moves(scores[0], x, y, choice.refine_radius)
-    return points, best
 
 
 def _without_border(scores: Tensor, border: int) -> Tensor:
@@ -254,31 +267,6 @@ def _describe(descriptor_map: Tensor, points: Tensor) -> Tensor:
     return F.normalize(total, dim=1)
 
 
-def _to_gray(image: Tensor) -> Tensor:
-    """(1, 3, H, W) red, green, blue in [0, 1] -> (1, 1, H, W), to the gray levels of OpenCV."""
-    red, green, blue = (image * 255).round().split(1, 1)
-    return ((red * 9798 + green * 19235 + blue * 3735) / 32768 + 0.5).floor() / 255
-
-
-def _maps(network: Network, image: Tensor) -> DenseMaps:
-    """What ``network.maps`` gives, with a softmax that ONNX Runtime is fast at."""
-    if not isinstance(network, Student):
-        return network.maps(image)
-    logits, descriptor_map, global_descriptor = network(image)
-    return DenseMaps(
-        (image.shape[3], image.shape[2]),
-        distributions(logits),
-        CELL_MAP,
-        descriptor_map,
-        CELL_MAP,
-        global_descriptor,
-    )
-
-
-def _seen_by(network: Network, image: Tensor) -> Tensor:
-    return image if network.channels == 3 else _to_gray(image)
-
-
 class Sparse(Graph):
     """Photograph -> features, for ONNX Runtime."""
 
@@ -287,11 +275,9 @@ class Sparse(Graph):
     convention = "keypoints (N, 2): x, y in pixels of the image, centre of the first pixel (0, 0)"
 
     def forward(self, image: Tensor):
-        maps = _maps(self.network, image.float() / 255)
+        maps = self.maps(image.float() / 255)
         limit = self.choice.max_num_keypoints
-        points, scores = _find_keypoints(
-            maps.pixel_scores(), self.choice, limit, suppress_in_a_loop
-        )
+        points, scores = self.find_keypoints(maps.pixel_scores(), limit, suppress_in_a_loop)
         good = scores > self.choice.threshold
         points, scores = points[good], scores[good]
         parts = points, scores, _describe(maps.descriptor_map, points)
@@ -317,7 +303,7 @@ class Maps(Graph):
     axes = (0, 2, 3)
 
     def forward(self, image: Tensor):
-        maps = _maps(self.network, image)
+        maps = self.maps(image)
         parts = maps.pixel_scores(), maps.descriptor_map
         return (*parts, maps.global_descriptor) if self.network.global_dim else parts
 
@@ -327,6 +313,12 @@ class Maps(Graph):
 
 class _Colours(Graph):
     """A graph that sees (1, 3, H, W) float32 red, green, blue in [0, 1]."""
+
+    def maps(self, image):
+        if self.network.channels == 1:  # to the gray levels of OpenCV
+            red, green, blue = (image * 255).round().split(1, 1)
+            image = ((red * 9798 + green * 19235 + blue * 3735) / 32768 + 0.5).floor() / 255
+        return super().maps(image)
 
     def feed(self, image):
         image = image if image.ndim == 3 else np.repeat(image[..., None], 3, 2)
@@ -342,11 +334,9 @@ class OpenCV(_Colours):
     size = (640, 640)
 
     def forward(self, image: Tensor):
-        maps = _maps(self.network, _seen_by(self.network, image))
+        maps = self.maps(image)
         limit = self.choice.max_num_keypoints
-        points, scores = _find_keypoints(
-            maps.pixel_scores(), self.choice, limit, suppress_in_rounds
-        )
+        points, scores = self.find_keypoints(maps.pixel_scores(), limit, suppress_in_rounds)
         descriptors = _describe(maps.descriptor_map, points)
         return 2 * points / torch.tensor(self.size) - 1, descriptors, scores[:, None]
 
@@ -367,10 +357,9 @@ class COLMAP(_Colours):
     )
 
     def forward(self, image: Tensor, max_keypoints: Tensor, min_score: Tensor):
-        maps = _maps(self.network, _seen_by(self.network, image))
-        points, scores = _find_keypoints(
-            maps.pixel_scores(), self.choice, MOST_KEYPOINTS, suppress_in_a_loop
-        )
+        maps = self.maps(image)
+        scores = maps.pixel_scores()
+        points, scores = self.find_keypoints(scores, MOST_KEYPOINTS, suppress_in_a_loop)
         good = (scores > self.choice.threshold) & (scores >= min_score)
         good = good & (torch.arange(MOST_KEYPOINTS) < max_keypoints)
         points, scores = points[good], scores[good]
@@ -417,7 +406,7 @@ class HFNetSLAM(Graph):
         super().__init__(network, choice)
 
     def forward(self, image: Tensor):
-        maps = _maps(self.network, image.permute(0, 3, 1, 2) / 255)
+        maps = self.maps(image.permute(0, 3, 1, 2) / 255)
         scores = maps.pixel_scores()
         inner = _without_border(scores, self.choice.border)
         kept = suppress_in_rounds(inner, self.choice.nms_radius)

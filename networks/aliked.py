@@ -118,17 +118,18 @@ class ALIKED(Network):
     @classmethod
     def open(cls, source: str | None = None, weights: str | None = None) -> "ALIKED":
         variant = source or "n32"
-        path = PACKAGED / f"aliked-{variant}.safetensors"
+        packaged = {
+            path.stem.removeprefix("aliked-"): path for path in PACKAGED.glob("aliked-*.s*")
+        }
         if variant in OFFICIAL:
             path = find_weights(OFFICIAL[variant], weights)
-        elif weights is not None or not path.is_file():
-            path = Path(weights or variant)
+        else:
+            path = Path(weights or packaged.get(variant, variant))
+        variants = sorted([*packaged, *OFFICIAL])
         if not path.is_file():
-            raise InputError(
-                f"aliked:{variant}: neither a file nor one of {', '.join(sorted(_variants()))}"
-            )
+            raise InputError(f"aliked:{variant}: neither a file nor one of {', '.join(variants)}")
         network = cls.read(path)
-        if variant in _variants() and variant != "n32":
+        if variant in variants and variant != "n32":
             network.name = f"aliked:{variant}"
         return network
 
@@ -137,29 +138,23 @@ class ALIKED(Network):
         """Batch normalization is folded into the convolution before it."""
         widths = tuple(state[f"conv{level}.weight"].shape[1] for level in (1, 2, 3, 4))
         network = cls(ALIKEDConfig(widths, len(state["desc_head.agg_weights"])))
-        found: dict[str, Tensor] = {}
-
-        def copy(ours: str, official: str, *kinds: str) -> None:
-            found.update({f"{ours}.{kind}": state[f"{official}.{kind}"] for kind in kinds})
-
+        head, found = "descriptor_head", {}
+        copied = {f"{head}.offsets.{layer}": f"desc_head.offset_conv.{layer}" for layer in (0, 2)}
         for number in range(4):
             block = f"block{number + 1}"
-            for conv, norm in (("conv1", "bn1"), ("conv2", "bn2")):
-                ours, theirs = f"blocks.{number}.{conv}", f"{block}.{conv}"
-                if number < 2:
-                    found |= fold_norm(state, ours, theirs, f"{block}.{norm}")
-                else:
-                    regular = f"{theirs}.regular_conv"
-                    found |= fold_norm(state, f"{ours}.conv", regular, f"{block}.{norm}")
-                    copy(f"{ours}.offsets", f"{theirs}.offset_conv", "weight", "bias")
-            if number > 0:
-                copy(f"blocks.{number}.shortcut", f"{block}.downsample", "weight", "bias")
-            copy(f"laterals.{number}", f"conv{number + 1}", "weight")
-            copy(f"score_head.{number}", f"score_head.{2 * number}", "weight")
-        head = "descriptor_head"
-        for layer in (0, 2):
-            theirs = f"desc_head.offset_conv.{layer}"
-            copy(f"{head}.offsets.{layer}", theirs, "weight", "bias")
+            copied[f"laterals.{number}"] = f"conv{number + 1}"
+            copied[f"score_head.{number}"] = f"score_head.{2 * number}"
+            copied[f"blocks.{number}.shortcut"] = f"{block}.downsample"
+            for conv in (1, 2):
+                ours, theirs = f"blocks.{number}.conv{conv}", f"{block}.conv{conv}"
+                if number >= 2:
+                    copied[f"{ours}.offsets"] = f"{theirs}.offset_conv"
+                    ours, theirs = f"{ours}.conv", f"{theirs}.regular_conv"
+                found |= fold_norm(state, ours, theirs, f"{block}.bn{conv}")
+        for name in network.state_dict():
+            layer, _, kind = name.rpartition(".")
+            if layer in copied:
+                found[name] = state[f"{copied[layer]}.{kind}"]
         # Taps first, as ``_DescriptorHead`` lays a patch out.
         first, second = f"{head}.offsets.0.weight", f"{head}.offsets.2.weight"
         found[first] = found[first].permute(0, 2, 3, 1).flatten(1)
@@ -178,8 +173,8 @@ class ALIKED(Network):
         found = []
         whole = replace(choice, refine_radius=0)(maps.pixel_scores())
         for score_map, (pixels, _) in zip(maps.score_map[:, 0], whole, strict=True):
-            keypoints = pixels.to(score_map.device)
-            keypoints, scores = soft_argmax(score_map, keypoints, choice.refine_radius)
+            pixels = pixels.to(score_map.device)
+            keypoints, scores = soft_argmax(score_map, pixels, choice.refine_radius)
             order = scores.argsort(descending=True, stable=True)
             found.append((keypoints[order], scores[order]))
         return found
@@ -194,7 +189,7 @@ class ALIKED(Network):
     def forward(
         self, images: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor], tuple[int, int]]:
-        """Score map, levels and padding, see ``ALIKEDMaps``, of a batch (B, 3, H, W) in [0, 1].
+        """Score map, levels and padding, see ``ALIKEDMaps``, of (B, 3, H, W) float32 in [0, 1].
 
         Raises:
             InputError: an image smaller than what a descriptor looks at.
@@ -311,11 +306,7 @@ def _table(values: Tensor) -> Tensor:
 
 
 class _Features:
-    """The features of one image, of unit length at every pixel, computed where they are asked for.
-
-    Args:
-        row: of the image in the batch.
-    """
+    """The features of image ``row`` of a batch, computed at the pixels that are asked for."""
 
     def __init__(self, maps: ALIKEDMaps, row: int):
         self.height, self.width = maps.score_map.shape[2:]
@@ -324,21 +315,18 @@ class _Features:
         self.finest, self.padded = _table(finest), (finest.shape[3], finest.shape[2])
         self.coarser = [level.float() for level in coarser]
 
-    def at(self, pixels: Tensor) -> Tensor:
-        """The features (M, D) float32 at pixels (M,), numbered row by row."""
-        xy = torch.stack([pixels % self.width, pixels // self.width], -1) + self.padding
+    def gather(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The features (K, D) float32, of unit length, at the distinct ones of ``pixels`` (...,),
+        which are numbered row by row, and for each pixel the row (...,) of its features."""
+        asked, rows = distinct(pixels, self.height * self.width)
+        xy = torch.stack([asked % self.width, asked // self.width], -1) + self.padding
         parts = [self.finest[xy[:, 1] * self.padded[0] + xy[:, 0]].float()]
         for level in self.coarser:
             # As an upsampling whose outermost centers fall on each other.
             scale = [(level.shape[3 - axis] - 1) / (self.padded[axis] - 1) for axis in (0, 1)]
             parts.append(_sample(level, (xy * torch.tensor(scale, device=xy.device))[None])[0])
         features = torch.cat(parts, 1)
-        return features.div_(features.norm(dim=1, keepdim=True).clamp_min_(1e-12))
-
-    def gather(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """A table (K, D) of the features at pixels (...,), and the rows (...,) to find them in."""
-        asked, rows = distinct(pixels, self.height * self.width)
-        return self.at(asked), rows
+        return features.div_(features.norm(dim=1, keepdim=True).clamp_min_(1e-12)), rows
 
 
 class _DescriptorHead(nn.Module):
@@ -393,9 +381,3 @@ def soft_argmax(score_map: Tensor, keypoints: Tensor, radius: int = 2) -> tuple[
     moves = torch.stack([weights.sum(1) @ steps.float(), weights.sum(2) @ steps.float()], -1)
     moved = keypoints.float() + moves
     return moved, _sample(score_map[None, None], moved[None])[0, :, 0]
-
-
-def _variants() -> list[str]:
-    """The names that may stand behind ``aliked:``."""
-    packaged = (path.stem.removeprefix("aliked-") for path in PACKAGED.glob("aliked-*.safetensors"))
-    return [*packaged, *OFFICIAL]

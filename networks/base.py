@@ -358,14 +358,14 @@ class Student(Network):
     Attributes:
         Config: that dataclass.
         config: what this one was made from.
-        MAY_BE_NEW: how the tensors begin that another student need not have to start this one.
         GLOBAL_PARTS: the modules that give the global descriptor from what the others give.
+        MAY_BE_NEW: other modules that another student need not have to start this one.
         local_is_frozen: these alone are trained.
     """
 
     Config: type
-    MAY_BE_NEW: tuple[str, ...] = ()
     GLOBAL_PARTS: tuple[str, ...] = ()
+    MAY_BE_NEW: tuple[str, ...] = ()
     local_is_frozen = False
 
     @classmethod
@@ -456,7 +456,7 @@ class Student(Network):
         for name, tensor in ours.items():
             if name in theirs and theirs[name].shape == tensor.shape:
                 ours[name] = theirs[name]
-            elif not name.startswith(self.MAY_BE_NEW):
+            elif not name.startswith((*self.GLOBAL_PARTS, *self.MAY_BE_NEW)):
                 raise CheckpointError(
                     f"a student of {other.config} cannot start one of {self.config}: tensor {name} "
                     "differs; make the network's settings equal to its own"

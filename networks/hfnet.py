@@ -111,12 +111,8 @@ class HFNet(Student):
     Config = HFNetConfig
     refine_radius = 4
     GLOBAL_PARTS = ("global_blocks", "vlad", "projection")
-    MAY_BE_NEW = (
-        *("global_blocks.", "vlad.", "projection."),
-        *("detector_skip.", "context_block.", "descriptor_head.1."),
-    )
-    """Tensors that a student need not have to start another: of parts that can be added to it, and
-    of the last layer of its descriptors, whose length may differ."""
+    MAY_BE_NEW = ("detector_skip", "context_block", "descriptor_head.1")
+    """What can be added to a student, and the last layer of its descriptors, of another length."""
 
     def __init__(self, config: HFNetConfig = HFNetConfig()):
         super().__init__()

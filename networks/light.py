@@ -66,8 +66,8 @@ class Light(Student):
     # What it was taught lies between pixels, shared by the four around: no one of them has it all.
     refine_radius = 3
     rank_radius = 1
-    MAY_BE_NEW = ("vlad.", "projection.", "descriptor_head.1.")
     GLOBAL_PARTS = ("vlad", "projection")
+    MAY_BE_NEW = ("descriptor_head.1",)
 
     def __init__(self, config: LightConfig = LightConfig()):
         super().__init__()

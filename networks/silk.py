@@ -19,11 +19,7 @@ from ..errors import InputError
 from .base import DenseMaps, Network
 from .registry import PACKAGED, register
 
-__all__ = [
-    "SiLK",
-    "SiLKConfig",
-    "SiLKOutput",
-]
+__all__ = ["SiLK", "SiLKConfig", "SiLKOutput"]
 
 OFFICIAL_NAMES = {
     "backbone.": "_mods.model.backbone._backbone.layers.",
@@ -89,15 +85,16 @@ class SiLK(Network):
         super().__init__()
         self.config = config = config or SiLKConfig()
         self.descriptor_dim, self.border = config.descriptor_dim, int(config.geometry.offset)
-        skipped = math.ceil((config.geometry.offset - CELL_MAP.offset) / CELL_MAP.stride)
-        self.skipped_cells = skipped
+        self.skipped_cells = math.ceil((self.border - CELL_MAP.offset) / CELL)
         self.cell_geometry = MapGeometry(
-            CELL_MAP.stride, CELL_MAP.offset + skipped * CELL_MAP.stride
+            CELL_MAP.stride, CELL_MAP.offset + self.skipped_cells * CELL_MAP.stride
         )
         widths = (1, *config.channels)
-        self.backbone = nn.ModuleList(
-            nn.Sequential(_layer(before, after), _layer(after, after))
-            for before, after in pairwise(widths)
+        self.backbone = nn.Sequential(
+            *(
+                nn.Sequential(_layer(before, after), _layer(after, after))
+                for before, after in pairwise(widths)
+            )
         )
         self.score_head = _head(widths[-1], config.lateral, 1)
         self.descriptor_head = _head(widths[-1], config.lateral, config.descriptor_dim)
@@ -109,7 +106,15 @@ class SiLK(Network):
     @classmethod
     def from_official(cls, state):
         """The widths are those of the tensors; what is unknown keeps its name."""
-        network = cls(_config_of(state))
+
+        def width(name: str) -> int:
+            return len(state[_official_name(name)])
+
+        channels = [width("backbone.0.0.0.bias")]
+        while _official_name(name := f"backbone.{len(channels)}.0.0.bias") in state:
+            channels.append(width(name))
+        heads = width("score_head.0.0.bias"), width("descriptor_head.1.0.bias")
+        network = cls(SiLKConfig(tuple(channels), *heads))
         ours = {_official_name(name): name for name in network.state_dict()}
         if missing := ours.keys() - state.keys():
             raise KeyError(min(missing))
@@ -139,12 +144,12 @@ class SiLK(Network):
 
     def dense_fields(self, size: tuple[int, int]) -> dict[str, Field]:
         geometry, dim = self.config.geometry, self.descriptor_dim
-        inside = tuple(side - int(2 * geometry.offset) for side in size[::-1])
+        inside = tuple(side - 2 * self.border for side in size[::-1])
         described = self._described_cells(size)
         if min(described) < 1:
             raise InputError(
                 f"--size {size[0]}x{size[1]}: {self.name} says nothing of the outermost "
-                f"{geometry.offset:g} pixels, and no whole cell is left; name a larger one"
+                f"{self.border} pixels, and no whole cell is left; name a larger one"
             )
         cells = Field(shape=(dim, *described), dtype="float16", geometry=self.cell_geometry)
         return {
@@ -161,11 +166,11 @@ class SiLK(Network):
         if group == "descriptor_map:full":
             return F.normalize(values, dim=1)
         if group == "descriptor_map:averaged":
-            averaged = average_map(F.normalize(values, dim=1), int(self.config.geometry.offset))
+            averaged = average_map(F.normalize(values, dim=1), self.border)
             rows, columns = (slice(self.skipped_cells, self.skipped_cells + side) for side in cells)
             return F.normalize(averaged[:, :, rows, columns], dim=1)
         # A center lies in the middle of four positions: few of all positions are beside one.
-        first = int(self.cell_geometry.offset - self.config.geometry.offset)
+        first = int(self.cell_geometry.offset - self.border)
         corners = (
             values[:, :, first + down :: CELL, first + right :: CELL][:, :, : cells[0], : cells[1]]
             for down, right in product((0, 1), repeat=2)
@@ -182,15 +187,13 @@ class SiLK(Network):
         Raises:
             InputError: an image too small to have a single descriptor.
         """
-        lost = 2 * self.config.geometry.offset
+        lost = 2 * self.border
         if min(image.shape[2:]) <= lost:
             raise InputError(
                 f"image of {image.shape[3]}x{image.shape[2]} pixels: this SiLK needs more than "
                 f"{lost} on each side, for it does not pad"
             )
-        x = image
-        for block in self.backbone:
-            x = block(x)
+        x = self.backbone(image)
         return SiLKOutput(self.score_head(x).float(), self.descriptor_head(x).float())
 
 
@@ -201,24 +204,6 @@ def _layer(before: int, after: int) -> nn.Sequential:
 def _head(before: int, lateral: int, after: int) -> nn.Sequential:
     last = nn.Sequential(nn.Conv2d(lateral, after, 1), nn.BatchNorm2d(after))
     return nn.Sequential(_layer(before, lateral), last)
-
-
-def _config_of(found: dict[str, Tensor]) -> SiLKConfig:
-    """The widths of an official checkpoint; the official ones where a tensor is missing."""
-    default = SiLKConfig()
-
-    def width(name: str, otherwise: int) -> int:
-        tensor = found.get(_official_name(name))
-        return otherwise if tensor is None else len(tensor)
-
-    channels = [width("backbone.0.0.0.bias", 0)]
-    while channels[-1]:
-        channels.append(width(f"backbone.{len(channels)}.0.0.bias", 0))
-    return SiLKConfig(
-        tuple(channels[:-1]) or default.channels,
-        width("score_head.0.0.bias", default.lateral),
-        width("descriptor_head.1.0.bias", default.descriptor_dim),
-    )
 
 
 def _official_name(name: str) -> str:

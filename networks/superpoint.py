@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.cells import CHANNELS
-from ..data.geometry import CELL_MAP
 from .base import DenseMaps, Network
 from .registry import register
 from .weights import OfficialWeights
@@ -45,8 +44,7 @@ class SuperPoint(Network):
     def maps(self, images: Tensor) -> DenseMaps:
         logits, descriptor_map = self.run(images)
         size = (images.shape[3], images.shape[2])
-        cells = self.cell_distribution(logits)
-        return DenseMaps(size, cells, CELL_MAP, descriptor_map, CELL_MAP)
+        return DenseMaps(size, self.cell_distribution(logits), descriptor_map=descriptor_map)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Score logits and descriptor map of a batch.

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.cells import CELL, CHANNELS, image_shape
-from ..data.geometry import CELL_MAP
 from ..data.keypoints import KeypointChoice
 from ..data.stores.schema import Field
 from ..errors import InputError
@@ -36,9 +35,10 @@ class XFeatMaps(DenseMaps):
     reliability: Tensor | None = None
 
     @property
-    def seen_size(self) -> tuple[int, int]:
-        """(width, height) of the resized images."""
-        return image_shape(self.score_map.shape[2:])[::-1]
+    def scale(self) -> Tensor:
+        """Pixels of the resized image for one of the image, (x, y), on the device of the maps."""
+        seen = torch.tensor(image_shape(self.score_map.shape[2:])[::-1])
+        return (seen / torch.tensor(self.image_size)).to(self.score_map.device)
 
 
 @register("xfeat")
@@ -126,58 +126,41 @@ class XFeat(Network):
         return XFeatMaps(
             (width, height),
             logits.softmax(1),
-            CELL_MAP,
-            descriptor_map,
-            CELL_MAP,
+            descriptor_map=descriptor_map,
             reliability=reliability,
         )
 
     def detect(self, maps: XFeatMaps, choice: KeypointChoice) -> list[tuple[Tensor, Tensor]]:
         """The maxima of their neighborhoods, the most reliable of them: score x reliability."""
-        scores = maps.pixel_scores()
-        around = F.max_pool2d(scores[:, None], 2 * choice.nms_radius + 1, 1, choice.nms_radius)[
-            :, 0
-        ]
+        scores, radius, border = maps.pixel_scores(), choice.nms_radius, choice.border
+        around = F.max_pool2d(scores[:, None], 2 * radius + 1, 1, radius)[:, 0]
         is_maximum = (scores == around) & (scores > choice.threshold)
-        is_maximum &= _inside(scores.shape[1:], choice.border).to(scores.device)
+        # In the last row and column, too, the authors' rounding finds no score.
+        (height, width), last = scores.shape[1:], max(border, 1)
+        inside = torch.zeros_like(is_maximum)
+        inside[:, border : height - last, border : width - last] = True
+        is_maximum &= inside
         found = []
         for row, mask in enumerate(is_maximum):
             pixels = mask.nonzero().flip(1)
             reliability = _sample(maps.reliability[row], pixels.float(), "bilinear")[:, 0]
             ranked = scores[row, pixels[:, 1], pixels[:, 0]] * reliability
             best = ranked.argsort(descending=True, stable=True)[: choice.max_num_keypoints]
-            scale = self._scale(maps).to(pixels.device)
-            found.append(((pixels[best] + 0.5) / scale - 0.5, ranked[best]))
+            found.append(((pixels[best] + 0.5) / maps.scale - 0.5, ranked[best]))
         return found
 
     def describe(self, maps: XFeatMaps, row: int, keypoints: Tensor) -> Tensor:
         values = maps.descriptor_map[row]
-        seen = (keypoints.to(values) + 0.5) * self._scale(maps).to(values) - 0.5
+        seen = (keypoints.to(values) + 0.5) * maps.scale - 0.5
         return F.normalize(_sample(values, seen, "bicubic"), dim=1)
 
     def dense_fields(self, size: tuple[int, int]) -> dict[str, Field]:
         """None: its maps lie on the resized image, and its ranking is of no single map."""
         return {}
 
-    @staticmethod
-    def _scale(maps: XFeatMaps) -> Tensor:
-        """Pixels of the seen image for one of the image, (x, y)."""
-        return torch.tensor(maps.seen_size) / torch.tensor(maps.image_size)
-
 
 def _layer(before: int, after: int, side: int = 3, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(before, after, side, stride, side // 2), nn.ReLU(inplace=True))
-
-
-def _inside(shape: tuple[int, int], border: int) -> Tensor:
-    """(H, W) bool: the pixels off the border, and off the last row and column.
-
-    There the authors' rounding finds no score.
-    """
-    inside = torch.zeros(shape, dtype=torch.bool)
-    last = max(border, 1)
-    inside[border : shape[0] - last, border : shape[1] - last] = True
-    return inside
 
 
 def _sample(values: Tensor, points: Tensor, mode: str) -> Tensor:
