@@ -8,28 +8,28 @@ from ..console import shared_options, user_errors
 
 PROFILES = ("sparse", "maps", "opencv", "colmap", "hfnet-slam")
 """Those of ``deployment.onnx``, which takes seconds to import."""
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.command()
-@click.option("--model", default="default", show_default=True, help="What to export.")
-@click.option("--profile", type=click.Choice(PROFILES), default="sparse", show_default=True)
-@click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The file."
-)
-@click.option("--max-num-keypoints", type=click.IntRange(1), default=1000, show_default=True)
+@click.command(context_settings={"show_default": True})
+@click.option("--model", default="default", help="What to export.")
+@click.option("--profile", type=click.Choice(PROFILES), default="sparse")
+@click.option("--output", type=FILE, required=True, help="The file.")
+@click.option("--max-num-keypoints", type=click.IntRange(1), default=1000)
 @click.option("--threshold", type=float, help="Lowest score of a keypoint.")
 @click.option("--nms-radius", type=int, help="Pixels around a keypoint that stay free of others.")
 @click.option("--size", help="opencv: width x height that it resizes to; 640x640 if not given.")
 @click.option(
     "--images",
     "folder",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Photographs to compare with PyTorch on; those of scikit-image if not given.",
 )
 @click.option(
     "--int8",
     "calibration",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Quantize convolutions to int8, by the range of values that these photographs give.",
 )
 @click.option("--config", type=click.Path(), help="Settings; pipeline.toml if not given.")
@@ -102,56 +102,47 @@ def export_onnx(
     say(f"{output}: {output.stat().st_size / 1e6:.1f} MB; {parity}", quiet=quiet)
 
 
-@click.command()
-@click.option("--model", default="default", show_default=True, help="What extracts.")
+@click.command(context_settings={"show_default": True})
+@click.option("--model", default="default", help="What extracts.")
 @click.option(
     "--images",
     "source",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     help="A folder of photographs, a text file that lists some, or a video.",
 )
-@click.option(
-    "--output", type=click.Path(path_type=Path), required=True, help="The features file (HDF5)."
-)
+@click.option("--output", type=PATH, required=True, help="The features file (HDF5).")
 @click.option(
     "--format",
     "layout",
     type=click.Choice(["hloc", "dxslam"]),
     default="hloc",
-    show_default=True,
     help="dxslam: --output is a folder, which also gets des/, glb/ and point-txt/.",
 )
-@click.option("--max-num-keypoints", type=click.IntRange(1), default=2048, show_default=True)
+@click.option("--max-num-keypoints", type=click.IntRange(1), default=2048)
 @click.option("--threshold", type=float, help="Lowest score of a keypoint.")
 @click.option("--nms-radius", type=int, help="Pixels around a keypoint that stay free of others.")
 @click.option(
     "--longest-side",
     type=click.IntRange(0),
     default=1024,
-    show_default=True,
     help="Pixels that larger photographs are resized to for the network; 0 takes all as they are.",
 )
 @click.option("--upright", is_flag=True, help="Turn photographs as their EXIF orientation says.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "float16", "bfloat16"]))
 @click.option("--workers", type=click.IntRange(1), default=1, help="Processes, on a CPU.")
-@click.option("--colmap", type=click.Path(path_type=Path), help="Also write a COLMAP database.")
+@click.option("--colmap", type=PATH, help="Also write a COLMAP database.")
 @click.option("--single-camera", is_flag=True, help="For --colmap: one camera, one lens setting.")
-@click.option("--matches", type=click.Path(path_type=Path), help="Also write matches (HDF5).")
-@click.option(
-    "--pairs", type=click.Path(path_type=Path), help="Also write which pairs are matched."
-)
+@click.option("--matches", type=PATH, help="Also write matches (HDF5).")
+@click.option("--pairs", type=PATH, help="Also write which pairs are matched.")
 @click.option(
     "--match-with",
     default="all",
-    show_default=True,
     help="all other images, a number of those most alike by global descriptor, or a list of pairs.",
 )
-@click.option(
-    "--matcher", type=click.Choice(["nearest", "lightglue"]), default="nearest", show_default=True
-)
-@click.option("--ratio", type=click.FloatRange(0, 1), default=0.95, show_default=True)
-@click.option("--min-similarity", type=click.FloatRange(-1, 1), default=0.7, show_default=True)
+@click.option("--matcher", type=click.Choice(["nearest", "lightglue"]), default="nearest")
+@click.option("--ratio", type=click.FloatRange(0, 1), default=0.95)
+@click.option("--min-similarity", type=click.FloatRange(-1, 1), default=0.7)
 @click.option("--overwrite", is_flag=True, help="Replace an output made with other settings.")
 @shared_options
 def extract_features(
@@ -236,16 +227,14 @@ def extract_features(
         )
 
 
-@click.command()
-@click.option("--model", default="default", show_default=True, help="What sees.")
-@click.option("--source", default="0", show_default=True, help="A camera, a video or a folder.")
-@click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Also write a video, .mp4."
-)
-@click.option("--max-num-keypoints", type=click.IntRange(1), default=500, show_default=True)
-@click.option("--longest-side", type=click.IntRange(32), default=640, show_default=True)
+@click.command(context_settings={"show_default": True})
+@click.option("--model", default="default", help="What sees.")
+@click.option("--source", default="0", help="A camera, a video or a folder.")
+@click.option("--output", type=FILE, help="Also write a video, .mp4.")
+@click.option("--max-num-keypoints", type=click.IntRange(1), default=500)
+@click.option("--longest-side", type=click.IntRange(32), default=640)
 @click.option("--limit", type=click.IntRange(1), help="Stop after so many frames.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 @user_errors
 def live_features(

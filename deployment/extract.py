@@ -86,17 +86,14 @@ class _Job:
     parts: Path
 
 
-def read_names(path: Path) -> tuple[Path, list[str]]:
+def read_names(path: Path) -> list[str]:
     """The photographs of a folder, or those that a text file lists, relative to its own folder.
-
-    Returns:
-        the folder, and their names below it.
 
     Raises:
         NotFoundError: no such folder or file, or a photograph that is listed but not there.
     """
     if path.is_dir():
-        return path, list_images(path)
+        return list_images(path)
     if not path.is_file():
         raise NotFoundError(f"{path}: no such folder, list of photographs or video")
     lines = path.read_text("utf-8-sig").splitlines()
@@ -106,7 +103,7 @@ def read_names(path: Path) -> tuple[Path, list[str]]:
             raise NotFoundError(f"{path}: lists {name}, which is not in {path.parent}")
     if not names:
         raise InputError(f"{path}: lists no photograph; expected a name a line")
-    return path.parent, names
+    return names
 
 
 def extract(
@@ -151,13 +148,13 @@ def extract(
     done = _done(output, parts, settings)
     parts.mkdir(parents=True, exist_ok=True)
     write_atomically(parts / "settings.json", settings.to_json().encode())
+    folder = source if source.is_dir() else source.parent
+    job = _Job(model, device, precision, folder, settings, parts)
     complaint = None
     if source.suffix.lower() in VIDEOS:
-        count, complaint = _extract_video(network, source, settings, parts, done, quiet)
+        count, complaint = _extract_video(network, job, source, done, quiet)
     else:
-        folder, names = read_names(source)
-        job = _Job(model, device, precision, folder, settings, parts)
-        count = _extract_images(network, job, names, done, workers, quiet)
+        count = _extract_images(network, job, read_names(source), done, workers, quiet)
     _assemble(output, parts, settings)
     if complaint is not None:
         raise InputError(f"{complaint}; {output} has the {count + len(done)} whole ones")
@@ -185,19 +182,17 @@ def _extract_images(
 ) -> int:
     total, names = len(names), [name for name in names if name not in done]
     with progress("images", total, done=total - len(names), quiet=quiet) as advance:
-        if workers > 1:
-            with ProcessPoolExecutor(
-                workers, get_context("spawn"), initializer=_start_worker, initargs=(job,)
-            ) as pool:
-                try:
-                    for _ in pool.map(_extract_one, names):
-                        advance()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
-        else:
+        if workers == 1:
             for name in _extract_batches(network, job, names):
                 advance(note=name)
+            return len(names)
+        with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (job,)) as pool:
+            try:
+                for _ in pool.map(_extract_one, names):
+                    advance()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
     return len(names)
 
 
@@ -226,9 +221,9 @@ def _extract_batches(network: Network, job: _Job, names: list[str]) -> Iterator[
         full = len(waiting[image.shape]) == most
         if full or len(waiting) > SHAPES_WAITING:
             shape = image.shape if full else next(iter(waiting))
-            yield from _extract_batch(network, waiting.pop(shape), job.settings, job.parts)
+            yield from _extract_batch(network, waiting.pop(shape), job)
     for batch in waiting.values():
-        yield from _extract_batch(network, batch, job.settings, job.parts)
+        yield from _extract_batch(network, batch, job)
 
 
 def _batch_size(device: torch.device) -> int:
@@ -236,33 +231,22 @@ def _batch_size(device: torch.device) -> int:
 
 
 def _extract_batch(
-    network: Network,
-    batch: list[tuple[str, np.ndarray]],
-    settings: ExtractSettings,
-    parts: Path,
+    network: Network, batch: list[tuple[str, np.ndarray]], job: _Job
 ) -> Iterator[str]:
     """Extract images of one size."""
     height, width = batch[0][1].shape[:2]
-    images = [
-        resize_longest(image, settings.longest_side)
-        if 0 < settings.longest_side < max(width, height)
-        else image
-        for _, image in batch
-    ]
+    longest = min(job.settings.longest_side, max(width, height))
+    images = [resize_longest(image, longest) for _, image in batch]
     tensors = torch.stack([to_tensor(image, network.channels) for image in images])
     try:
-        found = network.features(tensors, settings.keypoints)
+        found = network.features(tensors, job.settings.keypoints)
     except InputError as error:
         raise InputError(f"{batch[0][0]}: {error}") from error
     for (name, _), features in zip(batch, found, strict=True):
         keypoints = resize_points(features.keypoints, features.image_size, (width, height))
         scale = max(width, height) / max(features.image_size)
-        _write_part(
-            parts,
-            name,
-            replace(features, image_size=(width, height), keypoints=keypoints),
-            DETECTION_NOISE * scale,
-        )
+        features = replace(features, image_size=(width, height), keypoints=keypoints)
+        _write_part(job.parts, name, features, DETECTION_NOISE * scale)
         yield name
 
 
@@ -284,12 +268,7 @@ def _write_part(parts: Path, name: str, features: Features, uncertainty: float) 
 
 
 def _extract_video(
-    network: Network,
-    path: Path,
-    settings: ExtractSettings,
-    parts: Path,
-    done: set[str],
-    quiet: bool,
+    network: Network, job: _Job, path: Path, done: set[str], quiet: bool
 ) -> tuple[int, str | None]:
     """Extract a video's frames; returns how many, and what is wrong with the video."""
     if not path.is_file():
@@ -306,12 +285,11 @@ def _extract_video(
             # The last frame of a video that breaks off may be half a picture.
             whole, following = capture.read()
             if not whole and number + 1 < BROKEN_OFF * total:
-                broken = f"{path}: breaks off in frame {number + 1} of {total}"
-                return extracted, broken
+                return extracted, f"{path}: breaks off in frame {number + 1} of {total}"
             name = f"{path.stem}/{number:06d}"
             if name not in done:
                 batch = [(name, cv2.cvtColor(frame, code))]
-                extracted += len(list(_extract_batch(network, batch, settings, parts)))
+                extracted += len(list(_extract_batch(network, batch, job)))
             number, frame = number + 1, following
             advance()
     return extracted, None

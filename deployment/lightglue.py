@@ -115,8 +115,7 @@ def export_lightglue(
         found = {match: score for match, score in found.items() if match[1] >= 0}
         both = sorted(found.keys() & wanted.keys())
         parity.sizes.append(pair[0].image_size)
-        if most := max(len(found), len(wanted)):
-            parity.in_common = min(parity.in_common, len(both) / most)
+        parity.share(len(both), len(found), len(wanted))
         parity.note(
             "match_scores", *(np.array([each[m] for m in both]) for each in (found, wanted))
         )

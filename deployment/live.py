@@ -15,12 +15,11 @@ from ..data.images import natural_order, read_image, resize_longest
 from ..errors import InputError, NotFoundError
 from ..files import beside
 from ..networks.base import Network
-from .colmap import match
+from .colmap import make_matcher
 from .extract import VIDEOS, read_names
 
 __all__ = ["show"]
 
-RATIO, MIN_SIMILARITY = 0.95, 0.7
 TRAIL = 12  # frames that a track is drawn back for
 PLACE_EVERY, PLACE_GAP = 10, 100
 """A frame of every ten is remembered as a place; places of the last hundred are no news."""
@@ -37,7 +36,7 @@ def frames(source: str, longest_side: int) -> Iterator[np.ndarray]:
     """
     path = Path(source)
     if path.is_dir():
-        for name in sorted(read_names(path)[1], key=natural_order):
+        for name in sorted(read_names(path), key=natural_order):
             image = read_image(path / name, channels=3)
             yield resize_longest(image, longest_side)[..., ::-1].copy()
         return
@@ -48,15 +47,16 @@ def frames(source: str, longest_side: int) -> Iterator[np.ndarray]:
     capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
     if not capture.isOpened():
         raise InputError(f"--source {source}: OpenCV cannot open it")
-    while True:
-        whole, frame = capture.read()
-        if not whole:
-            return
+    whole, frame = capture.read()
+    while whole:
         yield resize_longest(frame, longest_side)
+        whole, frame = capture.read()
 
 
 class Tracker:
     """Keypoints matched from frame to frame by their descriptors."""
+
+    match = staticmethod(make_matcher("nearest", ratio=0.95, min_similarity=0.7))
 
     def __init__(self):
         self.before: Features | None = None
@@ -66,42 +66,34 @@ class Tracker:
         """The trail of each keypoint, its present position last."""
         trails = [[point] for point in features.keypoints]
         if self.before is not None:
-            pairs, _ = match(
-                self.before.descriptors,
-                features.descriptors,
-                ratio=RATIO,
-                min_similarity=MIN_SIMILARITY,
-            )
-            for old, new in pairs:
+            for old, new in self.match(self.before, features)[0]:
                 trails[new] = [*self.trails[old][-TRAIL:], features.keypoints[new]]
         self.before, self.trails = features, trails
         return trails
 
 
 class Places:
-    """Frames seen earlier, by global descriptor."""
+    """Frames seen earlier, one of every ``PLACE_EVERY``, by global descriptor."""
 
     def __init__(self):
         self.pictures: list[np.ndarray] = []
         self.descriptors: list[np.ndarray] = []
-        self.numbers: list[int] = []
 
     def look_up(self, number: int, descriptor: np.ndarray) -> tuple[int, float, np.ndarray] | None:
         """The most alike of those that are long past: its frame, the cosine, its picture."""
-        known = [row for row, past in enumerate(self.numbers) if number - past > PLACE_GAP]
-        if not known:
+        past = range(0, number - PLACE_GAP, PLACE_EVERY)
+        if not past:
             return None
-        similarity = np.stack(self.descriptors)[known] @ descriptor
-        row = known[int(similarity.argmax())]
-        return self.numbers[row], float(similarity.max()), self.pictures[row]
+        similarity = np.stack(self.descriptors[: len(past)]) @ descriptor
+        row = int(similarity.argmax())
+        return past[row], float(similarity[row]), self.pictures[row]
 
     def remember(self, number: int, descriptor: np.ndarray, frame: np.ndarray) -> None:
-        """Keep one of every ``PLACE_EVERY`` frames, small."""
+        """Take a frame into account, to be called with each; its picture is kept small."""
         if number % PLACE_EVERY == 0:
             size = (frame.shape[1] // THUMBNAIL, frame.shape[0] // THUMBNAIL)
             self.pictures.append(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
             self.descriptors.append(descriptor)
-            self.numbers.append(number)
 
 
 def draw(frame: np.ndarray, trails: list[list[np.ndarray]], place, text: str) -> np.ndarray:
@@ -117,9 +109,8 @@ def draw(frame: np.ndarray, trails: list[list[np.ndarray]], place, text: str) ->
         number, similarity, thumbnail = place
         height, width = thumbnail.shape[:2]
         picture[:height, -width:] = thumbnail
-        _write(
-            picture, f"frame {number}, {similarity:.2f}", (picture.shape[1] - width, height + 14)
-        )
+        below = picture.shape[1] - width, height + 14
+        _write(picture, f"frame {number}, {similarity:.2f}", below)
     _write(picture, text, (6, 16))
     return picture
 

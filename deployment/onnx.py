@@ -119,13 +119,10 @@ class Graph(nn.Module):
 
     def metadata(self) -> dict[str, str]:
         """What the file says of itself, besides its profile and version."""
-        network = self.network
+        told = ("weights", "channels", "descriptor_dim", "global_dim")
         return {
-            "network": network.name,
-            "weights": network.weights,
-            "channels": str(network.channels),
-            "descriptor_dim": str(network.descriptor_dim),
-            "global_dim": str(network.global_dim),
+            "network": self.network.name,
+            **{name: str(getattr(self.network, name)) for name in told},
             "convention": self.convention,
             "keypoints": json.dumps(asdict(self.choice)),
         }
@@ -394,10 +391,11 @@ class HFNetSLAM(Graph):
             raise InputError(
                 "--profile hfnet-slam: this model has no global descriptor, which that client needs"
             )
-        for dim, most, kind in (
-            (network.descriptor_dim, SLAM_LOCAL_DIM, "local"),
-            (network.global_dim, SLAM_GLOBAL_DIM, "global"),
-        ):
+        kinds = {
+            "local": (network.descriptor_dim, SLAM_LOCAL_DIM),
+            "global": (network.global_dim, SLAM_GLOBAL_DIM),
+        }
+        for kind, (dim, most) in kinds.items():
             if dim > most:
                 raise InputError(
                     f"--profile hfnet-slam: {kind} descriptors of {dim} numbers; that client reads "
@@ -455,6 +453,11 @@ class Parity:
         same_shape = found.shape == wanted.shape
         largest = float(np.abs(found - wanted).max(initial=0)) if same_shape else math.inf
         self.differences[name] = max(self.differences.get(name, 0.0), largest)
+
+    def share(self, common: int, *found: int) -> None:
+        """Take into account how many of each program's keypoints, or matches, both found."""
+        if any(found):
+            self.in_common = min(self.in_common, common / max(found))
 
     def complaint(self) -> str | None:
         """What is out of bounds, or None."""
@@ -530,7 +533,7 @@ def make_graph(
     if profile not in PROFILES:
         raise InputError(f"--profile {profile}: expected one of {', '.join(PROFILES)}")
     own_way = type(network).describe is not Network.describe
-    if own_way or type(network).maps is Network.maps or not network.descriptor_dim:
+    if own_way or not network.describes_given_keypoints:
         raise InputError(
             f"--model {network.name}: only a network with a score map and a descriptor map on 8x8 "
             "cells can be exported, such as a student or superpoint"
@@ -595,7 +598,7 @@ def compare(graph: Graph, content: bytes, photographs: list[np.ndarray]) -> Pari
         found = graph.decode(outputs, size)
         if found is not None:
             images = to_tensor(photograph, graph.network.channels)[None]
-            _compare_features(parity, found, graph.network.features(images, graph.choice)[0])
+            _note_features(parity, found, graph.network.features(images, graph.choice)[0])
             continue
         with torch.inference_mode():
             wanted = graph(*(torch.from_numpy(feed[name]) for name in graph.inputs))
@@ -604,16 +607,12 @@ def compare(graph: Graph, content: bytes, photographs: list[np.ndarray]) -> Pari
     return parity
 
 
-def _compare_features(parity: Parity, found: Features, wanted: Features) -> None:
-    if len(found.keypoints) and len(wanted.keypoints):
-        distances, partners = KDTree(wanted.keypoints).query(found.keypoints)
-        rows = np.flatnonzero(distances < SAME_KEYPOINT)
-        most = max(len(found.keypoints), len(wanted.keypoints))
-        parity.in_common = min(parity.in_common, len(rows) / most)
-        for name in ("keypoints", "scores", "descriptors"):
-            parity.note(name, getattr(found, name)[rows], getattr(wanted, name)[partners[rows]])
-    elif len(found.keypoints) or len(wanted.keypoints):
-        parity.in_common = 0.0
+def _note_features(parity: Parity, found: Features, wanted: Features) -> None:
+    distances, partners = KDTree(wanted.keypoints).query(found.keypoints)
+    rows = np.flatnonzero(distances < SAME_KEYPOINT)
+    parity.share(len(rows), len(found.keypoints), len(wanted.keypoints))
+    for name in ("keypoints", "scores", "descriptors"):
+        parity.note(name, getattr(found, name)[rows], getattr(wanted, name)[partners[rows]])
     if found.global_descriptor is not None:
         parity.note("global_descriptor", found.global_descriptor, wanted.global_descriptor)
 
@@ -640,28 +639,26 @@ def quantize(graph: Graph, content: bytes, folder: str | Path) -> bytes:
         def get_next(self):
             return next(feeds, None)
 
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory() as scratch, _quiet():
         plain, quantized = Path(scratch, "plain.onnx"), Path(scratch, "int8.onnx")
         plain.write_bytes(content)
-        with _quiet():
-            tools.quantize_static(
-                plain,
-                quantized,
-                Reader(),
-                op_types_to_quantize=["Conv"],
-                per_channel=True,
-                reduce_range=not _has_vnni(),
-                nodes_to_exclude=_last_convolutions(onnx.load_from_string(content)),
-            )
+        tools.quantize_static(
+            plain,
+            quantized,
+            Reader(),
+            op_types_to_quantize=["Conv"],
+            per_channel=True,
+            reduce_range=not _has_vnni(),
+            nodes_to_exclude=_last_convolutions(onnx.load_from_string(content)),
+        )
         return quantized.read_bytes()
 
 
 def _last_convolutions(model) -> list[str]:
     """The names of the convolutions that no other one comes after."""
-    nodes = list(model.graph.node)
     leads_on: set[str] = set()  # values that a convolution is computed from
     last = []
-    for node in reversed(nodes):
+    for node in reversed(model.graph.node):
         if node.op_type == "Conv" and node.output[0] not in leads_on:
             last.append(node.name)
         if node.op_type == "Conv" or leads_on.intersection(node.output):

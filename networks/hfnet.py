@@ -203,12 +203,8 @@ class HFNet(Student):
             return self.maps(images)
         features, score_logits = self.run(images, self._local)
         size = (images.shape[3], images.shape[2])
-        return LocalMaps(
-            size,
-            score_logits.softmax(1),
-            features=features,
-            descriptor_head=self.descriptor_head,
-        )
+        own = {"features": features, "descriptor_head": self.descriptor_head}
+        return LocalMaps(size, score_logits.softmax(1), **own)
 
     def _local(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The map at stride 8 that both heads see, and the score logits."""
@@ -273,21 +269,17 @@ class FoldedConv(nn.Module):
             self.conv.padding = (1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        odd = [side % 2 for side in x.shape[2:]]
-        if self.conv.stride == (2, 2) and any(odd):
+        conv, odd = self.conv, [side % 2 for side in x.shape[2:]]
+        if conv.stride == (2, 2) and any(odd):
             x = F.pad(x, (odd[1], 0, odd[0], 0))  # SAME pads an odd side at both ends
-        if FUSES_ACTIVATION and x.device.type == "cpu" and not _is_cast_or_exported():
-            conv = self.conv
+        is_plain = not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+        if FUSES_ACTIVATION and x.device.type == "cpu" and is_plain:
             return torch.ops.mkldnn._convolution_pointwise(
                 *(x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups),
                 *(("hardtanh", [0.0, 6.0], "") if self.activate else ("none", [], "")),
             )
-        x = self.conv(x)
+        x = conv(x)
         return F.relu6(x, inplace=True) if self.activate else x
-
-
-def _is_cast_or_exported() -> bool:
-    return torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
 
 
 class InvertedResidual(nn.Module):

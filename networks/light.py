@@ -148,11 +148,10 @@ class Light(Student):
         pixels = F.pixel_shuffle(self.pixel_head(F.relu(fine)), FINE)[:, 0]
         score_logits = torch.cat([from_pixels(pixels), self.occupancy_head(fused)], 1).float()
         descriptors = F.normalize(self.descriptor_head(fused).float(), dim=1)
-        global_descriptor = None
-        if self.config.global_dim:
-            vlad = self.vlad(score_logits, descriptors)
-            global_descriptor = F.normalize(self.projection(vlad).float(), dim=1)
-        return StudentOutput(score_logits, descriptors, global_descriptor)
+        if not self.config.global_dim:
+            return StudentOutput(score_logits, descriptors, None)
+        whole = self.projection(self.vlad(score_logits, descriptors)).float()
+        return StudentOutput(score_logits, descriptors, F.normalize(whole, dim=1))
 
 
 def _conv(before: int, after: int, kernel: int, *, stride: int = 1, activate: bool = True):

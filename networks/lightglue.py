@@ -71,22 +71,15 @@ class LightGlueMatcher:
         Raises:
             InputError: descriptors that are not ALIKED's or of a student of it.
         """
-        images = {
-            f"image{view}": self._arrays(features)
-            for view, features in enumerate((features0, features1))
-        }
-        found = self.network(images)
+        found = self.network({"image0": self._arrays(features0), "image1": self._arrays(features1)})
         matches, scores = found["matches"][0], found["scores"][0]
         return matches.cpu().numpy().astype(np.intp), scores.float().cpu().numpy()
 
     def _arrays(self, features: Features) -> dict[str, Tensor]:
         """What the network asks for of one image; it counts pixels from the first one's center."""
         descriptors = features.descriptors
-        if (
-            descriptors is None
-            or descriptors.shape[1] != DESCRIPTOR_DIM
-            or descriptors.dtype == bool
-        ):
+        shape = None if descriptors is None else descriptors.shape[1:]
+        if shape != (DESCRIPTOR_DIM,) or descriptors.dtype == bool:
             found = "none" if descriptors is None else f"{descriptors.dtype} {descriptors.shape}"
             raise InputError(
                 f"LightGlue: descriptors are {found}; expected (N, {DESCRIPTOR_DIM}) float32 of "

@@ -29,12 +29,7 @@ VLAD_LAYER, WHITENING_LAYER = 30, 33
 
 
 class NetVLADPooling(nn.Module):
-    """A map of features -> the summed residuals to each cluster center.
-
-    Attributes:
-        score_proj: (K, D) features of unit length -> the logits of the clusters.
-        centers: (D, K).
-    """
+    """A map of features -> the summed residuals to each cluster center (D, K)."""
 
     def __init__(self, channels: int, clusters: int):
         super().__init__()
@@ -93,10 +88,9 @@ class NetVLAD(Network):
             net = scipy.io.loadmat(path, struct_as_record=False, squeeze_me=True)["net"]
             layers = net.layers
             mean = np.asarray(net.meta.normalization.averageImage)
-            centers = np.asarray(layers[VLAD_LAYER].weights[1])
-            outputs = np.asarray(layers[WHITENING_LAYER].weights[1])
+            centers, outputs = (layers[n].weights[1] for n in (VLAD_LAYER, WHITENING_LAYER))
             with torch.device("meta"):  # the whitening alone takes half a gigabyte: do not copy it
-                network = cls(centers.shape[-1], outputs.size)
+                network = cls(np.shape(centers)[-1], np.size(outputs))
             arrays = {
                 name: arrange(np.asarray(layers[number].weights[which], np.float32))
                 for name, (number, which, arrange) in _arrange(network).items()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import google_crc32c
@@ -93,9 +92,8 @@ class ONNXNetwork(Network):
                 f"{' or '.join(PROFILES)}"
             )
         try:
-            self.channels = int(told["channels"])
-            self.descriptor_dim = int(told["descriptor_dim"])
-            self.global_dim = int(told["global_dim"])
+            for name in ("channels", "descriptor_dim", "global_dim"):
+                setattr(self, name, int(told[name]))
             choice = KeypointChoice(**json.loads(told["keypoints"]))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"onnx:{path}: damaged metadata ({error}); export it anew") from error
@@ -136,13 +134,7 @@ class ONNXNetwork(Network):
     def features(self, images: Tensor, choice: KeypointChoice) -> list[Features]:
         if self.profile == "maps":
             return super().features(images, choice)
-        self._check(choice)
-        pixels = (images * 255).round().byte()
-        return [self._sparse(image[None], choice.max_num_keypoints) for image in pixels]
-
-    def _check(self, choice: KeypointChoice) -> None:
-        own = self.exported_choice
-        wanted = replace(self.choice_for(choice), max_num_keypoints=own.max_num_keypoints)
+        own, wanted = self.exported_choice, self.choice_for(choice)
         if choice.max_num_keypoints > own.max_num_keypoints:
             raise InputError(
                 f"{choice.max_num_keypoints} keypoints: the ONNX file gives "
@@ -150,16 +142,17 @@ class ONNXNetwork(Network):
                 f"{choice.max_num_keypoints}"
             )
         for name, value in vars(wanted).items():
-            if value != getattr(own, name):
+            if name != "max_num_keypoints" and value != getattr(own, name):
                 raise InputError(
                     f"{name} {value}: the ONNX file was exported with {getattr(own, name)}; "
                     f"export it anew, or its profile maps"
                 )
-
-    def _sparse(self, image: Tensor, limit: int) -> Features:
-        found = {name: values.numpy() for name, values in self._run(image).items()}
-        return Features(
-            (image.shape[3], image.shape[2]),
-            *(found[name][:limit] for name in ("keypoints", "scores", "descriptors")),
-            found.get("global_descriptor"),
-        )
+        features, size = [], (images.shape[3], images.shape[2])
+        for pixels in (images * 255).round().byte():
+            found = {name: values.numpy() for name, values in self._run(pixels[None]).items()}
+            best = [
+                found[name][: choice.max_num_keypoints]
+                for name in ("keypoints", "scores", "descriptors")
+            ]
+            features.append(Features(size, *best, found.get("global_descriptor")))
+        return features

@@ -1,7 +1,7 @@
 """name -> network: the one way from what a user names to something that sees images."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -111,7 +111,9 @@ def load_checkpoint(path: str | Path) -> tuple[Network, dict]:
         config = description["config"]
         # Checkpoints did not name their network while there were but two kinds.
         name = description.get("network", "silk" if "lateral" in config else "hfnet")
-        network = build(name, config)
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
+        cls = NETWORKS.find(name)
+        network = cls(cls.Config(**values))
         network.load_state_dict(tensors)
         # How its score map is best read follows from the target that it was trained on.
         for key, radius in description.get("reading", {}).items():
@@ -123,26 +125,15 @@ def load_checkpoint(path: str | Path) -> tuple[Network, dict]:
     return network.eval(), description
 
 
-def build(name: str, config: dict) -> Network:
-    """A network of random weights from its configuration as JSON holds it."""
-    cls = NETWORKS.find(name)
-    known = {field.name for field in fields(cls.Config)}
-    if unknown := sorted(config.keys() - known):
-        raise CheckpointError(f"{name}: unknown configuration key {unknown[0]}; expected {known}")
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
-    return cls(cls.Config(**values))
-
-
 def save_checkpoint(
     path: str | Path, network: Student, info: dict, dtype: torch.dtype = torch.float32
 ) -> None:
     """Write a network that ``load_checkpoint`` reads, and its description as JSON beside it."""
-    reading = {key: getattr(network, key) for key in READING}
     description = {
         "network": network.name,
         "config": asdict(network.config),
         **info,
-        "reading": reading,
+        "reading": {key: getattr(network, key) for key in READING},
     }
     tensors = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor

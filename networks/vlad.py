@@ -79,12 +79,9 @@ class StoredVLAD(Network):
             for key, value in schema.settings.items()
             if key.startswith("local_")
         }
-        self.local = load(
-            schema.settings["local"],
-            device="cpu",
-            precision=settings.get("precision", "float32"),
-            weights=weights,
-        )
+        precision = settings.get("precision", "float32")
+        name = schema.settings["local"]
+        self.local = load(name, device="cpu", precision=precision, weights=weights)
         if self.local.weights != schema.weights:
             raise InputError(
                 f"{store.path}: learned from {self.local.name} with the weights {schema.weights}, "
@@ -119,16 +116,11 @@ class StoredVLAD(Network):
                 for row in rows
             ]
         best = slice(choice.max_num_keypoints)
-        return [
-            Features(
-                found.image_size,
-                found.keypoints[best],
-                found.scores[best],
-                found.descriptors[best],
-                self.vlad.encode(found.descriptors),
-            )
-            for found in self.local.features(images, self.local_choice)
-        ]
+        features = []
+        for found in self.local.features(images, self.local_choice):
+            parts = (part[best] for part in (found.keypoints, found.scores, found.descriptors))
+            features.append(Features(found.image_size, *parts, self.vlad.encode(found.descriptors)))
+        return features
 
 
 def flatten_map(descriptor_map: np.ndarray) -> np.ndarray:

@@ -61,9 +61,10 @@ def find_weights(official: OfficialWeights, given: str | Path | None = None) -> 
     cache = platformdirs.user_cache_path("hfnet-distill")
     folders = [Path(os.environ[VARIABLE])] if VARIABLE in os.environ else []
     for folder in [*folders, cache]:
-        for name in (official.file, str(Path(official.file).with_suffix(".npz"))):
-            if (folder / name).is_file():
-                return folder / name
+        path = folder / official.file
+        for found in (path, path.with_suffix(".npz")):
+            if found.is_file():
+                return found
     try:
         return download(official.url, cache / official.file, official.digest)
     except DownloadError as error:
@@ -117,18 +118,18 @@ def load_strictly(
     Raises:
         InputError: names the first tensor that is missing, left over or of another shape.
     """
-    wanted = module.state_dict()
-    model = type(module).__name__
-    for name, tensor in wanted.items():
-        if name not in state:
-            raise InputError(f"{source}: not weights of {model}: tensor {name} is missing")
-        if state[name].shape != tensor.shape:
-            raise InputError(
-                f"{source}: not weights of {model}: tensor {name} has shape "
-                f"{tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
-            )
-    if extra := sorted(state.keys() - wanted.keys()):
-        raise InputError(f"{source}: not weights of {model}: unknown tensor {extra[0]}")
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    complaint = None
+    if odd := [name for name in wanted if found.get(name) != wanted[name]]:
+        name = odd[0]
+        complaint = f"tensor {name} is missing"
+        if name in found:
+            complaint = f"tensor {name} has shape {found[name]}, expected {wanted[name]}"
+    elif extra := sorted(found.keys() - wanted.keys()):
+        complaint = f"unknown tensor {extra[0]}"
+    if complaint is not None:
+        raise InputError(f"{source}: not weights of {type(module).__name__}: {complaint}")
     module.load_state_dict(state, assign=assign)
 
 
