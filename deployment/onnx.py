@@ -132,13 +132,7 @@ class Graph(nn.Module):
         Runtime is fast at."""
         if not isinstance(self.network, Student):
             return self.network.maps(image)
-        logits, descriptor_map, global_descriptor = self.network(image)
-        return DenseMaps(
-            (image.shape[3], image.shape[2]),
-            distributions(logits),
-            descriptor_map=descriptor_map,
-            global_descriptor=global_descriptor,
-        )
+        return self.network(image).to_maps(image, distributions)
 
     def find_keypoints(
         self, score_map: Tensor, limit: int, suppress: Callable

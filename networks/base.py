@@ -25,13 +25,7 @@ from ..device import autocast
 from ..errors import CheckpointError, InputError
 from .weights import OfficialWeights, find_weights, load_arrays, load_strictly
 
-__all__ = [
-    "DenseMaps",
-    "GlobalTeacher",
-    "Network",
-    "Student",
-    "StudentOutput",
-]
+__all__ = ["DenseMaps", "GlobalTeacher", "Network", "Student", "StudentOutput"]
 
 
 @dataclass(frozen=True)
@@ -322,6 +316,15 @@ class StudentOutput(NamedTuple):
     descriptor_map: Tensor
     global_descriptor: Tensor | None
 
+    def to_maps(self, images: Tensor, softmax: Callable[[Tensor], Tensor]) -> DenseMaps:
+        """The maps of images (B, 1, H, W), their score logits by way of a softmax over axis 1."""
+        return DenseMaps(
+            (images.shape[3], images.shape[2]),
+            softmax(self.score_logits),
+            descriptor_map=self.descriptor_map,
+            global_descriptor=self.global_descriptor,
+        )
+
 
 class GlobalTeacher(NamedTuple):
     """What a student must know of a teacher of global descriptors to be built for it.
@@ -464,13 +467,7 @@ class Student(Network):
         self.load_state_dict(ours)
 
     def maps(self, images: Tensor) -> DenseMaps:
-        output = self.run(images)
-        return DenseMaps(
-            (images.shape[3], images.shape[2]),
-            output.score_logits.softmax(1),
-            descriptor_map=output.descriptor_map,
-            global_descriptor=output.global_descriptor,
-        )
+        return self.run(images).to_maps(images, lambda logits: logits.softmax(1))
 
 
 def _sparse_fields(max_num_keypoints: int, descriptor_dim: int) -> dict[str, Field]:
