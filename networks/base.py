@@ -251,7 +251,14 @@ class Network(nn.Module):
         dense = self.dense_fields(size)
         offered = {group: {group.partition(":")[0]: field} for group, field in dense.items()}
         if self.descriptor_dim:
-            offered["sparse"] = _sparse_fields(max_num_keypoints, self.descriptor_dim)
+            count = max_num_keypoints
+            offered["sparse"] = {
+                # float16 would round positions to whole pixels beyond x = 1024.
+                "keypoints": Field(shape=(count, 2), dtype="float32"),
+                "scores": Field(shape=(count,), dtype="float32"),
+                "descriptors": Field(shape=(count, self.descriptor_dim), dtype="float16"),
+                "count": Field(shape=(), dtype="int32"),
+            }
         fields: dict[str, Field] = {}
         for group in groups:
             if group not in offered:
@@ -470,21 +477,10 @@ class Student(Network):
         return self.run(images).to_maps(images, lambda logits: logits.softmax(1))
 
 
-def _sparse_fields(max_num_keypoints: int, descriptor_dim: int) -> dict[str, Field]:
-    """Fields of so many keypoints, padded with zeros; ``count`` says how many are real."""
-    return {
-        # float16 would round positions to whole pixels beyond x = 1024.
-        "keypoints": Field(shape=(max_num_keypoints, 2), dtype="float32"),
-        "scores": Field(shape=(max_num_keypoints,), dtype="float32"),
-        "descriptors": Field(shape=(max_num_keypoints, descriptor_dim), dtype="float16"),
-        "count": Field(shape=(), dtype="int32"),
-    }
-
-
 def _pack(
     described: list[tuple[Tensor, Tensor, Tensor]], max_num_keypoints: int
 ) -> dict[str, Tensor]:
-    """Keypoints, scores and descriptors of each image of a batch as ``_sparse_fields`` lie."""
+    """The group ``sparse`` of a batch, padded with zeros; ``count`` says how many are real."""
     shape, descriptors = (len(described), max_num_keypoints), described[0][2]
     arrays = {
         "keypoints": descriptors.new_zeros(*shape, 2),

@@ -86,16 +86,10 @@ class SiLK(Network):
         self.config = config = config or SiLKConfig()
         self.descriptor_dim, self.border = config.descriptor_dim, int(config.geometry.offset)
         self.skipped_cells = math.ceil((self.border - CELL_MAP.offset) / CELL)
-        self.cell_geometry = MapGeometry(
-            CELL_MAP.stride, CELL_MAP.offset + self.skipped_cells * CELL_MAP.stride
-        )
+        self.cell_geometry = MapGeometry(CELL, CELL_MAP.offset + self.skipped_cells * CELL)
         widths = (1, *config.channels)
-        self.backbone = nn.Sequential(
-            *(
-                nn.Sequential(_layer(before, after), _layer(after, after))
-                for before, after in pairwise(widths)
-            )
-        )
+        blocks = (nn.Sequential(_layer(a, b), _layer(b, b)) for a, b in pairwise(widths))
+        self.backbone = nn.Sequential(*blocks)
         self.score_head = _head(widths[-1], config.lateral, 1)
         self.descriptor_head = _head(widths[-1], config.lateral, config.descriptor_dim)
 
