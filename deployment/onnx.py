@@ -555,6 +555,7 @@ def to_onnx(graph: Graph, licences: Mapping[str, str]) -> bytes:
             verbose=False,
         )
     model = program.model_proto
+    _forget_sources(model.graph)
     model.producer_name, model.producer_version = "hfnet-distill", __version__
     unknown = dict.fromkeys(("weights", "teachers", "photographs"), "see the model card")
     licences = {"code": "MIT", **unknown, **licences}
@@ -562,6 +563,14 @@ def to_onnx(graph: Graph, licences: Mapping[str, str]) -> bytes:
     for key, value in {**told, **{f"licence.{of}": text for of, text in licences.items()}}.items():
         model.metadata_props.add(key=f"{PREFIX}{key}", value=value)
     return model.SerializeToString()
+
+
+def _forget_sources(graph) -> None:
+    """The exporter notes at each node which line of which file on this machine it comes from."""
+    for node in graph.node:
+        del node.metadata_props[:]
+        for attribute in node.attribute:
+            _forget_sources(attribute.g)
 
 
 @contextmanager

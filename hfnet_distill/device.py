@@ -46,7 +46,8 @@ def choose_precision(name: str, device: torch.device, *, training: bool = False)
     if name != "auto":
         return name
     if device.type != "cuda":
-        return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
+        supported = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return "bfloat16" if supported else "float32"
     capability = torch.cuda.get_device_capability(device)
     if training:
         return "bfloat16" if capability >= BFLOAT16_SINCE else "float32"

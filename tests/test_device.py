@@ -54,9 +54,11 @@ def test_precision_of_the_device_that_is_named(gpus, device, capability, frozen,
 
 
 @pytest.mark.parametrize("has_amx", [True, False])
-def test_precision_of_a_processor(monkeypatch, has_amx):
+@pytest.mark.parametrize("has_avx512", [True, False])
+def test_precision_of_a_processor(monkeypatch, has_amx, has_avx512):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
-    expected = "bfloat16" if has_amx else "float32"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_avx512)
+    expected = "bfloat16" if has_amx or has_avx512 else "float32"
     for training in (False, True):
         assert choose_precision("auto", torch.device("cpu"), training=training) == expected
 

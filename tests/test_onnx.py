@@ -100,6 +100,12 @@ def test_onnx_file_is_a_network(student_file):
     np.testing.assert_allclose(found.global_descriptor, wanted.global_descriptor, atol=1e-5)
 
 
+def test_the_file_says_nothing_of_the_machine_that_made_it(student_file):
+    content = student_file.read_bytes()
+    assert str(Path(torch.__file__).parent).encode() not in content
+    assert str(Path(deployment.__file__).parent).encode() not in content
+
+
 def test_small_images(student_file):
     network = load(f"onnx:{student_file}")
     found = network.extract(np.zeros((9, 20), np.uint8), max_num_keypoints=100)
