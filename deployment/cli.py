@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ..console import shared_options, user_errors
+from ..console import SettingsCommand, shared_options, user_errors
 
 PROFILES = ("sparse", "maps", "opencv", "colmap", "hfnet-slam")
 """Those of ``deployment.onnx``, which takes seconds to import."""
@@ -12,7 +12,7 @@ PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=SettingsCommand, tables=("predict",), context_settings={"show_default": True})
 @click.option("--model", default="default", help="What to export.")
 @click.option("--profile", type=click.Choice(PROFILES), default="sparse")
 @click.option("--output", type=FILE, required=True, help="The file.")
@@ -102,7 +102,7 @@ def export_onnx(
     say(f"{output}: {output.stat().st_size / 1e6:.1f} MB; {parity}", quiet=quiet)
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=SettingsCommand, tables=("predict",), context_settings={"show_default": True})
 @click.option("--model", default="default", help="What extracts.")
 @click.option(
     "--images",

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from ..console import progress, say, shared_options
+from ..console import SettingsCommand, progress, say, shared_options
 from .datasets import DATASETS
 from .tasks import TASKS
 
 MEGABYTE = 10**6
 
 
-@click.command()
+@click.command(cls=SettingsCommand, tables=("predict", "evaluate"))
 @click.option(
     "--dataset",
     default="hpatches",

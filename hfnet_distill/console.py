@@ -28,6 +28,7 @@ from . import errors
 from .errors import LOADER_KILLED, DistillError
 
 __all__ = [
+    "SettingsCommand",
     "StorePath",
     "deferred_interrupt",
     "progress",
@@ -46,6 +47,31 @@ class StorePath(click.ParamType):
 
     def convert(self, value, param, context):
         return value if isinstance(value, str) and "://" in value else Path(value)
+
+
+class SettingsCommand(click.Command):
+    """A command whose flags override keys of the same name of some tables of pipeline.toml.
+
+    Its help shows what those keys are in the file that is shipped.
+    """
+
+    def __init__(self, *args, tables: tuple[str, ...], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.tables = tables
+
+    def get_help(self, ctx: click.Context) -> str:
+        from .config import shipped_settings
+
+        settings = shipped_settings()
+        shipped = {"device": "auto"}
+        for table in self.tables:
+            shipped |= dict(getattr(settings, table))
+        for option in self.params:
+            value, said = shipped.get(option.name), option.help or ""
+            if value not in (None, []) and not option.show_default and "[default: " not in said:
+                shown = "x".join(map(str, value)) if isinstance(value, tuple) else value
+                option.help = f"{said}  [default: {shown}]".strip()
+        return super().get_help(ctx)
 
 
 def user_errors(command: Callable) -> Callable:

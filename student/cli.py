@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from ..console import StorePath, say, shared_options
+from ..console import SettingsCommand, StorePath, say, shared_options
 
 
-@click.command()
+@click.command(cls=SettingsCommand, tables=("train",))
 @click.option(
     "--store",
     "stores",

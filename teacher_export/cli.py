@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from ..console import StorePath, say, shared_options
+from ..console import SettingsCommand, StorePath, say, shared_options
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=SettingsCommand, tables=("export",))
 @click.option(
     "--model",
     help="superpoint, silk, aliked, xfeat, sift, netvlad, vlad (of another store), a student, or "
@@ -16,16 +16,17 @@ from ..console import StorePath, say, shared_options
 @click.option("--images", "folder", type=click.Path(path_type=Path), help="Photographs.")
 @click.option("--store", "path", type=StorePath(), required=True, help="Where to write.")
 @click.option("--format", type=click.Choice(["zarr", "hdf5"]), help="Of the store.")
-@click.option("--size", help="Width x height of every photograph, such as 640x480.")
-@click.option(
-    "--fields",
-    help="Comma-separated; the table above says which.",
-)
+@click.option("--size", help="Width x height in pixels that every photograph is made.")
+@click.option("--fields", help="Comma-separated; the table above says which.")
 @click.option(
     "--quantisation", type=click.Choice(["none", "int8"]), help="Of maps and descriptors."
 )
 @click.option(
-    "--max-num-keypoints", "--top-k", "max_num_keypoints", type=int, help="Of sparse, at most."
+    "--max-num-keypoints",
+    "--top-k",
+    "max_num_keypoints",
+    type=int,
+    help="Keypoints of sparse, at most.",
 )
 @click.option("--compression", type=click.Choice(["none", "zstd"]), help="Of the store.")
 @click.option("--weights", type=click.Path(), help="The teacher's weights, if kept elsewhere.")
@@ -109,7 +110,7 @@ def export_teacher(
     export.export(model, folder, path, config=config, **flags)
 
 
-@click.command()
+@click.command(cls=SettingsCommand, tables=("teacher",))
 @click.option("--model", type=click.Choice(["silk"]), default="silk", show_default=True)
 @click.option(
     "--images", "folder", type=click.Path(path_type=Path), required=True, help="Photographs."
@@ -120,7 +121,7 @@ def export_teacher(
 @click.option("--init", help='Start from a checkpoint of SiLK, or from "packaged".')
 @click.option("--resume", is_flag=True, help="Go on with the run in --output.")
 @click.option("--steps", type=int, help="Pairs of views, one a step.")
-@click.option("--grid", type=int, help="Side of the maps that are compared.")
+@click.option("--grid", type=int, help="Positions along a side of the maps that are compared.")
 @click.option("--learning-rate", type=float, help="Until the last fifth of the steps.")
 @shared_options
 def train_teacher(

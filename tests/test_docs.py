@@ -4,7 +4,10 @@ import re
 from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
+
+from hfnet_distill.config import shipped_settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("networks/packaged/*.md")]
@@ -51,3 +54,20 @@ def test_commands_have_the_flags_that_are_shown(page):
         if shown:
             arguments = re.split(r"[`;|]", shown[2])[0]
             assert set(re.findall(r"--[a-z0-9-]+", arguments)) <= _flags(shown[1]), line
+
+
+@pytest.mark.parametrize("command", [name for name in STAGES if name != "live-features"])
+def test_help_shows_what_a_flag_is_where_it_is_not_given(command):
+    module = import_module(f"hfnet_distill.{STAGES[command]}.cli")
+    parser = getattr(module, command.replace("-", "_"))
+    shipped = {"device": "auto"}
+    for table in parser.tables:
+        shipped |= dict(getattr(shipped_settings(), table))
+    context = click.Context(parser)
+    for _ in range(2):  # asked twice it says the same
+        parser.get_help(context)
+    for parameter in parser.params:
+        value = shipped.get(parameter.name)
+        if isinstance(value, str | int | float):
+            names, text = parameter.get_help_record(context)
+            assert text.count(f"[default: {value}]") == 1, names
