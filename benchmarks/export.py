@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from hfnet_distill.commands import keep_memory
 from hfnet_distill.config import ExportSettings, load_settings, override
 from hfnet_distill.data.images import list_images, load_photograph, to_images
 from hfnet_distill.data.stores.quantize import quantize
@@ -232,6 +233,7 @@ def main(
     **flags: str,
 ) -> None:
     """Measure; takes some minutes on a processor."""
+    keep_memory()  # as the commands do
     settings = override(load_settings().export, model=model, shard_size=SHARD, **flags)
     device = choose_device(settings.device)
     settings = override(settings, precision=choose_precision(settings.precision, device))

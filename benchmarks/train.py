@@ -20,6 +20,7 @@ import torch
 from export import make_photographs
 from stores import FIELDS, SHARD, make_records
 
+from hfnet_distill.commands import keep_memory
 from hfnet_distill.config import TrainSettings, load_settings, override
 from hfnet_distill.console import StorePath, user_errors
 from hfnet_distill.data.images import list_images
@@ -81,6 +82,7 @@ def main(
     **flags,
 ) -> None:
     """Measure; takes less than two minutes."""
+    keep_memory()  # as the commands do
     if (path is None) != (folder is None):
         raise click.UsageError("give both --store and --images, or neither")
     settings = override(load_settings(config).train, epochs=ENDLESS)

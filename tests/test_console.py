@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -113,3 +114,24 @@ def test_help_imports_next_to_nothing():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory or not"
+)
+def test_freed_memory_is_kept_for_the_next_tensors():
+    script = """if True:
+        import resource, torch
+        from hfnet_distill.commands import keep_memory
+        keep_memory()
+        def cleared_pages():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.zeros(2**25)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        print(cleared_pages(), cleared_pages())
+    """
+    said = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, text=True
+    )
+    first, second = map(int, said.stdout.split())
+    assert second < first / 10
