@@ -419,6 +419,14 @@ class Student(Network):
         """A ``Config`` with the global branch that a teacher calls for; see ``configure``."""
         return config if teacher is None else replace(config, global_dim=teacher.dim)
 
+    def shorten(self, descriptor_dim: int) -> "Student":
+        """A copy with local descriptors of fewer numbers.
+
+        Raises:
+            InputError: a network whose descriptors cannot be shortened, or not to so many numbers.
+        """
+        raise InputError(f"{self.name}: its descriptors cannot be shortened, those of light can")
+
     def adopt_vlad(self, parameters: Mapping[str, np.ndarray]) -> None:
         """Take over what a VLAD of local descriptors learned, where the network has room for it."""
 

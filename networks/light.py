@@ -117,6 +117,32 @@ class Light(Student):
     def adopt_vlad(self, parameters) -> None:
         self.vlad.start_from(self.projection, parameters)
 
+    def shorten(self, descriptor_dim: int) -> "Light":
+        """A copy with local descriptors of fewer numbers, turned so that similarities stay.
+
+        Descriptors are a linear map of ``fused`` channels and lie in a subspace of as many
+        dimensions, but for their bias: so many numbers lose next to nothing. Of fewer, those
+        directions are kept in which the map is longest. ALIKED's LightGlue no longer fits them.
+        """
+        head = self.descriptor_head[1]
+        if not 0 < descriptor_dim <= head.in_channels:
+            raise InputError(
+                f"descriptors of {descriptor_dim} numbers: expected 1 to {head.in_channels}, the "
+                "channels that they are made of"
+            )
+        turn = torch.linalg.svd(head.weight[:, :, 0, 0].double())[0][:, :descriptor_dim].float()
+        state = self.state_dict()
+        for name in ("descriptor_head.1.weight", "descriptor_head.1.bias"):
+            state[name] = torch.tensordot(turn, state[name], ([0], [0]))
+        if self.config.global_dim:
+            state["vlad.words"] = state["vlad.words"] @ turn
+            of_words = state["projection.weight"].unflatten(1, (self.config.clusters, -1))
+            state["projection.weight"] = (of_words @ turn).flatten(1)
+        short = Light(replace(self.config, descriptor_dim=descriptor_dim))
+        short.load_state_dict(state)
+        short.refine_radius, short.rank_radius = self.refine_radius, self.rank_radius
+        return short.train(self.training)
+
     def for_inference(self) -> "Light":
         """A copy without normalizations: the same numbers to float32's accuracy, in less time."""
         folded = copy.deepcopy(self).eval()

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from hfnet_distill.data.keypoints import KeypointChoice
 from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
+from hfnet_distill.networks.light import Light, LightConfig
 from hfnet_distill.networks.registry import load, load_checkpoint, save_checkpoint
 from hfnet_distill.student.pack import main
 
@@ -46,3 +48,31 @@ def test_a_checkpoint_keeps_how_its_keypoints_are_read(tmp_path):
     again = load(tmp_path / "student.safetensors")
     assert (again.refine_radius, again.rank_radius) == (4, 1)
     assert again.choice_for(KeypointChoice(0, 4, 4, 10, None, None)).rank_radius == 1
+
+
+def test_shorter_descriptors_are_as_similar(run_command, tmp_path):
+    torch.manual_seed(0)
+    network = Light(LightConfig(descriptor_dim=128, global_dim=32, clusters=4)).eval()
+    head = network.descriptor_head[1]
+    with torch.no_grad():  # what the turn may leave out: a bias and words beyond the subspace
+        head.bias.zero_()
+        inside = torch.linalg.qr(head.weight[:, :, 0, 0])[0]
+        network.vlad.words.copy_(network.vlad.words @ inside @ inside.T)
+    save_checkpoint(tmp_path / "long.safetensors", network, {})
+    paths = tmp_path / "long.safetensors", tmp_path / "short.safetensors"
+    run_command(main, *paths, "--descriptor-dim", 64)
+    image = torch.rand(1, 1, 64, 96)
+    long, short = (load_checkpoint(path)[0](image) for path in paths)
+    assert short.descriptor_map.shape[1] == 64
+    similarities = [each.descriptor_map[0].flatten(1) for each in (long, short)]
+    similarities = [descriptors.mT @ descriptors for descriptors in similarities]
+    torch.testing.assert_close(*similarities, atol=2e-3, rtol=0)
+    torch.testing.assert_close(short.score_logits, long.score_logits, atol=1e-2, rtol=1e-2)
+    assert F.cosine_similarity(short.global_descriptor, long.global_descriptor).item() > 0.99
+    message = run_command(main, *paths, "--descriptor-dim", 65, code=1)
+    assert "expected 1 to 64" in message
+
+
+def test_descriptors_that_cannot_be_shortened(students, run_command, tmp_path):
+    arguments = students[0], tmp_path / "short.safetensors", "--descriptor-dim", 4
+    assert "hfnet: its descriptors cannot be shortened" in run_command(main, *arguments, code=1)
