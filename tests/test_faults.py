@@ -165,6 +165,13 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(children, arguments, 
 
 def export_between(started, ended, *arguments) -> None:
     torch.set_num_threads(1)
+    flush = os.fsync
+
+    def flush_slowly(file) -> None:  # so that an export is writing most of its time
+        time.sleep(0.005)
+        flush(file)
+
+    os.fsync = flush_slowly
     started.set()
     export(*arguments)
     ended.set()
