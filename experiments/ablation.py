@@ -1,14 +1,16 @@
 """Targets, losses, views and mistakes, one at a time.
 
-Every row is a student with new heads on the packaged student's backbone, trained on the same
-photographs for as many steps, and evaluated on the same sequences:
+The students of a table start from the same weights, are trained on the same photographs for as
+many steps, and evaluated on the same sequences:
 
     python experiments/ablation.py --table silk --images photos/ --root sequences/ --output silk/
 
 ``--table`` names the rows: ``silk``, what made earlier distillations of SiLK fail, each mistake a
-few lines of this script; ``ideas``, what was tried to make a student better; ``targets``,
-``losses`` and ``views``, settings beside those that are shipped. ``--root`` holds sequences in the
-HPatches layout, rendered from other photographs:
+few lines of this script; ``ideas``, what was tried to make HF-Net better; ``targets``, ``losses``
+and ``views``, settings beside those of recipes/small.toml. The first two are of HF-Net with new
+heads on the packaged backbone, the others of ``light`` in its size ``nano``, from the first
+channels of the packaged ``small``, which have to be trained anew. ``--seeds`` trains each row so
+many times. ``--root`` holds sequences in the HPatches layout, rendered from other photographs:
 
     evaluate --render others/ --root sequences/
 
@@ -18,6 +20,7 @@ every pixel take 17 MB a photograph.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +53,11 @@ from hfnet_distill.student.targets import (
 from hfnet_distill.student.training import train
 from hfnet_distill.teacher_export.export import export
 
+RECIPE = Path(__file__).parents[1] / "recipes" / "small.toml"
 SIZE = (320, 240)
 CROP = (240, 176)
 STORES = {
+    "aliked_sparse": ("aliked:n16", ["sparse"], "none"),
     "superpoint": ("superpoint", ["score_map", "descriptor_map"], "none"),
     "superpoint_sparse": ("superpoint", ["sparse"], "none"),
     "superpoint_int8": ("superpoint", ["score_map", "descriptor_map"], "int8"),
@@ -145,8 +150,9 @@ class Row:
 
     Attributes:
         stores: names in ``STORES``.
-        settings: of [train], where they are not as shipped.
-        weights: of losses, where they are not as shipped.
+        settings: of [train], where they are others.
+        weights: of losses, where they are others.
+        light: a light student and the recipe's settings, not HF-Net and those of pipeline.toml.
         run: the row whose student this one takes, which has the same settings.
         shown: what is done to the student before it is evaluated.
     """
@@ -155,6 +161,7 @@ class Row:
     stores: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    light: bool = False
     run: str = ""
     shown: Callable[[Network], Network] = lambda student: student
 
@@ -220,11 +227,26 @@ IDEAS = (
     _small("two views, also foreshortened", "downsample", "superpoint", **WARPS | {"tilt": 3.0}),
     _small("peaks of cells", "peaks", "superpoint"),
 )
+
+
+def _recipe(
+    name: str,
+    weights: Mapping[str, float] | None = None,
+    stores: tuple[str, ...] = ("aliked_sparse",),
+    **settings,
+) -> Row:
+    return Row(name, stores, settings, weights or {}, light=True)
+
+
+# Contrast, which the recipe has, compares at a target's keypoints: cells have none.
+EVEN = {"contrast": 0.0, "correspondence": 1.0}
 TARGETS = tuple(
-    Row(
+    _recipe(
         f"{teacher}: {detector}, {descriptor}",
+        EVEN,
         (f"{teacher}{fields}",),
-        {"detector_target": detector, "descriptor_target": descriptor},
+        detector_target=detector,
+        descriptor_target=descriptor,
     )
     for teacher in ("superpoint", "silk")
     for detector, descriptor, fields in (
@@ -235,30 +257,28 @@ TARGETS = tuple(
         ("labels", "keypoints", "_sparse"),
     )
 )
-
-
-def _shipped(name: str, weights: Mapping[str, float] | None = None, **settings) -> Row:
-    return Row(name, ("superpoint_sparse",), settings, weights or {})
-
-
 LOSSES = (
-    _shipped("as shipped"),
-    _shipped("another seed", seed=1),
-    _shipped("occupied and where", {"detector": 0.0, "occupied": 4.0, "where": 0.5}),
-    _shipped("+ similarity", {"similarity": 0.5}),
-    _shipped("contrast for correspondence", {"correspondence": 0.0, "contrast": 1.0}),
-    _shipped("without localization", {"localization": 0.0}),
-    _shipped("without two views", views=1),
-    _shipped("learned weights", weighting="uncertainty"),
-    _shipped("without averages", ema=0.0, norm_batches=0),
+    _recipe("the recipe"),
+    _recipe("occupied and where", {"detector": 0.0, "occupied": 4.0, "where": 0.5}),
+    _recipe("without similarity", {"similarity": 0.0}),
+    _recipe("similarity doubled", {"similarity": 1.0}),
+    _recipe("correspondence for contrast", EVEN),
+    _recipe("without contrast", {"contrast": 0.0}),
+    _recipe("contrast doubled", {"contrast": 2.0}),
+    _recipe("imitation halved", {"descriptor": 1.0}),
+    _recipe("without localization", {"localization": 0.0}),
+    _recipe("localization doubled", {"localization": 0.6}),
+    _recipe("without two views", views=1),
+    _recipe("learned weights", weighting="uncertainty"),
+    _recipe("without averages", ema=0.0, norm_batches=0),
 )
 VIEWS = (
-    _shipped("as shipped"),
-    _shipped("drawn again until inside", inside=True, overlap=0.0),
-    _shipped("second view anywhere", overlap=0.0),
-    _shipped("at the teacher's resolution", full_resolution=False),
-    _shipped("not foreshortened", tilt=1.0),
-    _shipped("upright crops", warp=0.0),
+    _recipe("the recipe"),
+    _recipe("drawn again until inside", inside=True, overlap=0.0),
+    _recipe("second view anywhere", overlap=0.0),
+    _recipe("at the teacher's resolution", full_resolution=False),
+    _recipe("not foreshortened", tilt=1.0),
+    _recipe("upright crops", warp=0.0),
 )
 TABLES = {"silk": SILK, "ideas": IDEAS, "targets": TARGETS, "losses": LOSSES, "views": VIEWS}
 
@@ -276,7 +296,9 @@ def make_backbone(output: Path) -> Path:
     return path
 
 
-def train_row(row: Row, images: Path, output: Path, photographs: int, epochs: int) -> Path:
+def train_row(
+    row: Row, images: Path, output: Path, photographs: int, epochs: int, seed: int
+) -> Path:
     """The row's run folder, trained as far as it is not yet."""
     stores = []
     for name in row.stores:
@@ -293,17 +315,20 @@ def train_row(row: Row, images: Path, output: Path, photographs: int, epochs: in
         )
         stores.append(store)
     shipped = load_settings().train
-    settings = override(
-        shipped,
-        network="hfnet",
-        init=str(make_backbone(output)),
-        crop=CROP,
-        epochs=epochs,
-        validation=0.0,
-        loss_weights=shipped.loss_weights | dict(row.weights),
-        **row.settings,
-    )
+    common = {"crop": CROP, "epochs": epochs, "validation": 0.0, "seed": seed}
+    if row.light:
+        base = load_settings(RECIPE).train
+        common |= {"init": "small", "networks": {"light": {"size": "nano"}}}
+        common |= {key: getattr(shipped, key) for key in ("batch_size", "learning_rate")}
+        common |= {"num_workers": shipped.num_workers}
+    else:
+        base = shipped
+        common |= {"network": "hfnet", "init": str(make_backbone(output))}
+    weights = {"loss_weights": base.loss_weights | dict(row.weights)}
+    settings = override(base, **common | weights | dict(row.settings))
     folder = "".join(c if c.isalnum() else "_" for c in row.run or row.name)
+    if seed:
+        folder += f"_{seed}"
     return train(stores, images, output / folder, settings, resume=True)
 
 
@@ -315,6 +340,7 @@ def train_row(row: Row, images: Path, output: Path, photographs: int, epochs: in
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 @click.option("--photographs", default=160, help="The first so many.")
 @click.option("--epochs", default=10)
+@click.option("--seeds", default=1, help="Trainings of each row.")
 @user_errors
 def main(
     table: str,
@@ -324,6 +350,7 @@ def main(
     output: Path,
     photographs: int,
     epochs: int,
+    seeds: int,
 ) -> None:
     """Train and evaluate the rows of a table; the report goes into --output."""
     rows = {row.name: row for row in TABLES[table]}
@@ -333,9 +360,10 @@ def main(
     DETECTOR_TARGETS["next_record"] = NextScores
     DESCRIPTOR_TARGETS.update(MISTAKES)
     students = {}
-    for name in wanted or rows:
-        run = train_row(rows[name], images, output, photographs, epochs)
-        students[name] = rows[name].shown(load(run, precision="auto"))
+    for name, seed in product(wanted or rows, range(seeds)):
+        run = train_row(rows[name], images, output, photographs, epochs, seed)
+        student = rows[name].shown(load(run, precision="auto"))
+        students[f"{name}, seed {seed}" if seeds > 1 else name] = student
     first, *others = students
     evaluate(
         "hpatches",

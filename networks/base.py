@@ -464,6 +464,10 @@ class Student(Network):
         """Only the global descriptors (B, G) of a batch of images; see ``forward``."""
         return self(image).global_descriptor
 
+    def resized(self, config: Any) -> "Student":
+        """A copy with the channels of another ``Config``, where the network can; else itself."""
+        return self
+
     def start_from(self, other: "Student") -> None:
         """Take over another student's weights.
 

@@ -53,7 +53,7 @@ class LightConfig:
 CONFIGS = {
     "nano": LightConfig(channels=(16, 16, 32, 64, 96), fine=16),
     "small": LightConfig(),
-    "base": LightConfig(channels=(16, 32, 64, 96, 128), depths=(1, 2, 3, 3, 2), fused=96),
+    "base": LightConfig(channels=(16, 32, 64, 96, 128), fused=128),
 }
 """By the name of ``size`` in [train.networks.light]."""
 
@@ -142,6 +142,31 @@ class Light(Student):
         short.load_state_dict(state)
         short.refine_radius, short.rank_radius = self.refine_radius, self.rank_radius
         return short.train(self.training)
+
+    def resized(self, config: LightConfig) -> "Light":
+        """A copy with the channels of another configuration of the same depths; else itself.
+
+        A wider one says the same: nothing that was there sees the new channels, whose weights are
+        random (Chen et al.: Net2Net, ICLR 2016). Of a narrower one the first channels are kept, and
+        it has to be trained before it says anything.
+        """
+        own = self.config
+        if not isinstance(config, LightConfig):
+            return self
+        rest = {key: getattr(own, key) for key in ("descriptor_dim", "global_dim", "clusters")}
+        config = replace(config, **rest)
+        if config == own or config.depths != own.depths:
+            return self
+        copied = Light(config)
+        state = copied.state_dict()
+        for name, before in self.state_dict().items():
+            sides = zip(before.shape, state[name].shape, strict=True)
+            kept = tuple(slice(min(pair)) for pair in sides)
+            state[name][kept[:1]] = 0
+            state[name][kept] = before[kept]
+        copied.load_state_dict(state)
+        copied.weights = self.weights
+        return copied.train(self.training)
 
     def for_inference(self) -> "Light":
         """A copy without normalizations: the same numbers to float32's accuracy, in less time."""

@@ -439,7 +439,7 @@ def make_student(
     if teacher and teacher.words:
         student.adopt_vlad(whole.store.parameters)
     if other:
-        student.start_from(other)
+        student.start_from(other.resized(student.config))
     elif settings.init == "auto":
         other = _start_from_packaged(student, local.store.schema.teacher, quiet)
     if not local:

@@ -58,6 +58,7 @@ ROWS = {
         "silk, upsample: (y, x) instead of (x, y)",
     ],
     "ideas": ["the teacher's keypoints instead of its scores"],
+    "targets": ["silk: cells, peaks"],
     "losses": ["occupied and where"],
 }
 
@@ -85,7 +86,7 @@ def test_a_row_that_does_not_exist_is_refused(tmp_path, run_command):
 
     folders = ("--images", tmp_path, "--root", tmp_path, "--output", tmp_path / "output")
     said = run_command(ablation.main, "--table", "views", *folders, "--row", "sideways", code=1)
-    assert "--row sideways: expected one of as shipped, " in said
+    assert "--row sideways: expected one of the recipe, " in said
 
 
 def _shared(own, other) -> float:

@@ -1,10 +1,13 @@
-"""The light student: shapes, any size, its three sizes, its folded copy, a global branch."""
+"""The light student: any size of image, its three sizes, copies for inference, of other sizes."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 from hfnet_distill.errors import InputError
 from hfnet_distill.networks.base import GlobalTeacher
+from hfnet_distill.networks.hfnet import HFNetConfig
 from hfnet_distill.networks.light import CONFIGS, Light
 from hfnet_distill.networks.registry import load_checkpoint, save_checkpoint
 
@@ -55,6 +58,37 @@ def test_the_copy_for_inference_says_the_same(tmp_path):
         for found, expected in zip(again.for_inference()(image), network(image), strict=True):
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in again.for_inference().modules())
+
+
+@pytest.mark.parametrize("mode", [False, True])
+def test_a_wider_copy_says_the_same(mode):
+    torch.manual_seed(0)
+    small = train_a_little(Light(replace(CONFIGS["small"], global_dim=8))).train(mode)
+    base = small.resized(CONFIGS["base"])
+    assert base.config == replace(CONFIGS["base"], global_dim=8)
+    image = torch.rand(2, 1, 48, 64)
+    with torch.no_grad():
+        for found, expected in zip(base(image), small(image), strict=True):
+            torch.testing.assert_close(found, expected)
+    base.train()(image).descriptor_map[:, 0].sum().backward()
+    new = base.descriptor_head[0][0].weight.grad[:, CONFIGS["small"].fused :]
+    assert (new != 0).any()  # what is new does learn
+
+
+def test_a_narrower_copy_keeps_the_first_channels():
+    small = train_a_little(Light())
+    nano = small.resized(CONFIGS["nano"])
+    assert nano.config == CONFIGS["nano"]
+    kept, whole = nano.stages[2][1][0].weight, small.stages[2][1][0].weight
+    assert torch.equal(kept, whole[:32, :32])
+    assert torch.equal(nano.descriptor_head[1].weight, small.descriptor_head[1].weight)
+
+
+def test_copies_of_other_kinds_are_not_made():
+    small = Light()
+    assert small.resized(replace(CONFIGS["nano"], depths=(1, 1, 1, 1, 1))) is small
+    assert small.resized(replace(small.config, global_dim=8)) is small
+    assert small.resized(HFNetConfig()) is small
 
 
 def test_settings_that_it_does_not_have():
