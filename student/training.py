@@ -436,12 +436,15 @@ def make_student(
             "teacher beside it, or with --init the student whose local part stays"
         )
     student = network(config)
-    if teacher and teacher.words:
-        student.adopt_vlad(whole.store.parameters)
+    words = whole.store.parameters if teacher and teacher.words else None
+    if words:
+        student.adopt_vlad(words)
     if other:
         student.start_from(other.resized(student.config))
     elif settings.init == "auto":
         other = _start_from_packaged(student, local.store.schema.teacher, quiet)
+    if words and settings.init in ("auto", "default", *STUDENTS):
+        student.adopt_vlad(words)  # nobody has the VLAD that a packaged student learned from
     if not local:
         student.freeze_local()
     return student, other.weights if other else ""

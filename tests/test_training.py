@@ -8,6 +8,7 @@ import signal
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from hfnet_distill.data.images import fit_image, read_image
 from hfnet_distill.data.stores.store import Field, RecordStore, Schema
 from hfnet_distill.errors import CheckpointError, InputError
 from hfnet_distill.files import beside
+from hfnet_distill.networks.base import GlobalTeacher
 from hfnet_distill.networks.hfnet import HFNet, HFNetConfig
 from hfnet_distill.networks.light import CONFIGS, Light
 from hfnet_distill.networks.registry import checkpoint_path, load_checkpoint, save_checkpoint
@@ -28,8 +30,14 @@ from hfnet_distill.networks.vlad import VLAD
 from hfnet_distill.student.averaging import estimate_norms
 from hfnet_distill.student.cli import train_student
 from hfnet_distill.student.loader import Batches, DistillationDataset
-from hfnet_distill.student.targets import choose_targets
-from hfnet_distill.student.training import batch_losses, one_cycle, validate, validation_dataset
+from hfnet_distill.student.targets import Targets, choose_targets
+from hfnet_distill.student.training import (
+    batch_losses,
+    make_student,
+    one_cycle,
+    validate,
+    validation_dataset,
+)
 from hfnet_distill.student.training import train as train_on
 from hfnet_distill.teacher_export.cli import export_teacher
 
@@ -520,6 +528,36 @@ def test_checkpoints_are_strict(tmp_path):
         load_checkpoint(path)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "none.safetensors")
+
+
+def test_a_packaged_student_learns_the_places_of_its_new_teacher():
+    rng = np.random.default_rng(0)
+    shapes = {"words": (16, 128), "mean": (2048,), "projection": (256, 2048)}
+    learned = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    places = SimpleNamespace(
+        teacher=GlobalTeacher(256, (16, 128)), store=SimpleNamespace(parameters=learned)
+    )
+    settings = override(load_settings().train, init="small")
+    student, digest = make_student(Targets(None, None, places), settings)
+    small, _ = load_checkpoint(checkpoint_path("small"))
+    assert digest == small.weights
+    assert torch.equal(student.projection.weight, torch.from_numpy(learned["projection"]))
+    assert torch.equal(student.fuse[0].weight, small.fuse[0].weight)
+
+
+@pytest.mark.parametrize("size", ["nano", "base"])
+def test_a_student_starts_from_one_of_another_size(size):
+    local = SimpleNamespace(descriptor_dim=128, store=None)
+    settings = override(
+        load_settings().train, network="light", networks={"light": {"size": size}}, init="small"
+    )
+    student, digest = make_student(Targets(None, local), settings)
+    small, _ = load_checkpoint(checkpoint_path("small"))
+    assert digest == small.weights
+    assert torch.equal(student.occupancy_head[1].weight, small.occupancy_head[1].weight)
+    settings.networks["light"]["depths"] = [1, 1, 1, 1, 1]
+    with pytest.raises(CheckpointError, match="make the network's settings equal to its own"):
+        make_student(Targets(None, local), settings)
 
 
 def test_places_from_the_students_own_descriptors(train, run_command, store, photographs, tmp_path):
