@@ -1,4 +1,4 @@
-"""Students as one small file: ``python -m student.pack RUN FILE.safetensors``."""
+"""Students as one small file: ``python -m hfnet_distill.student.pack RUN FILE.safetensors``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,15 +6,22 @@ from pathlib import Path
 import click
 import torch
 
-from ..console import user_errors
-from ..errors import InputError
-from ..networks.registry import checkpoint_path, load_checkpoint, save_checkpoint
+from ..console import StorePath, user_errors
+from ..data.stores.store import RecordStore
+from ..errors import InputError, StoreError
+from ..networks.base import Student
+from ..networks.registry import READING, checkpoint_path, load_checkpoint, save_checkpoint
+from .targets import GlobalTarget
 
 __all__ = ["pack_student"]
 
 
 def pack_student(
-    models: Sequence[str | Path], path: str | Path, *, descriptor_dim: int | None = None
+    models: Sequence[str | Path],
+    path: str | Path,
+    *,
+    descriptor_dim: int | None = None,
+    vlad: str | Path | None = None,
 ) -> None:
     """Write a student in float16, with its description in a JSON file beside it.
 
@@ -24,10 +31,14 @@ def pack_student(
 
     Args:
         descriptor_dim: numbers of a local descriptor, fewer than the students'.
+        vlad: a store of ``export-teacher --model vlad`` over a store of the student's own local
+            descriptors; its words and projection are the student's global branch.
 
     Raises:
-        InputError: students of different configurations, or that cannot be shortened.
-        CheckpointError: as ``load_checkpoint``.
+        InputError: students of different configurations, or that cannot be shortened; a VLAD of
+            other descriptors.
+        CheckpointError, StoreError: as ``load_checkpoint`` and ``RecordStore.open``; a store of
+            something else than a VLAD.
     """
     loaded = [load_checkpoint(checkpoint_path(model)) for model in models]
     configs = [student.config for student, _ in loaded]
@@ -39,11 +50,31 @@ def pack_student(
     student.load_state_dict(
         {name: sum(state[name].double() for state in states) / len(states) for name in states[0]}
     )
+    if vlad is not None:
+        student = _with_vlad(student, RecordStore.open(vlad))
     if descriptor_dim is not None:
         student = student.shorten(descriptor_dim)
-        del info["config"]  # of the longer ones
+    info.pop("config")  # the student has its own
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, student, {**info, "packed": "float16"}, torch.float16)
+
+
+def _with_vlad(student: Student, store: RecordStore) -> Student:
+    """A copy whose global branch is a VLAD that was learned from its own local descriptors.
+
+    Raises:
+        InputError, StoreError: as ``pack_student``.
+    """
+    if "words" not in store.parameters:
+        raise StoreError(
+            f"{store.path}: holds no VLAD; make one with export-teacher --model vlad --from-store"
+        )
+    extended = type(student)(student.extend(student.config, {}, GlobalTarget(store).teacher))
+    extended.start_from(student)
+    extended.adopt_vlad(store.parameters)
+    for key in READING:
+        setattr(extended, key, getattr(student, key))
+    return extended.eval()
 
 
 @click.command()
@@ -54,10 +85,15 @@ def pack_student(
     type=click.IntRange(1),
     help="Shorten local descriptors of a light student to so many numbers.",
 )
+@click.option(
+    "--vlad",
+    type=StorePath(),
+    help="Make the VLAD in this store, of the student's own descriptors, its global branch.",
+)
 @user_errors
-def main(models: tuple[str, ...], output: Path, descriptor_dim: int | None) -> None:
+def main(models: tuple[str, ...], output: Path, descriptor_dim: int | None, vlad) -> None:
     """Write MODELS, run folders or files of weights, or the mean of several, to OUTPUT."""
-    pack_student(models, output, descriptor_dim=descriptor_dim)
+    pack_student(models, output, descriptor_dim=descriptor_dim, vlad=vlad)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from hfnet_distill.networks.vlad import VLAD
 from hfnet_distill.student.averaging import estimate_norms
 from hfnet_distill.student.cli import train_student
 from hfnet_distill.student.loader import Batches, DistillationDataset
+from hfnet_distill.student.pack import main as pack
 from hfnet_distill.student.targets import Targets, choose_targets
 from hfnet_distill.student.training import (
     batch_losses,
@@ -568,6 +569,10 @@ def test_places_from_the_students_own_descriptors(train, run_command, store, pho
         *("--words", 4, "--dim", 3, "--quiet"),
     )
     train("--epochs", 1)
+    packed = tmp_path / "packed.safetensors"
+    run_command(pack, tmp_path / "run", packed, "--vlad", places)
+    at_once, description = load_checkpoint(packed)
+    assert description["config"]["global_dim"] == 3
     arguments = ("--init", tmp_path / "run", "--epochs", 1, "--learning-rate", 1e-9)
     train(*arguments, stores=(places,), output="places")
     student, _ = load_checkpoint(tmp_path / "places" / "last.safetensors")
@@ -575,3 +580,7 @@ def test_places_from_the_students_own_descriptors(train, run_command, store, pho
     vlad = VLAD.from_arrays(RecordStore.open(places).parameters)
     torch.testing.assert_close(student.vlad.words, torch.from_numpy(vlad.words))
     torch.testing.assert_close(student.projection.weight, torch.from_numpy(vlad.projection))
+    for name, tensor in at_once.state_dict().items():  # as trained at no rate, in float16
+        torch.testing.assert_close(tensor, student.state_dict()[name], rtol=1e-3, atol=1e-3)
+    message = run_command(pack, tmp_path / "run", packed, "--vlad", store, code=1)
+    assert "holds no VLAD; make one with export-teacher --model vlad --from-store" in message
