@@ -161,14 +161,16 @@ def read_image(path: str | Path, *, channels: int, upright: bool = True) -> np.n
     data = _read(path)
     flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
     image = _imdecode(path, data, flag if upright else flag | cv2.IMREAD_IGNORE_ORIENTATION)
-    white = _white(data)
-    if white or image is None:
+    white, is_pam = _white(data), data[:2] == b"P7"
+    if white or is_pam or image is None:
         # TIFFs of 10, 12 and 14 bits and of floating point numbers are decoded only as they are.
         raw = _imdecode(path, data, cv2.IMREAD_UNCHANGED)
         if raw is None:
             raise UnreadablePhotographError(
                 f"{path}: not a readable photograph ({len(data)} bytes); replace it or remove it"
             )
+        if is_pam and raw.ndim == 3 and raw.shape[2] > 2:  # OpenCV leaves them red first
+            raw = raw[..., 2::-1]
         image = _to_channels(_to_8_bits(path, raw, white), channels)
     return image
 

@@ -352,6 +352,20 @@ def test_a_gray_pam_with_transparency(tmp_path, photograph, white):
     assert stored_orientation(tmp_path / "a.pam") == 1
 
 
+@pytest.mark.parametrize("white", [200, 255, 1000, 65535])
+@pytest.mark.parametrize("depth", [3, 4])
+def test_a_pam_has_its_own_colours(tmp_path, white, depth):
+    color = np.array([200, 100, 50])
+    values = np.rint(np.append(color * (white / 255), white)[:depth])
+    kind = "RGB" if depth == 3 else "RGB_ALPHA"
+    header = f"P7\nWIDTH 6\nHEIGHT 4\nDEPTH {depth}\nMAXVAL {white}\nTUPLTYPE {kind}\nENDHDR\n"
+    body = np.tile(values, (4, 6, 1)).astype(">u1" if white < 256 else ">u2")
+    (tmp_path / "a.pam").write_bytes(header.encode() + body.tobytes())
+    assert np.abs(read_image(tmp_path / "a.pam", channels=3)[0, 0] - color).max() <= 1
+    gray = color @ [0.299, 0.587, 0.114]
+    assert abs(read_image(tmp_path / "a.pam", channels=1)[0, 0] - gray) <= 1
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_batch_of_pixels_is_that_of_single_images(channels):
     values = np.arange(256, dtype=np.uint8).reshape(2, 8, 16)
