@@ -265,6 +265,7 @@ LOSSES = (
     _recipe("correspondence for contrast", EVEN),
     _recipe("without contrast", {"contrast": 0.0}),
     _recipe("contrast doubled", {"contrast": 2.0}),
+    _recipe("+ reward", {"reward": 10.0}),
     _recipe("imitation halved", {"descriptor": 1.0}),
     _recipe("without localization", {"localization": 0.0}),
     _recipe("localization doubled", {"localization": 0.6}),

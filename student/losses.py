@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.cells import CELL, NOTHING, cell_peaks, image_shape, occupied, to_pixels
-from ..data.geometry import CELL_MAP, invert, is_inside, sample_map, warp_points
+from ..data.geometry import CELL_MAP, MapGeometry, invert, is_inside, sample_map, warp_points
 from ..errors import InputError
 from ..networks.base import StudentOutput
 from ..registry import Registry
@@ -39,6 +39,7 @@ __all__ = [
     "occupancy_loss",
     "place_loss",
     "register_loss",
+    "reward_loss",
     "similarity_loss",
 ]
 
@@ -260,8 +261,55 @@ def contrast_loss(said: StudentOutput, lesson: Lesson) -> Tensor:
     Raises:
         InputError: a detector target without keypoints.
     """
+    weights, _, found, across, absent, same = _told_apart(said, lesson, "contrast")
+    own = torch.eye(len(same), dtype=torch.bool, device=same.device)
+    right = across.diagonal()
+    within = [(d @ d.mT / TEMPERATURE).masked_fill(same | absent | own, IGNORED) for d in found]
+    seen = [
+        torch.logaddexp(across.logsumexp(1 - view), within[view].logsumexp(1)) for view in (0, 1)
+    ]
+    surprise = (seen[0] + seen[1]) / 2 - right
+    return _mean(surprise.view_as(weights), weights)
+
+
+@register_loss("reward", needs="pair")
+def reward_loss(said: StudentOutput, lesson: Lesson) -> Tensor:
+    """(B,) What is to be expected of the keypoints that both views show, with a minus.
+
+    After DISK (Tyszkiewicz et al., NeurIPS 2020) and RIPE (Kuenzel et al., ICCV 2025): a keypoint
+    is found in both views with some chance, its scores in the 3x3 pixels around it, and then brings
+    as much as it is surely matched, less what the batch's keypoints bring on average. Those that
+    are matched better than others get more likely. The detector's losses are the leash.
+
+    Raises:
+        InputError: a detector target without keypoints.
+    """
+    weights, points, _, across, _, _ = _told_apart(said, lesson, "reward")
+    there = weights > 0
+    with torch.no_grad():
+        sure = (across.softmax(0) * across.softmax(1)).diagonal().view_as(weights)
+        gain = sure - (sure * there).sum() / there.sum().clamp(min=1)
+    chances = []
+    for logits, at in zip(_pairs(said.score_logits), points, strict=True):
+        around = F.avg_pool2d(to_pixels(logits.float().softmax(1))[:, None], 3, 1, 1) * 9
+        chances.append(sample_map(around, at, MapGeometry(1, 0))[:, :, 0])
+    return -_mean(chances[0] * chances[1] * gain, there)
+
+
+def _told_apart(said: StudentOutput, lesson: Lesson, loss: str) -> tuple:
+    """The detector target's keypoints that both views of a photograph show, the likeliest.
+
+    Returns:
+        their weights (B, K), 0 for one that is absent; points (B, K, 2) of each view; descriptors
+        (B * K, D) of each view; logits (B * K, B * K) of view 0's being view 1's, where what is
+        absent or nearer than ``SAME`` is no choice, but for the right one; which are absent
+        (B * K,); which are near each other (B * K, B * K).
+
+    Raises:
+        InputError: a detector target without keypoints.
+    """
     if lesson.keypoints is None:
-        raise InputError("loss contrast: needs a detector_target with keypoints, not cells")
+        raise InputError(f"loss {loss}: needs a detector_target with keypoints, not cells")
     inside = is_inside(lesson.keypoints, image_shape(said.descriptor_map.shape[2:])[::-1])
     weights = torch.stack(_pairs(lesson.probability * inside)).amin(0)
     weights, *points = _most_likely(CONTRASTED, weights, *_pairs(lesson.keypoints))
@@ -275,15 +323,9 @@ def contrast_loss(said: StudentOutput, lesson: Lesson) -> Tensor:
     absent = ~(weights.flatten() > 0)
     own = torch.eye(len(same), dtype=torch.bool, device=same.device)
     across = found[0] @ found[1].mT / TEMPERATURE
-    right = across.diagonal()
     # Its own correspondence stays, also where the point itself is absent: it counts nothing there.
     across = across.masked_fill((same | absent | absent[:, None]) & ~own, IGNORED)
-    within = [(d @ d.mT / TEMPERATURE).masked_fill(same | absent | own, IGNORED) for d in found]
-    seen = [
-        torch.logaddexp(across.logsumexp(1 - view), within[view].logsumexp(1)) for view in (0, 1)
-    ]
-    surprise = (seen[0] + seen[1]) / 2 - right
-    return _mean(surprise.view_as(weights), weights)
+    return weights, points, found, across, absent, same
 
 
 def _student_descriptors(said: StudentOutput, lesson: Lesson) -> Tensor:

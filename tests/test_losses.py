@@ -25,6 +25,7 @@ from hfnet_distill.student.losses import (
     occupancy_loss,
     place_loss,
     register_loss,
+    reward_loss,
     similarity_loss,
 )
 from hfnet_distill.student.targets import Lesson
@@ -338,3 +339,24 @@ def test_a_keypoint_is_found_among_those_of_the_batch(monkeypatch):
     torch.testing.assert_close(hidden, contrast((maps, maps), points, weights))
     with pytest.raises(InputError, match="loss contrast: needs a detector_target with keypoints"):
         contrast_loss(said(maps=maps), lesson())
+
+
+def test_keypoints_that_are_surely_matched_get_likelier():
+    # Of each photograph's two keypoints the second looks like that of the other photograph.
+    maps = torch.eye(3)[[0, 1, 2, 1]].view(2, 1, 2, 3).movedim(3, 1)
+    points = cell_centers((1, 2)).float().expand(4, -1, -1)
+    learned = lesson(keypoints=points, probability=torch.ones(4, 2))
+    logits = torch.zeros(4, 65, 1, 2, requires_grad=True)
+    loss = reward_loss(said(logits, both(maps, maps)), learned)
+    # One is matched surely, the other by half from either side: both are as far from the mean.
+    torch.testing.assert_close(loss, torch.zeros(2), atol=1e-6, rtol=0)
+    loss.sum().backward()
+    middle = 3 * 8 + 3
+    assert (logits.grad[:, middle, 0, 0] < 0).all()
+    assert (logits.grad[:, middle, 0, 1] > 0).all()
+    # Without the second of photograph 0, whose twin is then sure, nothing is left to tell apart.
+    learned.probability[0, 1] = 0
+    loss = reward_loss(said(logits, both(maps, maps)), learned)
+    torch.testing.assert_close(loss, torch.zeros(2), atol=1e-6, rtol=0)
+    with pytest.raises(InputError, match="loss reward: needs a detector_target with keypoints"):
+        reward_loss(said(logits, both(maps, maps)), lesson())
