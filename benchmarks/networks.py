@@ -35,6 +35,7 @@ from hfnet_distill.networks.registry import load
 
 MODELS = (
     "small",
+    "nano",
     "hfnet-superpoint",
     "xfeat",
     "aliked:t16",

@@ -27,7 +27,7 @@ __all__ = [
 PACKAGED = Path(__file__).parent / "packaged"
 """The folder of the students and teachers that need no download, and of their model cards."""
 
-STUDENTS = ("small", "hfnet-superpoint", "hfnet-silk")
+STUDENTS = ("small", "nano", "hfnet-superpoint", "hfnet-silk")
 """The packaged students; each has a model card."""
 DEFAULT = "small"
 """The one that ``default`` stands for."""

@@ -338,10 +338,13 @@ def test_the_packaged_student_is_where_training_starts(store, photographs, tmp_p
     student, info = load_checkpoint(run / "best.safetensors")
     assert info["init"] == default.weights
     torch.testing.assert_close(student.pixel_head[1].weight, default.pixel_head[1].weight)
-    narrow = {"light": {"size": "nano"}}
-    other = override(settings, networks=narrow)
-    run = train_on([store], photographs, tmp_path / "narrow", other, quiet=True)
-    assert load_checkpoint(run / "best.safetensors")[1]["init"] == ""
+    for size, start in (
+        ("nano", load_checkpoint(checkpoint_path("nano"))[0].weights),
+        ("base", ""),
+    ):
+        other = override(settings, networks={"light": {"size": size}})
+        run = train_on([store], photographs, tmp_path / size, other, quiet=True)
+        assert load_checkpoint(run / "best.safetensors")[1]["init"] == start
 
 
 def test_settings_of_the_network_are_its_own(store, photographs, tmp_path):
