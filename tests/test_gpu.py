@@ -159,7 +159,7 @@ def test_what_a_step_of_a_student_waits_for(stores, photographs, strategy, views
     """A mask of booleans is ``nonzero``, too."""
     settings = train_settings(network="light", views_on=views_on, **find_strategy(strategy))
     if settings.detector_target == "cells":
-        weights = {**settings.loss_weights, "contrast": 0.0}
+        weights = {**settings.loss_weights, "contrast": 0.0, "reward": 0.0}
         settings = override(settings, loss_weights=weights)
     kind = "sparse" if strategy in ("sparse", "keypoints") else "dense"
     targets, dataset, batch = prepare([stores[kind]], settings, photographs)

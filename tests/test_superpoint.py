@@ -62,6 +62,12 @@ def check(network, recorded, threshold, prefix=""):
     size = (image_u8.shape[1], image_u8.shape[0])
     logits, descriptor_map, score_map = run(network, image_u8)
     points, scores = demo_keypoints(score_map[0].numpy(), size, threshold)
+    # Processors differ in the last bits, and so in the order of scores that are equal but for them.
+    kept, place = recorded[prefix + "keypoints"], {tuple(at): row for row, at in enumerate(points)}
+    order = [place[tuple(at)] for at in kept]
+    assert len(order) == len(points)
+    points, scores = points[order], scores[order]
+    assert (np.diff(scores) < 1e-6).all()
     ours = {
         "semi": logits[0].numpy(),
         "coarse_desc": descriptor_map[0].numpy(),
@@ -70,7 +76,7 @@ def check(network, recorded, threshold, prefix=""):
         "descriptors_align_corners_False": demo_descriptors(descriptor_map, points, size, False),
         "descriptors_align_corners_True": demo_descriptors(descriptor_map, points, size, True),
     }
-    np.testing.assert_array_equal(points, recorded[prefix + "keypoints"])
+    np.testing.assert_array_equal(points, kept)
     compared = 0
     for key in recorded.files:
         name, _, part = key.removeprefix(prefix).partition("_sub")
