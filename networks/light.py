@@ -165,7 +165,6 @@ class Light(Student):
             state[name][kept[:1]] = 0
             state[name][kept] = before[kept]
         copied.load_state_dict(state)
-        copied.weights = self.weights
         return copied.train(self.training)
 
     def for_inference(self) -> "Light":
