@@ -140,8 +140,7 @@ class Light(Student):
             state["projection.weight"] = (of_words @ turn).flatten(1)
         short = Light(replace(self.config, descriptor_dim=descriptor_dim))
         short.load_state_dict(state)
-        short.refine_radius, short.rank_radius = self.refine_radius, self.rank_radius
-        return short.train(self.training)
+        return self._read_as_here(short)
 
     def resized(self, config: LightConfig) -> "Light":
         """A copy with the channels of another configuration of the same depths; else itself.
@@ -165,7 +164,11 @@ class Light(Student):
             state[name][kept[:1]] = 0
             state[name][kept] = before[kept]
         copied.load_state_dict(state)
-        return copied.train(self.training)
+        return self._read_as_here(copied)
+
+    def _read_as_here(self, other: "Light") -> "Light":
+        other.refine_radius, other.rank_radius = self.refine_radius, self.rank_radius
+        return other.train(self.training)
 
     def for_inference(self) -> "Light":
         """A copy without normalizations: the same numbers to float32's accuracy, in less time."""

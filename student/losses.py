@@ -11,6 +11,7 @@ a line in ``[train.loss_weights]``:
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -261,15 +262,17 @@ def contrast_loss(said: StudentOutput, lesson: Lesson) -> Tensor:
     Raises:
         InputError: a detector target without keypoints.
     """
-    weights, _, found, across, absent, same = _told_apart(said, lesson, "contrast")
-    own = torch.eye(len(same), dtype=torch.bool, device=same.device)
-    right = across.diagonal()
-    within = [(d @ d.mT / TEMPERATURE).masked_fill(same | absent | own, IGNORED) for d in found]
+    both = _shown_twice(said, lesson, "contrast")
+    across, no_choice = both.across, both.near | both.absent
+    no_choice = no_choice | torch.eye(len(no_choice), dtype=torch.bool, device=no_choice.device)
+    within = [
+        (each @ each.mT / TEMPERATURE).masked_fill(no_choice, IGNORED) for each in both.descriptors
+    ]
     seen = [
         torch.logaddexp(across.logsumexp(1 - view), within[view].logsumexp(1)) for view in (0, 1)
     ]
-    surprise = (seen[0] + seen[1]) / 2 - right
-    return _mean(surprise.view_as(weights), weights)
+    surprise = (seen[0] + seen[1]) / 2 - across.diagonal()
+    return _mean(surprise.view_as(both.weights), both.weights)
 
 
 @register_loss("reward", needs="pair")
@@ -284,26 +287,43 @@ def reward_loss(said: StudentOutput, lesson: Lesson) -> Tensor:
     Raises:
         InputError: a detector target without keypoints.
     """
-    weights, points, _, across, _, _ = _told_apart(said, lesson, "reward")
-    there = weights > 0
+    both = _shown_twice(said, lesson, "reward")
+    there = both.weights > 0
     with torch.no_grad():
-        sure = (across.softmax(0) * across.softmax(1)).diagonal().view_as(weights)
+        sure = both.across.softmax(0) * both.across.softmax(1)
+        sure = sure.diagonal().view_as(both.weights)
         gain = sure - (sure * there).sum() / there.sum().clamp(min=1)
     chances = []
-    for logits, at in zip(_pairs(said.score_logits), points, strict=True):
+    for logits, at in zip(_pairs(said.score_logits), both.points, strict=True):
         around = F.avg_pool2d(to_pixels(logits.float().softmax(1))[:, None], 3, 1, 1) * 9
         chances.append(sample_map(around, at, MapGeometry(1, 0))[:, :, 0])
     return -_mean(chances[0] * chances[1] * gain, there)
 
 
-def _told_apart(said: StudentOutput, lesson: Lesson, loss: str) -> tuple:
-    """The detector target's keypoints that both views of a photograph show, the likeliest.
+@dataclass(frozen=True)
+class _ShownTwice:
+    """Keypoints that both views of a photograph show, K of each of B photographs.
 
-    Returns:
-        their weights (B, K), 0 for one that is absent; points (B, K, 2) of each view; descriptors
-        (B * K, D) of each view; logits (B * K, B * K) of view 0's being view 1's, where what is
-        absent or nearer than ``SAME`` is no choice, but for the right one; which are absent
-        (B * K,); which are near each other (B * K, B * K).
+    Attributes:
+        weights: (B, K), 0 for one that is absent.
+        points: of each view, (B, K, 2).
+        descriptors: of each view, (B * K, D).
+        across: (B * K, B * K), logits of view 0's being view 1's. What is absent or near is no
+            choice, but for the right one.
+        absent: (B * K,).
+        near: (B * K, B * K), which are less than ``SAME`` pixels apart in one of the views.
+    """
+
+    weights: Tensor
+    points: Sequence[Tensor]
+    descriptors: Sequence[Tensor]
+    across: Tensor
+    absent: Tensor
+    near: Tensor
+
+
+def _shown_twice(said: StudentOutput, lesson: Lesson, loss: str) -> _ShownTwice:
+    """The detector target's keypoints that both views of a photograph show, the likeliest.
 
     Raises:
         InputError: a detector target without keypoints.
@@ -313,19 +333,19 @@ def _told_apart(said: StudentOutput, lesson: Lesson, loss: str) -> tuple:
     inside = is_inside(lesson.keypoints, image_shape(said.descriptor_map.shape[2:])[::-1])
     weights = torch.stack(_pairs(lesson.probability * inside)).amin(0)
     weights, *points = _most_likely(CONTRASTED, weights, *_pairs(lesson.keypoints))
-    found = [
+    descriptors = [
         _described(maps, at).flatten(0, 1)
         for maps, at in zip(_pairs(said.descriptor_map), points, strict=True)
     ]
     distances = (torch.cdist(at, at, compute_mode=EXACT) for at in points)
-    near = [torch.block_diag(*(of_pairs < SAME)).bool() for of_pairs in distances]
-    same = near[0] | near[1]
+    near0, near1 = (torch.block_diag(*(of_pairs < SAME)).bool() for of_pairs in distances)
+    near = near0 | near1
     absent = ~(weights.flatten() > 0)
-    own = torch.eye(len(same), dtype=torch.bool, device=same.device)
-    across = found[0] @ found[1].mT / TEMPERATURE
+    own = torch.eye(len(near), dtype=torch.bool, device=near.device)
+    across = descriptors[0] @ descriptors[1].mT / TEMPERATURE
     # Its own correspondence stays, also where the point itself is absent: it counts nothing there.
-    across = across.masked_fill((same | absent | absent[:, None]) & ~own, IGNORED)
-    return weights, points, found, across, absent, same
+    across = across.masked_fill((near | absent | absent[:, None]) & ~own, IGNORED)
+    return _ShownTwice(weights, points, descriptors, across, absent, near)
 
 
 def _student_descriptors(said: StudentOutput, lesson: Lesson) -> Tensor:

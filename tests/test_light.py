@@ -77,8 +77,10 @@ def test_a_wider_copy_says_the_same(mode):
 
 def test_a_narrower_copy_keeps_the_first_channels():
     small = train_a_little(Light())
+    small.refine_radius = 2
     nano = small.resized(CONFIGS["nano"])
     assert nano.config == CONFIGS["nano"]
+    assert (nano.refine_radius, nano.rank_radius) == (2, 1)
     kept, whole = nano.stages[2][1][0].weight, small.stages[2][1][0].weight
     assert torch.equal(kept, whole[:32, :32])
     assert torch.equal(nano.descriptor_head[1].weight, small.descriptor_head[1].weight)
