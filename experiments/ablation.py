@@ -238,12 +238,10 @@ def _recipe(
     return Row(name, stores, settings, weights or {}, light=True)
 
 
-# Contrast, which the recipe has, compares at a target's keypoints: cells have none.
-EVEN = {"contrast": 0.0, "correspondence": 1.0}
 TARGETS = tuple(
     _recipe(
         f"{teacher}: {detector}, {descriptor}",
-        EVEN,
+        {},
         (f"{teacher}{fields}",),
         detector_target=detector,
         descriptor_target=descriptor,
@@ -257,18 +255,25 @@ TARGETS = tuple(
         ("labels", "keypoints", "_sparse"),
     )
 )
+# What the recipe had before.
+CONTRAST = {"contrast": 1.0, "correspondence": 0.0}
 LOSSES = (
     _recipe("the recipe"),
-    _recipe("occupied and where", {"detector": 0.0, "occupied": 4.0, "where": 0.5}),
+    _recipe("contrast for correspondence", CONTRAST),
+    _recipe("contrast for correspondence, + reward", CONTRAST | {"reward": 10.0}),
+    _recipe("without correspondence", {"correspondence": 0.0}),
+    _recipe("correspondence doubled", {"correspondence": 1.0}),
+    _recipe("+ reward", {"reward": 10.0}),
+    _recipe("+ reward, without correspondence", {"reward": 10.0, "correspondence": 0.0}),
+    _recipe("+ reward, correspondence doubled", {"reward": 10.0, "correspondence": 1.0}),
+    _recipe("+ reward, imitation halved", {"reward": 10.0, "descriptor": 1.0}),
+    _recipe("+ reward tripled", {"reward": 30.0}),
+    _recipe("imitation halved", {"descriptor": 1.0}),
     _recipe("without similarity", {"similarity": 0.0}),
     _recipe("similarity doubled", {"similarity": 1.0}),
-    _recipe("correspondence for contrast", EVEN),
-    _recipe("without contrast", {"contrast": 0.0}),
-    _recipe("contrast doubled", {"contrast": 2.0}),
-    _recipe("+ reward", {"reward": 10.0}),
-    _recipe("imitation halved", {"descriptor": 1.0}),
     _recipe("without localization", {"localization": 0.0}),
     _recipe("localization doubled", {"localization": 0.6}),
+    _recipe("occupied and where", {"detector": 0.0, "occupied": 4.0, "where": 0.5}),
     _recipe("without two views", views=1),
     _recipe("learned weights", weighting="uncertainty"),
     _recipe("without averages", ema=0.0, norm_batches=0),
