@@ -5,6 +5,9 @@ import logging
 import math
 import os
 import re
+import shutil
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +15,12 @@ import cv2
 import numpy as np
 import torch
 
-from ..errors import InputError, NotFoundError, UnreadablePhotographError
+from ..errors import (
+    AlreadyExistsError,
+    InputError,
+    NotFoundError,
+    UnreadablePhotographError,
+)
 from .geometry import resize_matrix, warp_points
 
 __all__ = [
@@ -33,6 +41,7 @@ __all__ = [
     "to_images",
     "to_tensor",
     "view_through",
+    "write_pictures",
 ]
 
 SUFFIXES = {
@@ -470,3 +479,34 @@ def split_names(names: list[str], validation: float) -> tuple[list[str], list[st
     if not held_out and validation > 0 and len(names) > 1:
         held_out = {min(names, key=draw)}
     return [n for n in names if n not in held_out], [n for n in names if n in held_out]
+
+
+def write_pictures(pictures: Iterable[np.ndarray], output: Path, name: str) -> int:
+    """Write pictures as ``name_0000.png``, ... and return how many; of none, no folder.
+
+    The folder appears when all are written. Until then it is hidden: one that a killed process
+    leaves in a collection of photographs is none of them.
+
+    Args:
+        pictures: (H, W, 3) uint8, red first.
+
+    Raises:
+        InputError: one cannot be written.
+        AlreadyExistsError: ``output`` exists.
+    """
+    if output.exists():
+        raise AlreadyExistsError(f"{output} exists already; remove it or name another folder")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial, count = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent)), 0
+    try:
+        for picture in pictures:
+            written = partial / f"{name}_{count:04d}.png"
+            if not cv2.imwrite(str(written), picture[..., ::-1]):  # blue first
+                raise InputError(f"{output}: cannot write a picture; is the disk full?")
+            count += 1
+        if count:
+            partial.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+            os.replace(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return count

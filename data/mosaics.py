@@ -8,20 +8,16 @@ photographs shrunk to half that size fill an image that is sharp everywhere.
 photographs. An OUTPUT inside PHOTOGRAPHS adds them to the collection.
 """
 
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import cv2
 import numpy as np
 
 from ..config import parse_size
 from ..console import user_errors
-from ..errors import AlreadyExistsError, InputError
-from .images import fit_image, list_images, read_image, split_names
+from ..errors import InputError
+from .images import fit_image, list_images, read_image, split_names, write_pictures
 
 __all__ = ["make_mosaics"]
 
@@ -45,23 +41,13 @@ def make_mosaics(
         raise InputError(f"{len(photographs)} photographs to make mosaics of; expected 4 or more")
     if size[0] % 2 or size[1] % 2:
         raise InputError(f"mosaics of {size[0]}x{size[1]}: both sides must be even")
-    if output.exists():
-        raise AlreadyExistsError(f"{output} exists already; remove it or name another folder")
     rng, order = np.random.default_rng(seed), []
     while len(order) < 4 * count:
         order += rng.permutation(len(photographs)).tolist()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        for number in range(count):
-            four = [photographs[index] for index in order[4 * number : 4 * number + 4]]
-            path = partial / f"mosaic_{number:04d}.png"
-            if not cv2.imwrite(str(path), _mosaic(four, size)[..., ::-1]):  # blue first
-                raise InputError(f"{output}: cannot write a picture; is the disk full?")
-        partial.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    fours = (order[at : at + 4] for at in range(0, 4 * count, 4))
+    write_pictures(
+        (_mosaic([photographs[index] for index in four], size) for four in fours), output, "mosaic"
+    )
 
 
 def _mosaic(photographs: Sequence[Path], size: tuple[int, int]) -> np.ndarray:

@@ -9,18 +9,16 @@ PHOTOGRAPHS adds them to the collection.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
-import cv2
 import numpy as np
 
 from ..config import parse_size
 from ..console import user_errors
-from ..errors import AlreadyExistsError, InputError
-from ..files import made_beside
-from .images import list_images, read_image, split_names
+from ..errors import InputError
+from .images import list_images, read_image, split_names, write_pictures
 
 __all__ = ["cut_tiles", "make_tiles"]
 
@@ -61,23 +59,18 @@ def make_tiles(
         InputError: no photograph is large enough, or one cannot be read.
         AlreadyExistsError: ``output`` exists.
     """
-    if output.exists():
-        raise AlreadyExistsError(f"{output} exists already; remove it or name another folder")
-    rng, count = np.random.default_rng(seed), 0
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with made_beside(output) as partial:
-        partial.mkdir()
+    rng = np.random.default_rng(seed)
+
+    def chosen() -> Iterator[np.ndarray]:
         for path in photographs:
             tiles = cut_tiles(read_image(path, channels=3), size)
-            for index in sorted(rng.permutation(len(tiles))[:most]):
-                written = partial / f"tile_{count:04d}.png"
-                if not cv2.imwrite(str(written), tiles[index][..., ::-1]):  # blue first
-                    raise InputError(f"{output}: cannot write a picture; is the disk full?")
-                count += 1
-        if not count:
-            raise InputError(
-                f"no photograph has room for two tiles of {size[0]}x{size[1]}; expected larger ones"
-            )
+            yield from (tiles[index] for index in sorted(rng.permutation(len(tiles))[:most]))
+
+    count = write_pictures(chosen(), output, "tile")
+    if not count:
+        raise InputError(
+            f"no photograph has room for two tiles of {size[0]}x{size[1]}; expected larger ones"
+        )
     return count
 
 

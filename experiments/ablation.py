@@ -241,8 +241,7 @@ def _recipe(
 TARGETS = tuple(
     _recipe(
         f"{teacher}: {detector}, {descriptor}",
-        {},
-        (f"{teacher}{fields}",),
+        stores=(f"{teacher}{fields}",),
         detector_target=detector,
         descriptor_target=descriptor,
     )

@@ -66,15 +66,15 @@ def test_same_seed_same_bytes(tmp_path):
 
 
 def test_the_command_leaves_out_what_is_held_out(photographs):
+    training, held_out = split_names(list_images(photographs), 0.5)
+    assert training
+    assert held_out
     arguments = [str(photographs), str(photographs / "more"), "--size", "32x24"]
     result = CliRunner().invoke(main, [*arguments, "--validation", "0.5"])
     assert result.exit_code == 0, result.output
-    names = list_images(photographs)
-    training = split_names(list_images(photographs), 0.5)[0]
     found = {int(read_image(p, channels=1)[0, 0]) for p in (photographs / "more").iterdir()}
-    expected = {20 * int(n[0]) for n in training if n[0].isdigit() and "more" not in n}
-    assert found == expected
-    assert len(names) == 7 + 4 * len(expected)
+    assert found == {20 * int(name[0]) for name in training if name != "small.png"}
+    assert len(list_images(photographs)) == 7 + 4 * len(found)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,17 @@ def test_refusals(photographs, tmp_path, change, message):
     with pytest.raises((ValueError, OSError), match=message):
         make_tiles(**wanted, most=1, seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["photographs"]
+
+
+def test_what_is_not_finished_is_no_photograph(photographs, monkeypatch):
+    """As after kill -9, which leaves what was written so far."""
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    (photographs / "5.png").write_bytes(b"not a photograph")
+    paths = sorted(photographs.iterdir())
+    with pytest.raises(ValueError, match="not a readable photograph"):
+        make_tiles(paths, photographs / "more", size=(32, 24), most=2, seed=0)
+    assert len([*photographs.glob(".more.*/tile_*.png")]) == 10
+    assert list_images(photographs) == [path.name for path in paths]
 
 
 def test_nothing_stays_of_a_failed_making(photographs, tmp_path):
